@@ -1,0 +1,40 @@
+// The exceptions of the native parts. Everything thrown in csrc derives from Error; the one place
+// that turns them into Python exceptions is triton_fast/_core/_errors.pyx.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace triton_fast {
+
+/// Base of everything that csrc throws on purpose. Messages are UTF-8 and meant for the user.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Bytes from a peer are not the message that they should be.
+class WireError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A tensor of the caller's cannot be sent or received as it is.
+class TensorError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// What kind of exception is in flight, for a caller that cannot catch C++ types.
+enum class ErrorKind { kWire, kTensor, kMemory, kOther };
+
+/// A C++ exception reduced to what another language needs of it.
+struct ErrorInfo {
+  ErrorKind kind = ErrorKind::kOther;
+  std::string message;
+};
+
+/// @brief Describes the exception being handled. Call it inside a catch block only.
+ErrorInfo current_error() noexcept;
+
+}  // namespace triton_fast

@@ -1,0 +1,29 @@
+// Reduces C++ exceptions to a kind and a message.
+#include "triton_fast/error.hpp"
+
+#include <new>
+
+namespace triton_fast {
+
+ErrorInfo current_error() noexcept {
+  // Even copying the message may run out of memory, hence the outer try.
+  try {
+    try {
+      throw;
+    } catch (const WireError& error) {
+      return {ErrorKind::kWire, error.what()};
+    } catch (const TensorError& error) {
+      return {ErrorKind::kTensor, error.what()};
+    } catch (const std::bad_alloc&) {
+      return {ErrorKind::kMemory, {}};
+    } catch (const std::exception& error) {
+      return {ErrorKind::kOther, error.what()};
+    } catch (...) {
+      return {ErrorKind::kOther, "an exception of unknown type"};
+    }
+  } catch (...) {
+    return {ErrorKind::kMemory, {}};
+  }
+}
+
+}  // namespace triton_fast

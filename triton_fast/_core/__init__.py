@@ -1,0 +1,6 @@
+"""The compiled part: the only bridge between Python and ``csrc``. Never imports grpc or protobuf."""
+
+from typing import TypeAlias
+
+Segment: TypeAlias = tuple[int, int]
+"""Address and length in bytes of a piece of memory that somebody else keeps alive."""

@@ -1,0 +1,164 @@
+"""The contract between a call and the channel that carries it. Owns no state and no transport.
+
+A channel moves one request out and one response in. It knows gRPC methods, deadlines, headers and
+status, and nothing of tensors: those are `Outgoing` and `Incoming` to it. Every channel is one
+module beside this one; it may import errors and nothing above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from .._core import Segment
+
+__all__ = ["Call", "CallOptions", "Channel", "Compression", "Headers", "Incoming", "Outgoing"]
+
+Compression: TypeAlias = Literal["gzip", "deflate"]
+Headers: TypeAlias = Sequence[tuple[str, str | bytes]]
+
+
+class Outgoing(Protocol):
+    """A message to send: a gather list of header bytes and borrowed tensor memory.
+
+    Notes
+    -----
+    Whoever made it keeps the memory behind it alive and unchanged until the channel has said that
+    the call is over; a channel keeps no reference past that.
+    """
+
+    @property
+    def byte_size(self) -> int:
+        """Length of the whole message in bytes, without gRPC's five-byte prefix."""
+
+    def segments(self) -> list[Segment]:
+        """Return the message as (address, byte_size) pairs, in order, for channels that gather."""
+
+    def render(self) -> bytes:
+        """Return the message in one piece, for channels that cannot gather; copies each payload."""
+
+
+class Incoming(Protocol):
+    """A parser for the response, fed as bytes arrive."""
+
+    def begin(self, byte_size: int) -> None:
+        """Announce the length of the message in bytes, before the first `feed`.
+
+        Raises
+        ------
+        WireError
+            If it is longer than a message may be.
+        """
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next piece of the message, of any size; it is read during this call only.
+
+        Raises
+        ------
+        WireError
+            If the bytes cannot be a response. The parser takes no more after that.
+        """
+
+    def finish(self) -> None:
+        """Say that the message is complete.
+
+        Raises
+        ------
+        WireError
+            If it is not.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What a call asks of its channel, checked already.
+
+    Parameters
+    ----------
+    deadline_ns : int or None
+        When the call must be over, in nanoseconds of ``time.monotonic_ns()``; None for never.
+    headers : sequence of (str, str or bytes)
+        Metadata to send. Names are lower case; a name that ends in ``-bin`` carries bytes.
+    compression : {"gzip", "deflate"} or None
+        How the request's message is compressed; None sends it as it is.
+    call : str
+        What is being called, for error messages: ``"ModelInfer('resnet')"``.
+    """
+
+    deadline_ns: int | None = None
+    headers: Headers = ()
+    compression: Compression | None = None
+    call: str = ""
+
+
+class Call(Protocol):
+    """A call on its way, as `Channel.start` returns it."""
+
+    def cancel(self) -> None:
+        """End the call with `Cancelled` unless it is over already; the server is told. Idempotent."""
+
+
+class Channel(Protocol):
+    """A way to one server. Thread-safe: any thread may call any method at any time.
+
+    Notes
+    -----
+    Constructing a channel opens nothing. It belongs to the process (``os.getpid()``) that made it: a
+    forked child makes its own and does not touch the parent's, not even to close it.
+    """
+
+    def call(
+        self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
+    ) -> None:
+        """Make one unary call and return when ``incoming`` is complete.
+
+        Parameters
+        ----------
+        method : str
+            Full gRPC path, ``"/inference.GRPCInferenceService/ModelInfer"``.
+        outgoing : Outgoing
+            The request; its memory is not read any more once this returns or raises.
+        incoming : Incoming
+            Told `begin`, `feed` and `finish`, on the calling thread.
+        options : CallOptions
+            Deadline, headers, compression.
+
+        Raises
+        ------
+        ServerError
+            The subclass of the call's status: `DeadlineExceeded` at the deadline, `Unavailable`
+            when no server was reached or the connection broke, or what the server answered.
+        WireError
+            If the response cannot be read.
+        ClosedError
+            If the channel is closed, or becomes so during the call.
+        """
+
+    def start(
+        self,
+        method: str,
+        outgoing: Outgoing,
+        incoming: Incoming,
+        options: CallOptions,
+        on_done: Callable[[BaseException | None], None],
+    ) -> Call:
+        """Start one unary call and return at once.
+
+        Parameters
+        ----------
+        method, outgoing, incoming, options
+            As in `call`; ``incoming`` is told on a thread of the channel's.
+        on_done : callable
+            Called exactly once, with None or with the exception that `call` would have raised, on
+            a thread of the channel's or, if the call is over already, on this one. It must return
+            soon and not raise.
+
+        Raises
+        ------
+        ClosedError
+            If the channel is closed.
+        """
+
+    def close(self) -> None:
+        """End running calls with `ClosedError` and give everything back. Idempotent."""
