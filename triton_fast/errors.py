@@ -270,9 +270,7 @@ _BY_STATUS: dict[StatusCode, type[ServerError]] = {
 }
 
 
-def server_error(
-    status: int, message: str, *, call: str = "", target: str = ""
-) -> ServerError:
+def server_error(status: int, message: str, *, call: str = "", target: str = "") -> ServerError:
     """Return the error that stands for a gRPC status.
 
     Parameters

@@ -181,7 +181,7 @@ def decode(name: str, encoded: bytes) -> Message:
 
     try:
         return kind.FromString(encoded)
-    except DecodeError as error:
+    except (DecodeError, UnicodeDecodeError) as error:  # the latter from the pure Python one
         raise WireError(f"{name} of {len(encoded)} bytes cannot be decoded: {error}") from error
 
 

@@ -1,12 +1,13 @@
 """Our descriptors against tritonclient's: two files of independent origin, one protocol.
 
-Every message, field, oneof, enum value and method is one named fact; the two lists must be the same.
+Every message, field, oneof, enum value and method is one named fact; the two lists must be the
+same.
 """
 
 from __future__ import annotations
 
 import importlib.resources
-from typing import TypeAlias, TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from google.protobuf.descriptor_pb2 import (
@@ -51,7 +52,6 @@ def message_facts(scope: str, message: DescriptorProto) -> Facts:
             else None,
             "optional": field.proto3_optional,
             "default": field.default_value,
-            "json": field.json_name,
             "options": str(field.options),
         }
     for enum in message.enum_type:

@@ -1,4 +1,4 @@
-"""The private pool and the typed views on its messages: what they give, and what they leave alone."""
+"""The private pool, and typed views on its messages: what they give and what they leave alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf import descriptor_pb2, message_factory, text_format
@@ -238,7 +238,7 @@ from triton_fast.metadata import ModelConfig
 ours = messages.message_class("ModelInferRequest")(model_name="resnet")
 ours.inputs.add(name="x", datatype="FP32", shape=[2])
 ours.parameters["priority"].uint64_param = 1
-config = messages.message_class("ModelConfig")(name="resnet", input=[{"name": "x", "data_type": 11}])
+config = messages.message_class("ModelConfig")(input=[{"name": "x", "data_type": 11}])
 assert ModelConfig.from_message(config).inputs[0].datatype == "FP32"
 """
 USE_THEIRS = """

@@ -1,4 +1,7 @@
-"""The compiled part: the only bridge between Python and ``csrc``. Never imports grpc or protobuf."""
+"""The compiled part: the only bridge between Python and ``csrc``.
+
+Imports neither grpc nor protobuf.
+"""
 
 from typing import TypeAlias
 

@@ -2,10 +2,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from typing_extensions import Buffer
 
 from . import Segment
 
+# numpy declares its arrays to be buffers from Python 3.12 on only.
+Buffer: TypeAlias = Any
 Parameters: TypeAlias = Mapping[str, Any]
 DecodedOutput: TypeAlias = tuple[str, str, tuple[int, ...], Payload | bool | None, dict[str, Any]]
 

@@ -96,7 +96,10 @@ class Call(Protocol):
     """A call on its way, as `Channel.start` returns it."""
 
     def cancel(self) -> None:
-        """End the call with `Cancelled` unless it is over already; the server is told. Idempotent."""
+        """End the call with `Cancelled` unless it is over already, and tell the server.
+
+        Idempotent.
+        """
 
 
 class Channel(Protocol):
@@ -104,8 +107,8 @@ class Channel(Protocol):
 
     Notes
     -----
-    Constructing a channel opens nothing. It belongs to the process (``os.getpid()``) that made it: a
-    forked child makes its own and does not touch the parent's, not even to close it.
+    Constructing a channel opens nothing. It belongs to the process that made it: a forked child
+    makes its own and does not touch the parent's, not even to close it.
     """
 
     def call(

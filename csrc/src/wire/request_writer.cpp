@@ -80,8 +80,7 @@ void append_model(std::string& out, std::string_view name, std::string_view vers
   if (!version.empty()) append_length_delimited(out, kRequestModelVersion, version);
 }
 
-void append_requested_output(std::string& out, std::string_view name,
-                             std::string_view parameters) {
+void append_requested_output(std::string& out, std::string_view name, std::string_view parameters) {
   append_tag(out, kRequestOutputs, kLengthType);
   append_varint(out, 1 + varint_size(name.size()) + name.size() + parameters.size());
   append_length_delimited(out, 1, name);
@@ -105,8 +104,8 @@ void RequestWriter::add_input_without_payload(std::string_view name, std::string
   for (std::size_t i = 0; i < rank; ++i) {
     shape_size += varint_size(static_cast<std::uint64_t>(shape[i]));
   }
-  std::size_t size = 1 + varint_size(name.size()) + name.size() + 1 +
-                     varint_size(datatype.size()) + datatype.size() + parameters.size();
+  std::size_t size = 1 + varint_size(name.size()) + name.size() + 1 + varint_size(datatype.size()) +
+                     datatype.size() + parameters.size();
   if (rank != 0) size += 1 + varint_size(shape_size) + shape_size;
 
   append_tag(header_, kRequestInputs, kLengthType);

@@ -62,13 +62,6 @@ constexpr bool is_varint_content(std::uint32_t field) noexcept {
   return field >= contents::kBool && field <= contents::kUint64;
 }
 
-constexpr std::uint32_t content_wire_type(std::uint32_t field) noexcept {
-  if (is_varint_content(field)) return kVarintType;
-  if (field == contents::kFp32) return kFixed32Type;
-  if (field == contents::kFp64) return kFixed64Type;
-  return kLengthType;
-}
-
 /// The field of InferTensorContents that carries a datatype; 0 when none does.
 constexpr std::uint32_t content_field(Datatype datatype) noexcept {
   switch (datatype) {
@@ -98,28 +91,31 @@ constexpr std::uint32_t content_field(Datatype datatype) noexcept {
 }
 
 const char* content_name(std::uint32_t field) noexcept {
-  static constexpr const char* kNames[] = {
-      "bool_contents",   "int_contents",  "int64_contents", "uint_contents",
-      "uint64_contents", "fp32_contents", "fp64_contents",  "bytes_contents"};
+  static constexpr const char* kNames[] = {"bool_contents", "int_contents",    "int64_contents",
+                                           "uint_contents", "uint64_contents", "fp32_contents",
+                                           "fp64_contents", "bytes_contents"};
   return field >= 1 && field <= 8 ? kNames[field - 1] : "contents";
 }
 
-/// Elements of a shape; false if a dimension is negative or the number does not fit.
-bool element_count(const std::vector<std::int64_t>& shape, std::uint64_t& count) noexcept {
-  count = 1;
+/// Elements of a shape; false if no array can have it: a dimension is negative, or the bytes do not
+/// fit a signed number. Zeros count as ones in that, as they do in numpy, which has no array of
+/// shape [0, 1 << 62, 4] either.
+bool element_count(const std::vector<std::int64_t>& shape, std::size_t size,
+                   std::uint64_t& count) noexcept {
+  std::uint64_t room = static_cast<std::uint64_t>(INT64_MAX) / size;
   bool empty = false;
+  count = 1;
   for (const std::int64_t dimension : shape) {
     if (dimension < 0) return false;
-    if (dimension == 0) empty = true;
-  }
-  if (empty) {
-    count = 0;
-    return true;
-  }
-  for (const std::int64_t dimension : shape) {
-    if (count > UINT64_MAX / static_cast<std::uint64_t>(dimension)) return false;
+    if (dimension == 0) {
+      empty = true;
+      continue;
+    }
+    room /= static_cast<std::uint64_t>(dimension);
+    if (room == 0) return false;
     count *= static_cast<std::uint64_t>(dimension);
   }
+  if (empty) count = 0;
   return true;
 }
 
@@ -216,8 +212,8 @@ void ResponseReader::feed(ConstBuffer piece) {
       case State::kText:
       case State::kRaw:
       case State::kElement: {
-        const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(
-            token_end_ - position_, static_cast<std::uint64_t>(end - p)));
+        const auto size = static_cast<std::size_t>(
+            std::min<std::uint64_t>(token_end_ - position_, static_cast<std::uint64_t>(end - p)));
         if (state_ == State::kText) {
           text_->append(reinterpret_cast<const char*>(p), size);
         } else if (state_ == State::kElement) {
@@ -382,9 +378,8 @@ void ResponseReader::on_fixed() {
     return;
   }
   if (groups_.empty()) {
-    if (message() == Message::kContents &&
-        ((field_ == contents::kFp32 && fixed_size_ == 4) ||
-         (field_ == contents::kFp64 && fixed_size_ == 8))) {
+    if (message() == Message::kContents && ((field_ == contents::kFp32 && fixed_size_ == 4) ||
+                                            (field_ == contents::kFp64 && fixed_size_ == 8))) {
       begin_contents(field_);
       add_content(value);
     } else if (message() == Message::kValue && field_ == value::kDouble && fixed_size_ == 8) {
@@ -493,6 +488,7 @@ void ResponseReader::push(Message message, std::uint64_t size) {
 
 void ResponseReader::end_token() {
   state_ = State::kTag;
+  field_ = 0;  // what goes wrong from here on is not that field's fault
   while (position_ == frame_end()) {
     if (!groups_.empty()) fail("ends inside a group");
     if (depth_ == 1) {
@@ -542,7 +538,8 @@ void ResponseReader::begin_raw(std::uint64_t size, std::size_t at_hand) {
     const Output& output = outputs_[index];
     Destination* const destination = destination_of(output);
     if (destination != nullptr && size == destination->memory.size && !destination->filled &&
-        destination->datatype == output.datatype && destination->shape == output.shape) {
+        destination->datatype == output.datatype && destination->shape == output.shape &&
+        output.datatype != Datatype::kBytes) {
       destination->filled = true;
       raws_.back().placed = destination;
       raw_target_ = destination->memory.data;
@@ -665,6 +662,7 @@ void ResponseReader::settle_raw(Output& output, std::size_t index) {
   output.payload = std::move(raw.elements);
   if (output.payload.size() == 0 && in_shared_memory(output)) {
     output.source = Output::Source::kSharedMemory;
+    check_shape(output);
     return;
   }
   check_payload(output, {output.payload.data(), output.payload.size()});
@@ -676,6 +674,7 @@ void ResponseReader::settle_contents(Output& output) {
   if (from.field == 0) {
     if (in_shared_memory(output)) {
       output.source = Output::Source::kSharedMemory;
+      check_shape(output);
       return;
     }
     check_payload(output, {});
@@ -709,13 +708,19 @@ void ResponseReader::settle_contents(Output& output) {
   check_payload(output, {output.payload.data(), output.payload.size()});
 }
 
+std::uint64_t ResponseReader::check_shape(const Output& output) const {
+  std::uint64_t elements = 0;
+  const std::size_t size = element_size(output.datatype);
+  if (!element_count(output.shape, size != 0 ? size : sizeof(void*), elements)) {
+    throw WireError(output_label(static_cast<std::size_t>(&output - outputs_.data())) +
+                    ".shape is " + shape_text(output.shape) + ", which no tensor can have");
+  }
+  return elements;
+}
+
 void ResponseReader::check_payload(const Output& output, ConstBuffer payload) {
   const std::size_t index = static_cast<std::size_t>(&output - outputs_.data());
-  std::uint64_t expected = 0;
-  if (!element_count(output.shape, expected)) {
-    throw WireError(output_label(index) + ".shape is " + shape_text(output.shape) +
-                    ", which no tensor can have");
-  }
+  const std::uint64_t expected = check_shape(output);
   if (output.datatype == Datatype::kBytes) {
     std::size_t count = 0;
     if (!count_elements(payload, count)) {
@@ -730,7 +735,7 @@ void ResponseReader::check_payload(const Output& output, ConstBuffer payload) {
     }
   } else {
     const std::size_t size = element_size(output.datatype);
-    if (expected > UINT64_MAX / size || expected * size != payload.size) {
+    if (expected * size != payload.size) {
       throw WireError(output_label(index) + ": " + output.datatype_name + " " +
                       shape_text(output.shape) + " does not take the " +
                       std::to_string(payload.size) + " bytes that came");
@@ -739,8 +744,10 @@ void ResponseReader::check_payload(const Output& output, ConstBuffer payload) {
   // The answer is sound; does it fit where the caller wants it?
   Destination* const destination = destination_of(output);
   if (destination == nullptr || output.source == Output::Source::kPlaced) return;
-  if (destination->datatype != output.datatype || destination->shape != output.shape ||
-      destination->memory.size != payload.size) {
+  const bool is_alike =
+      destination->datatype == output.datatype && destination->shape == output.shape;
+  if (is_alike && output.datatype == Datatype::kBytes) return;
+  if (!is_alike || destination->memory.size != payload.size) {
     throw TensorError("out['" + output.name + "'] is " +
                       std::string(datatype_name(destination->datatype)) + " " +
                       shape_text(destination->shape) + "; the answer is " + output.datatype_name +
@@ -767,7 +774,9 @@ std::string ResponseReader::field_name() const {
                                            "double_param", "uint64_param"};
   std::string path = "ModelInferResponse";
   const bool in_output = depth_ > 1 && frames_[1].message == Message::kOutput;
-  if (in_output && !outputs_.empty()) path += ".outputs[" + std::to_string(outputs_.size() - 1) + "]";
+  if (in_output && !outputs_.empty()) {
+    path += ".outputs[" + std::to_string(outputs_.size() - 1) + "]";
+  }
   if (depth_ > 1) {
     for (std::size_t i = 1; i < depth_; ++i) {
       if (frames_[i].message == Message::kContents) path += ".contents";

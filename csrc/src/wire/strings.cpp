@@ -74,8 +74,7 @@ OwnedBuffer encode_elements(const ConstBuffer* elements, std::size_t count) {
   return encoded;
 }
 
-OwnedBuffer encode_fixed_bytes(const std::uint8_t* elements, std::size_t count,
-                               std::size_t width) {
+OwnedBuffer encode_fixed_bytes(const std::uint8_t* elements, std::size_t count, std::size_t width) {
   OwnedBuffer encoded;
   encoded.reserve(count * (kPrefix + width));
   std::uint8_t* out = encoded.data();
@@ -90,8 +89,7 @@ OwnedBuffer encode_fixed_bytes(const std::uint8_t* elements, std::size_t count,
   return encoded;
 }
 
-OwnedBuffer encode_fixed_ucs4(const std::uint8_t* elements, std::size_t count,
-                              std::size_t width) {
+OwnedBuffer encode_fixed_ucs4(const std::uint8_t* elements, std::size_t count, std::size_t width) {
   // Sized in a pass of its own: most text is ASCII, and four bytes a character would quadruple it.
   std::size_t total = count * kPrefix;
   for (std::size_t i = 0; i < count * width; ++i) {

@@ -114,7 +114,7 @@ class ResponseReader {
   struct Contents {
     std::uint32_t field = 0;  // 0: none yet
     std::size_t count = 0;
-    OwnedBuffer elements;     // as the field's own type; bytes_contents as a BYTES payload
+    OwnedBuffer elements;  // as the field's own type; bytes_contents as a BYTES payload
   };
 
   Message message() const noexcept { return frames_[depth_ - 1].message; }
@@ -141,6 +141,7 @@ class ResponseReader {
   void end_output();
   void settle_contents(Output& output);
   void settle_raw(Output& output, std::size_t index);
+  std::uint64_t check_shape(const Output& output) const;
   void check_payload(const Output& output, ConstBuffer payload);
   Destination* destination_of(const Output& output) noexcept;
   bool in_shared_memory(const Output& output) const noexcept;

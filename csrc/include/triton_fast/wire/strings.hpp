@@ -15,8 +15,8 @@ namespace triton_fast::wire {
 /// @throws TensorError for an element of 4 GiB or more; std::bad_alloc
 OwnedBuffer encode_elements(const ConstBuffer* elements, std::size_t count);
 
-/// @brief Encodes a C-contiguous array of fixed-width byte strings (numpy's S), leaving out the NULs
-/// that pad each to `width`.
+/// @brief Encodes a C-contiguous array of fixed-width byte strings (numpy's S), leaving out the
+/// NULs that pad each to `width`.
 OwnedBuffer encode_fixed_bytes(const std::uint8_t* elements, std::size_t count, std::size_t width);
 
 /// @brief Encodes a C-contiguous array of fixed-width UCS-4 strings (numpy's U, native byte order)

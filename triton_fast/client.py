@@ -1,0 +1,444 @@
+"""Client, the blocking face: what people import.
+
+Turns arguments into prepared requests and call options. Imports neither grpc nor protobuf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from .channels.base import Channel, Compression
+from .connection import Connection, HeaderHook, Out
+from .errors import DeadlineExceeded, InvalidOption, NotFound, Unavailable
+from .headers import HeaderSource
+from .metadata import ModelConfig, ModelMetadata, ServerMetadata
+from .model import Model
+from .request import UNSET, Outputs, prepare
+from .response import InferResult
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from .channels.grpc import Keepalive
+    from .tls import TLS
+
+__all__ = ["Client"]
+
+
+class Client:
+    """A client of one Triton (or other KServe v2) server.
+
+    Parameters
+    ----------
+    url : str
+        The server's gRPC address: ``"host:port"``, ``"unix:/path"``, ``"dns:///host:port"``,
+        ``"ipv4:address:port,address:port"``.
+    timeout : float, seconds, optional
+        For every call that does not say otherwise; none by default.
+    channel : {"auto", "grpc"}, default "auto"
+        How bytes travel. ``"grpc"`` is the grpcio package; ``"auto"`` takes the fastest that there
+        is.
+    headers : mapping or iterable of pairs, optional
+        Sent with every call.
+    header_hook : callable, optional
+        Called with a description of each call (``"ModelInfer('resnet')"``), on the calling
+        thread; returns headers to send with it, or None. For tokens that expire, and tracing.
+    compression : {"gzip", "deflate"}, optional
+        Of requests, unless a call says otherwise.
+    tls : TLS or bool, optional
+        Encrypt: True for the system's certificates, `TLS` for others, or for mutual TLS.
+    keepalive : Keepalive, optional
+        HTTP/2 pings on idle connections.
+    channel_options : mapping, optional
+        Options of grpcio's channel, by name, over the ones that we set.
+
+    Raises
+    ------
+    InvalidOption
+        If an argument makes no sense.
+
+    Notes
+    -----
+    Constructing one opens nothing: the first call connects. Thread-safe: any number of threads may
+    use one client, and no lock is held while a call waits. After ``os.fork`` the child may go on
+    using it, over a connection of its own. `close` gives the connection back; so does leaving the
+    ``with`` block.
+
+    Examples
+    --------
+    >>> with Client("localhost:8001") as client:  # doctest: +SKIP
+    ...     result = client.infer("densenet", {"data_0": image})
+    ...     scores = result["fc6_1"]
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float | None = None,
+        channel: Literal["auto", "grpc"] = "auto",
+        headers: HeaderSource | None = None,
+        header_hook: HeaderHook | None = None,
+        compression: Compression | None = None,
+        tls: TLS | bool | None = None,
+        keepalive: Keepalive | None = None,
+        channel_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if channel not in {"auto", "grpc"}:
+            raise InvalidOption(f"channel is 'auto' or 'grpc', not {channel!r}")
+        self._connection = Connection(
+            url,
+            lambda: _grpc_channel(url, tls, keepalive, channel_options),
+            timeout=timeout,
+            headers=headers,
+            header_hook=header_hook,
+            compression=compression,
+        )
+
+    @property
+    def url(self) -> str:
+        """The server's address, as given."""
+        return self._connection.url
+
+    def close(self) -> None:
+        """Give the connection back. Calls that are running end with `ClosedError`. Idempotent."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r}{', closed' if self._connection.closed else ''})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a Client holds a connection; make one in the other process from its url")
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        compression: Compression | None = UNSET,
+        out: Out | None = None,
+    ) -> InferResult:
+        """Run a model and wait for its answer.
+
+        Parameters
+        ----------
+        model : str
+            Its name.
+        inputs : mapping of str to array_like
+            By the model's names. numpy arrays; anything with the buffer protocol, or DLPack on the
+            CPU (torch tensors); lists of str or bytes, nested for more dimensions, for BYTES; or a
+            `Tensor`. Shapes have the batch dimension, if the model has one. C-contiguous,
+            little-endian memory is sent as it lies; do not change it during the call.
+        outputs : iterable of str or RequestedOutput, optional
+            Which to return; all of the model's by default.
+        model_version : str, optional
+            The server chooses by default.
+        request_id : str, optional
+            Comes back as the result's ``id``, and stands in the server's log.
+        parameters : mapping of str to bool, int, float or str, optional
+            For the model.
+        priority : int, default 0
+            1 is the highest; 0 leaves it to the model. For models that batch dynamically.
+        queue_timeout : float, seconds, optional
+            How long the request may wait in the server's queue. ``timeout`` is the one that ends
+            the call.
+        timeout : float, seconds, optional
+            When to give up, everywhere: on connecting, sending, waiting, receiving. The client's
+            by default; None or infinity for no limit.
+        headers : mapping or iterable of pairs, optional
+            To send with this call, beside the client's.
+        compression : {"gzip", "deflate"} or None, optional
+            Of this request. The client's by default.
+        out : mapping of str to numpy.ndarray, optional
+            Arrays to write outputs to, which must have their dtype and shape. C-contiguous ones
+            are received into without another copy. Their contents are undefined if the call fails.
+
+        Returns
+        -------
+        InferResult
+            The outputs, by name.
+
+        Raises
+        ------
+        InvalidTensor
+            If an input cannot be sent, or is not what the model takes as far as that is known; or
+            if ``out`` cannot take the answer.
+        InvalidOption
+            If another argument is wrong.
+        ServerError
+            The subclass of the server's status: `NotFound`, `InvalidArgument`, `Unavailable`,
+            `DeadlineExceeded`, ….
+        WireError
+            If the answer makes no sense.
+        ClosedError
+            If the client is closed, before or during the call.
+
+        Notes
+        -----
+        Thread-safe.
+        """
+        prepared = prepare(model, model_version, outputs, parameters, priority, queue_timeout)
+        options = self._connection.options(prepared.call, timeout, headers, compression)
+        return self._connection.infer(prepared, inputs, request_id, options, out)
+
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        compression: Compression | None = UNSET,
+        out: Out | None = None,
+    ) -> Future[InferResult]:
+        """Run a model without waiting for its answer.
+
+        Parameters
+        ----------
+        model, inputs, outputs, model_version, request_id, parameters, priority, queue_timeout,
+        timeout, headers, compression, out
+            As in `infer`. Leave the inputs' memory (and ``out``) alone until the future is done.
+
+        Returns
+        -------
+        concurrent.futures.Future of InferResult
+            Its ``cancel()`` ends the call, on the server too.
+
+        Raises
+        ------
+        InvalidTensor, InvalidOption, ClosedError
+            At once, as in `infer`; all other errors are the future's.
+        """
+        prepared = prepare(model, model_version, outputs, parameters, priority, queue_timeout)
+        options = self._connection.options(prepared.call, timeout, headers, compression)
+        return self._connection.submit(prepared, inputs, request_id, options, out)
+
+    def model(
+        self,
+        name: str,
+        version: str = "",
+        *,
+        outputs: Outputs | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+    ) -> Model:
+        """Return a callable for one model, with everything that stays the same encoded once.
+
+        Parameters
+        ----------
+        name, version : str
+            Which model.
+        outputs, parameters, priority, queue_timeout
+            Of every call; see `infer`.
+
+        Returns
+        -------
+        Model
+            Asks the server for the model's signature at its first call, and holds every call
+            against it before anything is sent.
+        """
+        prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
+        return Model(self._connection, prepared)
+
+    def is_live(
+        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+    ) -> bool:
+        """Return whether the server is up.
+
+        Parameters
+        ----------
+        timeout : float, seconds, optional
+            The client's by default.
+        headers : mapping or iterable of pairs, optional
+            To send along.
+
+        Returns
+        -------
+        bool
+            False also if no server is reached, or none answers in time.
+
+        Raises
+        ------
+        ServerError
+            If the server refuses to tell (restricted access, say).
+
+        Source
+        ------
+        inference.proto, ServerLive.
+        """
+        return self._is("ServerLive", "live", timeout, headers)
+
+    def is_ready(
+        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+    ) -> bool:
+        """Return whether the server takes requests; see `is_live`."""
+        return self._is("ServerReady", "ready", timeout, headers)
+
+    def is_model_ready(
+        self,
+        name: str,
+        version: str = "",
+        *,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+    ) -> bool:
+        """Return whether a model takes requests; see `is_live`. False also if there is no such."""
+        try:
+            return self._is("ModelReady", "ready", timeout, headers, name=name, version=version)
+        except NotFound:
+            return False
+
+    def _is(
+        self,
+        method: str,
+        field: str,
+        timeout: float | None,
+        headers: HeaderSource | None,
+        **fields: str,
+    ) -> bool:
+        try:
+            answer = self._unary(method, timeout, headers, **fields)
+        except DeadlineExceeded:
+            return False
+        except Unavailable as error:
+            if "restricted" in error.message:
+                raise  # the server is there and wants a header
+            return False
+        return bool(getattr(answer, field))
+
+    def server_metadata(
+        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+    ) -> ServerMetadata:
+        """Return the server's name, version and extensions.
+
+        Parameters
+        ----------
+        timeout, headers
+            As in `is_live`.
+
+        Raises
+        ------
+        ServerError, WireError, ClosedError
+            As in `infer`.
+
+        Source
+        ------
+        inference.proto, ServerMetadata.
+        """
+        return ServerMetadata.from_message(self._unary("ServerMetadata", timeout, headers))
+
+    def model_metadata(
+        self,
+        name: str,
+        version: str = "",
+        *,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+    ) -> ModelMetadata:
+        """Return what a model takes and gives. From then on `infer` checks calls against it.
+
+        Parameters
+        ----------
+        name, version : str
+            Which model; the server chooses the version by default.
+        timeout, headers
+            As in `is_live`.
+
+        Raises
+        ------
+        NotFound
+            If the server has no such model.
+        ServerError, WireError, ClosedError
+            As in `infer`.
+
+        Source
+        ------
+        inference.proto, ModelMetadata.
+        """
+        message = self._unary("ModelMetadata", timeout, headers, name=name, version=version)
+        metadata = ModelMetadata.from_message(message)
+        self._connection.remember(metadata, (name, version))
+        return metadata
+
+    def model_config(
+        self,
+        name: str,
+        version: str = "",
+        *,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+    ) -> ModelConfig:
+        """Return how the server is set up to run a model.
+
+        Parameters
+        ----------
+        name, version, timeout, headers
+            As in `model_metadata`.
+
+        Raises
+        ------
+        NotFound
+            If the server has no such model.
+        Unimplemented
+            If it is a KServe server other than Triton.
+        ServerError, WireError, ClosedError
+            As in `infer`.
+
+        Source
+        ------
+        inference.proto, ModelConfig; Triton's "model configuration extension".
+        """
+        message: Any = self._unary("ModelConfig", timeout, headers, name=name, version=version)
+        return ModelConfig.from_message(message.config)
+
+    def _unary(
+        self,
+        method: str,
+        timeout: float | None,
+        headers: HeaderSource | None,
+        **fields: str,
+    ) -> Message:
+        name = fields.get("name")
+        call = method if name is None else f"{method}({name!r})"
+        options = self._connection.options(call, timeout, headers)
+        return self._connection.exchange(method, fields, options)
+
+
+def _grpc_channel(
+    url: str,
+    tls: TLS | bool | None,
+    keepalive: Keepalive | None,
+    options: Mapping[str, Any] | None,
+) -> Channel:
+    from .channels.grpc import GrpcChannel  # noqa: PLC0415 - keeps `import triton_fast` cheap
+
+    return GrpcChannel(url, tls=tls, keepalive=keepalive, options=options)

@@ -1,0 +1,288 @@
+"""Connection: everything that a client and its models share about one server.
+
+Owns the channel, the settings of calls, and what is known of the server's models. The faces above
+it (client, model) turn arguments into `Prepared` requests and `CallOptions`; this carries them out.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ._core._wire import Request
+from .channels.base import CallOptions, Channel, Compression
+from .deadline import deadline_after, seconds
+from .errors import ClosedError, InvalidOption, InvalidTensor, TritonFastError, Unimplemented
+from .future import CallFuture
+from .headers import HeaderSource, checked_headers
+from .messages import message_class, method_path
+from .metadata import ModelConfig, ModelMetadata
+from .request import UNSET, Prepared, encode_request, input_tensors
+from .response import InferResult, Receiver
+from .signature import Signature
+from .unary import MessageIn, MessageOut
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from .tensor import InputTensor
+
+__all__ = ["ChannelFactory", "Connection", "HeaderHook", "Out"]
+
+Out: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
+HeaderHook: TypeAlias = Callable[[str], HeaderSource | None]
+ChannelFactory: TypeAlias = Callable[[], Channel]
+
+_MODEL_INFER = method_path("ModelInfer")
+
+
+class Connection:
+    """One server, as a client and its models see it.
+
+    Parameters
+    ----------
+    url : str
+        For errors.
+    new_channel : callable
+        Makes the channel; called again in a forked child.
+    timeout, headers, header_hook, compression
+        As in `triton_fast.Client`.
+
+    Notes
+    -----
+    Thread-safe. No lock is held while a call waits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        new_channel: ChannelFactory,
+        *,
+        timeout: float | None,
+        headers: HeaderSource | None,
+        header_hook: HeaderHook | None,
+        compression: Compression | None,
+    ) -> None:
+        if header_hook is not None and not callable(header_hook):
+            raise InvalidOption(f"header_hook must be callable, not {header_hook!r}")
+        self.url = url
+        self._timeout = seconds(timeout, "timeout")
+        self._headers = checked_headers(headers)
+        self._header_hook = header_hook
+        self._compression = _compression(compression)
+        self._signatures: dict[tuple[str, str], Signature] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        self._new_channel = new_channel
+        self._channel = new_channel()
+        _connections.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Give the channel back; running calls end with `ClosedError`. Idempotent."""
+        with self._lock:
+            self._closed = True
+            channel = self._channel
+        channel.close()
+
+    def _open_channel(self) -> Channel:
+        if self._closed:
+            raise ClosedError(f"the client of {self.url} is closed")
+        return self._channel
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child."""
+        # The parent's lock may have been held, and its channel's threads do not exist here. The
+        # old channel is kept: taking it down would wait for them.
+        self._lock = threading.Lock()
+        _inherited.append(self._channel)
+        self._channel = self._new_channel()
+        if self._closed:
+            self._channel.close()
+
+    def options(
+        self,
+        call: str,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        compression: Compression | None = UNSET,
+    ) -> CallOptions:
+        """Return a call's options: the client's, and over them the call's own.
+
+        Raises
+        ------
+        InvalidOption
+            If one makes no sense.
+        """
+        limit = self._timeout if timeout is UNSET else seconds(timeout, "timeout")
+        deadline_ns = deadline_after(limit)
+        sent = self._headers
+        if self._header_hook is not None:
+            sent += checked_headers(self._header_hook(call))
+        if headers is not None:
+            sent += checked_headers(headers)
+        chosen = self._compression if compression is UNSET else _compression(compression)
+        return CallOptions(deadline_ns, sent, chosen, call)
+
+    def exchange(self, method: str, fields: Mapping[str, str], options: CallOptions) -> Message:
+        """Make a management call, and return the answer's message.
+
+        Raises
+        ------
+        ServerError, WireError, ClosedError
+            As `triton_fast.channels.base.Channel.call`.
+        InvalidOption
+            If a field is no str.
+        """
+        channel = self._open_channel()
+        for field, value in fields.items():
+            if not isinstance(value, str):
+                raise InvalidOption(f"a model's {field} is a str, not {value!r}")
+        request = MessageOut(message_class(f"{method}Request")(**fields))
+        response = MessageIn(f"{method}Response")
+        channel.call(method_path(method), request, response, options)
+        return response.message()
+
+    def infer(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        options: CallOptions,
+        out: Out | None,
+    ) -> InferResult:
+        """Run a model and wait; see `triton_fast.Client.infer`."""
+        channel = self._open_channel()
+        request, receiver = self._encode(prepared, inputs, request_id, options, out)
+        try:
+            channel.call(_MODEL_INFER, request, receiver.response, options)
+            return receiver.result()
+        finally:
+            request.release()
+            receiver.release()
+
+    def submit(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        options: CallOptions,
+        out: Out | None,
+    ) -> Future[InferResult]:
+        """Run a model without waiting; see `triton_fast.Client.submit`."""
+        channel = self._open_channel()
+        request, receiver = self._encode(prepared, inputs, request_id, options, out)
+        future: CallFuture[InferResult] = CallFuture()
+
+        def on_done(error: BaseException | None) -> None:
+            result = None
+            request.release()
+            if error is None:
+                try:
+                    result = receiver.result()
+                except Exception as failure:  # noqa: BLE001 - it is the future's now
+                    error = failure
+            receiver.release()
+            future.settle(result, error)
+
+        try:
+            future.attach(channel.start(_MODEL_INFER, request, receiver.response, options, on_done))
+        except BaseException:
+            request.release()
+            receiver.release()
+            raise
+        return future
+
+    def _encode(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        options: CallOptions,
+        out: Out | None,
+    ) -> tuple[Request, Receiver]:
+        """Return a call's two ends, which hold memory until they are released."""
+        tensors = input_tensors(inputs)
+        signature = self.signature(prepared)
+        if signature is not None:
+            self._check(signature, prepared, tensors, options)
+        request = encode_request(prepared.header, request_id, tensors)
+        try:
+            return request, Receiver(prepared.header, out)
+        except BaseException:
+            request.release()
+            raise
+
+    def _check(
+        self,
+        signature: Signature,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        options: CallOptions,
+    ) -> None:
+        try:
+            signature.check(tensors, prepared.output_names)
+        except InvalidTensor as refusal:
+            # The model may have been replaced since: ask again before refusing.
+            try:
+                current = self.fetch_signature(prepared, options)
+            except TritonFastError:
+                raise refusal from None
+            if current == signature:
+                raise
+            if current is not None:
+                current.check(tensors, prepared.output_names)
+
+    def signature(self, prepared: Prepared) -> Signature | None:
+        """Return what is known of a model, if anything is."""
+        return self._signatures.get((prepared.model_name, prepared.model_version))
+
+    def fetch_signature(self, prepared: Prepared, options: CallOptions) -> Signature | None:
+        """Ask the server for a signature, within the deadline of the call that wants it."""
+        key = (prepared.model_name, prepared.model_version)
+        fields = dict(zip(("name", "version"), key, strict=True))
+        metadata = ModelMetadata.from_message(self.exchange("ModelMetadata", fields, options))
+        try:
+            message: Any = self.exchange("ModelConfig", fields, options)
+            config = ModelConfig.from_message(message.config)
+        except Unimplemented:
+            config = None  # not a Triton: the metadata is all there is
+        signature = Signature.from_metadata(metadata, config)
+        if signature is not None:
+            self._signatures[key] = signature
+        return signature
+
+    def remember(self, metadata: ModelMetadata, key: tuple[str, str]) -> None:
+        """Check calls of a model against metadata that was fetched, unless more is known."""
+        signature = Signature.from_metadata(metadata)
+        if signature is not None:
+            self._signatures.setdefault(key, signature)
+
+
+# A forked child's copies of these start afresh; see Connection.after_fork.
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_inherited: list[Channel] = []
+
+
+def _compression(value: Any) -> Compression | None:
+    if value not in {None, "gzip", "deflate"}:
+        raise InvalidOption(f"compression is 'gzip', 'deflate' or None, not {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        connection.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,163 @@
+"""Requests: a caller's arguments, checked and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ._core import _wire
+from .deadline import microseconds
+from .errors import InvalidOption, InvalidTensor
+from .tensor import InputTensor, input_tensor
+
+__all__ = [
+    "UNSET",
+    "Outputs",
+    "Prepared",
+    "RequestedOutput",
+    "encode_request",
+    "input_tensors",
+    "prepare",
+]
+
+UNSET: Any = object()
+"""Stands for the client's own setting where None has a meaning."""
+
+# Parameters that have an argument of their own, and what that is.
+_RESERVED = {
+    "priority": "the argument priority=",
+    "timeout": "the argument queue_timeout=",
+    "binary_data_output": "nothing: it belongs to HTTP",
+    "headers": "the argument headers=",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that a call asks for, with parameters of its own.
+
+    Parameters
+    ----------
+    name : str
+        As the model calls it.
+    parameters : mapping of str to bool, int, float or str, optional
+        Such as ``{"classification": 3}`` for the three best classes, or the region, offset and
+        byte size that have it written to shared memory.
+
+    Source
+    ------
+    inference.proto, ModelInferRequest.InferRequestedOutputTensor.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] | None = field(default=None, hash=False)
+
+
+Outputs: TypeAlias = Iterable[str | RequestedOutput]
+
+
+def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
+    """Return a call's inputs as tensors; see `triton_fast.Client.infer` for what they may be."""
+    if not isinstance(inputs, Mapping):
+        raise InvalidTensor(f"inputs is a mapping of name to array, not a {type(inputs).__name__}")
+    return [input_tensor(name, value) for name, value in inputs.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What stays the same from one call of a model to the next.
+
+    Parameters
+    ----------
+    model_name, model_version : str
+        Which model; the server chooses an empty version.
+    output_names : tuple of str
+        Outputs that are asked for; none for all that the model gives.
+    header : _wire.Header
+        All of it, encoded.
+    """
+
+    model_name: str
+    model_version: str
+    output_names: tuple[str, ...]
+    header: _wire.Header
+
+    @property
+    def call(self) -> str:
+        """What errors call it."""
+        return f"ModelInfer({self.model_name!r})"
+
+
+def prepare(
+    model_name: str,
+    model_version: str,
+    outputs: Outputs | None,
+    parameters: Mapping[str, Any] | None,
+    priority: int,
+    queue_timeout: float | None,
+) -> Prepared:
+    """Encode what a request has beside its id and its tensors.
+
+    Raises
+    ------
+    InvalidOption
+        If a value cannot be sent, or a parameter has an argument of its own.
+    """
+    if not model_name:
+        raise InvalidOption("the model's name is empty")
+    for name in parameters or ():
+        if name in _RESERVED:
+            raise InvalidOption(f"parameter {name!r} is reserved; use {_RESERVED[name]}")
+    requested = _requested(outputs)
+    header = _wire.Header(
+        model_name,
+        model_version,
+        parameters=parameters,
+        priority=priority,
+        queue_timeout_us=microseconds(queue_timeout, "queue_timeout"),
+        outputs=requested,
+    )
+    return Prepared(model_name, model_version, tuple(name for name, _ in requested), header)
+
+
+def _requested(outputs: Outputs | None) -> list[tuple[str, Mapping[str, Any] | None]]:
+    if outputs is None:
+        return []
+    if isinstance(outputs, str | RequestedOutput):
+        raise InvalidOption(f"outputs is a sequence of names; write [{outputs!r}]")
+    requested: list[tuple[str, Mapping[str, Any] | None]] = []
+    for output in outputs:
+        if isinstance(output, RequestedOutput):
+            requested.append((output.name, output.parameters))
+        elif isinstance(output, str):
+            requested.append((output, None))
+        else:
+            raise InvalidOption(f"an output is asked for by its name, not by {output!r}")
+    return requested
+
+
+def encode_request(
+    header: _wire.Header, request_id: str, tensors: Iterable[InputTensor]
+) -> _wire.Request:
+    """Encode a request around tensors that stay where they are.
+
+    Returns
+    -------
+    _wire.Request
+        Holds the tensors' memory until its ``release()``, which is the caller's to call.
+
+    Raises
+    ------
+    InvalidTensor
+        If the message would be longer than the two gibibytes that protobuf allows.
+    """
+    request = _wire.Request(header, request_id)
+    try:
+        for name, datatype, shape, payload, parameters in tensors:
+            request.add_input(name, datatype, shape, payload, parameters)
+        request.byte_size  # noqa: B018 - completes the message, which checks its length
+    except BaseException:
+        request.release()
+        raise
+    return request

@@ -1,0 +1,214 @@
+"""Responses: arrays on the memory that the bytes from the server were decoded into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ._core import _wire
+from .datatypes import datatype_of, dtype_of
+from .errors import InvalidTensor
+from .metadata import TensorMetadata
+
+__all__ = ["InferResult", "Receiver"]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class InferResult(Mapping[str, np.ndarray[Any, Any]]):
+    """The answer to an inference: a mapping of output name to array.
+
+    Attributes
+    ----------
+    model_name, model_version : str
+        Which model ran.
+    id : str
+        The request's id.
+    parameters : mapping
+        Parameters of the response.
+    shared_memory : mapping of str to TensorMetadata
+        Outputs that the request had written to shared memory: they are not in the mapping, and
+        this is what the server says of them.
+
+    Notes
+    -----
+    Arrays are writable, C-contiguous, and own their memory, or are those given as ``out=``. BYTES
+    outputs are arrays of ``bytes`` objects. BF16 outputs are ``bfloat16`` if ml_dtypes is
+    installed, else ``uint16`` with the same bits.
+    """
+
+    __slots__ = (
+        "_arrays",
+        "_output_parameters",
+        "id",
+        "model_name",
+        "model_version",
+        "parameters",
+        "shared_memory",
+    )
+
+    def __init__(
+        self,
+        model_name: str,
+        model_version: str,
+        request_id: str,
+        parameters: Mapping[str, Any],
+        arrays: dict[str, np.ndarray[Any, Any]],
+        output_parameters: Mapping[str, Mapping[str, Any]] = _NOTHING,
+        shared_memory: Mapping[str, TensorMetadata] = _NOTHING,
+    ) -> None:
+        self.model_name = model_name
+        self.model_version = model_version
+        self.id = request_id
+        self.parameters = parameters
+        self.shared_memory = shared_memory
+        self._arrays = arrays
+        self._output_parameters = output_parameters
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            if name in self.shared_memory:
+                raise KeyError(
+                    f"output {name!r} is in the shared memory that the request named for it"
+                ) from None
+            raise KeyError(
+                f"no output {name!r} in the answer of model {self.model_name!r}, which has "
+                f"{', '.join(map(repr, self._arrays)) or 'none'}"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def output_parameters(self, name: str) -> Mapping[str, Any]:
+        """Return the parameters that the response has for one output; empty if there are none."""
+        return self._output_parameters.get(name, _NOTHING)
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(
+            f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items()
+        )
+        return f"InferResult({self.model_name} {self.model_version}, {{{arrays}}})"
+
+
+class Receiver:
+    """Receives one response, into arrays of its own or into the caller's.
+
+    Parameters
+    ----------
+    header : _wire.Header
+        Of the request: it knows which outputs will be in shared memory.
+    out : mapping of str to numpy.ndarray, optional
+        See `triton_fast.Client.infer`.
+
+    Raises
+    ------
+    InvalidTensor
+        If an array in ``out`` can take no output: it is read-only, or of a dtype that none has.
+    """
+
+    __slots__ = ("_copied", "_out", "response")
+
+    def __init__(
+        self, header: _wire.Header, out: Mapping[str, np.ndarray[Any, Any]] | None = None
+    ) -> None:
+        self.response = _wire.Response(header.shared_memory_outputs)
+        self._out = out or {}
+        # Arrays that the bytes cannot be written to as they come.
+        self._copied: set[str] = set()
+        try:
+            for name, array in self._out.items():
+                self._place(name, array)
+        except BaseException:
+            self.response.release()
+            raise
+
+    def _place(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        if not isinstance(array, np.ndarray):
+            raise InvalidTensor(
+                f"out[{name!r}] is a {type(array).__name__}; it must be a numpy array"
+            )
+        if not array.flags.writeable:
+            raise InvalidTensor(f"out[{name!r}] is read-only")
+        datatype = datatype_of(array.dtype)
+        if datatype is None and datatype_of(array.dtype.newbyteorder("=")) is None:
+            raise InvalidTensor(f"out[{name!r}] has dtype {array.dtype}, which no output can have")
+        if datatype in {None, "BYTES"} or not array.flags.c_contiguous:
+            self._copied.add(name)
+            return
+        assert datatype is not None
+        self.response.place(name, datatype, array.shape, array)
+
+    def result(self) -> InferResult:
+        """Return the answer, once; the response must be complete.
+
+        Raises
+        ------
+        InvalidTensor
+            If an output is not what the caller's array for it takes, or did not come.
+        """
+        model_name, model_version, request_id, parameters, outputs = self.response.take()
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        output_parameters: dict[str, Mapping[str, Any]] = {}
+        shared_memory: dict[str, TensorMetadata] = {}
+        for name, datatype, shape, payload, own in outputs:
+            if own:
+                output_parameters[name] = own
+            if payload is None:
+                shared_memory[name] = TensorMetadata(name, datatype, shape)
+            elif payload is True:
+                arrays[name] = self._out[name]
+            else:
+                assert isinstance(payload, _wire.Payload)
+                array = _array(datatype, shape, payload)
+                arrays[name] = self._copy(name, array) if name in self._copied else array
+        for name in self._out:
+            if name not in arrays:
+                raise InvalidTensor(
+                    f"out[{name!r}]: model {model_name!r} gave no such output to write there; it "
+                    f"gave {', '.join(map(repr, arrays)) or 'none'}"
+                )
+        return InferResult(
+            model_name,
+            model_version,
+            request_id,
+            parameters,
+            arrays,
+            output_parameters or _NOTHING,
+            shared_memory or _NOTHING,
+        )
+
+    def _copy(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        destination = self._out[name]
+        if destination.dtype.newbyteorder("=") != array.dtype or destination.shape != array.shape:
+            raise InvalidTensor(
+                f"out[{name!r}] is {destination.dtype} {list(destination.shape)}; the answer is "
+                f"{array.dtype} {list(array.shape)}"
+            )
+        np.copyto(destination, array)
+        return destination
+
+    def release(self) -> None:
+        """Let go of the caller's arrays. Idempotent."""
+        self.response.release()
+
+
+def _array(datatype: str, shape: tuple[int, ...], payload: _wire.Payload) -> np.ndarray[Any, Any]:
+    dtype = dtype_of(datatype)
+    if datatype == "BYTES":
+        array = np.empty(shape, np.object_)
+        _wire.decode_elements(payload, array)
+        return array
+    if len(payload) == 0:
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, payload)  # type: ignore[arg-type]  # it has a buffer

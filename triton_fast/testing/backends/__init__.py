@@ -1,0 +1,99 @@
+"""The C++ identity backend: compiled on first use, kept in the user's cache folder.
+
+Owns the compiler's command line and the cache. The source is ``identity.cpp`` beside this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from triton_fast.testing.errors import BackendBuildFailed
+
+__all__ = ["build_identity_backend"]
+
+_SOURCE = Path(__file__).with_name("identity.cpp")
+_FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden")
+
+
+def build_identity_backend(fallback_folder: Path) -> Path:
+    """Compile the identity backend, unless the cache has it.
+
+    Parameters
+    ----------
+    fallback_folder : Path
+        Where to build if the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``) cannot be
+        written.
+
+    Returns
+    -------
+    Path
+        The shared library.
+
+    Raises
+    ------
+    BackendBuildFailed
+        If there is no C++ compiler (``$CXX``, otherwise ``c++``), or it refuses the source.
+
+    Notes
+    -----
+    Safe for several processes at once: each builds under a name of its own and renames.
+    """
+    command = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    compiler = shutil.which(command[0])
+    if compiler is None:
+        raise BackendBuildFailed(
+            f"the identity backend of the test models needs a C++ compiler, and there is no "
+            f"{command[0]!r} on PATH; install one (Debian and Ubuntu: apt-get install g++) or "
+            "point the environment variable CXX at one"
+        )
+    # The same path may be another compiler tomorrow: its size and time of change tell.
+    program = Path(compiler).resolve().stat()
+    recipe = (_SOURCE.read_bytes(), command, _FLAGS, program.st_size, program.st_mtime_ns)
+    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:24]
+    name = f"libtriton_fast_identity-{key}.so"
+    for folder in (_cache_folder(), fallback_folder):
+        if folder is not None and (folder / name).is_file():
+            return folder / name
+    folder = _writable(_cache_folder()) or fallback_folder
+    with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as build_folder:
+        library = Path(build_folder, name)
+        result = subprocess.run(
+            [compiler, *command[1:], *_FLAGS, "-o", str(library), str(_SOURCE)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if result.returncode != 0:
+            raise BackendBuildFailed(
+                f"{shlex.join(command)} could not compile the identity backend of the test models "
+                f"(exit status {result.returncode}):\n{result.stderr.strip()}"
+            )
+        library.replace(folder / name)
+    return folder / name
+
+
+def _cache_folder() -> Path | None:
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    if chosen and Path(chosen).is_absolute():
+        return Path(chosen, "triton_fast")
+    try:
+        return Path.home() / ".cache" / "triton_fast"
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
+
+
+def _writable(folder: Path | None) -> Path | None:
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home: the caller's folder serves as well
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None

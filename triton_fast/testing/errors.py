@@ -1,0 +1,54 @@
+"""What can go wrong with a test server; part of the package's exception tree.
+
+They are here, and not in `triton_fast.errors`, because they are about this machine: what is
+installed, what starts. No client raises them.
+"""
+
+from __future__ import annotations
+
+from triton_fast.errors import TritonFastError
+
+__all__ = [
+    "BackendBuildFailed",
+    "PythonBackendUnavailable",
+    "TritonServerError",
+    "TritonServerFailed",
+    "TritonServerNotFound",
+]
+
+
+class TritonServerError(TritonFastError):
+    """Base of everything that starting and stopping a test server raises."""
+
+
+class TritonServerNotFound(TritonServerError):
+    """There is no tritonserver on this machine; the message has the command that installs one."""
+
+
+class PythonBackendUnavailable(TritonServerError):
+    """A model needs the Python backend, and something that it needs is missing; says what."""
+
+
+class BackendBuildFailed(TritonServerError):
+    """The C++ identity backend could not be compiled; has the compiler's words."""
+
+
+class TritonServerFailed(TritonServerError):
+    """The server did not become ready, or did not stop.
+
+    Parameters
+    ----------
+    message : str
+        What happened, with the lines of the log that say why.
+    log : str, default ""
+        The whole log.
+
+    Attributes
+    ----------
+    log : str
+        As above.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        self.log = log
+        super().__init__(message)

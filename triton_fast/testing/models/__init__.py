@@ -1,0 +1,246 @@
+"""The built-in test models: what each is called, and its place in a model repository.
+
+Owns the configurations; the Python-backend models' code lies beside this file and is copied. Most
+models run on the C++ identity backend (``backends/identity.cpp``), because each Python model costs
+the server one more process and about half a second of start-up.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triton_fast.errors import InvalidOption
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+__all__ = ["IDENTITY_BACKEND", "TEST_MODELS", "write_test_models"]
+
+IDENTITY_BACKEND = "triton_fast_identity"
+
+# Triton's name of a datatype on the wire, and its name in a model's configuration.
+_CONFIG_TYPES = {
+    "BOOL": "TYPE_BOOL",
+    "INT8": "TYPE_INT8",
+    "INT16": "TYPE_INT16",
+    "INT32": "TYPE_INT32",
+    "INT64": "TYPE_INT64",
+    "UINT8": "TYPE_UINT8",
+    "UINT16": "TYPE_UINT16",
+    "UINT32": "TYPE_UINT32",
+    "UINT64": "TYPE_UINT64",
+    "FP16": "TYPE_FP16",
+    "FP32": "TYPE_FP32",
+    "FP64": "TYPE_FP64",
+    "BF16": "TYPE_BF16",
+    "BYTES": "TYPE_STRING",
+}
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """One tensor of a model's configuration."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...] = (-1,)
+    optional: bool = False
+
+    def config(self) -> str:
+        dims = ", ".join(map(str, self.dims))
+        optional = ", optional: true" if self.optional else ""
+        return (
+            f'  {{ name: "{self.name}", data_type: {_CONFIG_TYPES[self.datatype]}, '
+            f"dims: [ {dims} ]{optional} }}"
+        )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One model; `source` is the Python-backend model's file, None on the identity backend."""
+
+    inputs: tuple[_Signature, ...]
+    outputs: tuple[_Signature, ...]
+    source: str | None = None
+    max_batch_size: int = 0
+    instances: int = 1
+    more: str = ""
+
+    def config(self) -> str:
+        backend = IDENTITY_BACKEND if self.source is None else "python"
+        inputs = ",\n".join(tensor.config() for tensor in self.inputs)
+        outputs = ",\n".join(tensor.config() for tensor in self.outputs)
+        return (
+            f'backend: "{backend}"\n'
+            f"max_batch_size: {self.max_batch_size}\n"
+            f"input [\n{inputs}\n]\n"
+            f"output [\n{outputs}\n]\n"
+            # Without this, a server with a GPU would make one instance for each GPU.
+            f"instance_group [ {{ kind: KIND_CPU, count: {self.instances} }} ]\n"
+            f"{self.more}"
+        )
+
+
+def _identity(
+    *datatypes: str,
+    dims: tuple[int, ...] = (-1,),
+    max_batch_size: int = 0,
+    optional_from: int | None = None,
+    more: str = "",
+) -> _Model:
+    first_optional = len(datatypes) if optional_from is None else optional_from
+    return _Model(
+        inputs=tuple(
+            _Signature(f"INPUT{index}", datatype, dims, optional=index >= first_optional)
+            for index, datatype in enumerate(datatypes)
+        ),
+        outputs=tuple(
+            _Signature(f"OUTPUT{index}", datatype, dims) for index, datatype in enumerate(datatypes)
+        ),
+        max_batch_size=max_batch_size,
+        more=more,
+    )
+
+
+_DELAY = _Signature("DELAY", "FP32", (1,))
+_QUEUE = """\
+dynamic_batching {
+  priority_levels: 2
+  default_priority_level: 2
+  default_queue_policy { allow_timeout_override: true, max_queue_size: 4 }
+}
+"""
+
+_MODELS: dict[str, _Model] = {
+    **{f"identity_{datatype.lower()}": _identity(datatype) for datatype in _CONFIG_TYPES},
+    "identity_cpp": _identity("FP32"),
+    "identity_cpp_bytes": _identity("BYTES"),
+    "identity_rank3": _identity("FP32", dims=(-1, -1, -1)),
+    "identity_mixed": _identity("FP32", "INT32", "BYTES"),
+    "identity_batched": _identity("FP32", max_batch_size=8, more="dynamic_batching { }\n"),
+    "identity_optional": _identity("FP32", "INT32", max_batch_size=8, optional_from=1),
+    "slow": _Model(
+        inputs=(_Signature("INPUT0", "FP32"), _DELAY),
+        outputs=(_Signature("OUTPUT0", "FP32"),),
+        instances=8,
+    ),
+    "queued": _Model(
+        inputs=(_Signature("INPUT0", "FP32"), _DELAY),
+        outputs=(_Signature("OUTPUT0", "FP32"),),
+        max_batch_size=1,
+        more=_QUEUE,
+    ),
+    "failing": _Model(
+        inputs=(
+            _Signature("FAIL_MESSAGE", "BYTES", (1,)),
+            _Signature("FAIL_CODE", "INT32", (1,), optional=True),
+        ),
+        outputs=(_Signature("OUTPUT0", "BYTES"),),
+    ),
+    "add_sub": _Model(
+        inputs=(_Signature("INPUT0", "FP32", (16,)), _Signature("INPUT1", "FP32", (16,))),
+        outputs=(_Signature("OUTPUT0", "FP32", (16,)), _Signature("OUTPUT1", "FP32", (16,))),
+        source="add_sub.py",
+        max_batch_size=8,
+    ),
+    "variable": _Model(
+        inputs=(_Signature("ROW", "FP32"), _Signature("COUNT", "INT32", (1,))),
+        outputs=(_Signature("TWICE", "FP32"), _Signature("TILED", "FP32", (-1, -1))),
+        source="variable.py",
+    ),
+    "strings": _Model(
+        inputs=(_Signature("TEXT", "BYTES"),),
+        outputs=(_Signature("UPPER", "BYTES"), _Signature("LENGTH", "INT32")),
+        source="strings.py",
+    ),
+    "text_numbers": _Model(
+        inputs=(_Signature("TEXT", "BYTES"), _Signature("VALUE", "FP64")),
+        outputs=(_Signature("PARSED", "FP64"), _Signature("WRITTEN", "BYTES")),
+        source="text_numbers.py",
+    ),
+}
+
+TEST_MODELS: tuple[str, ...] = tuple(_MODELS)
+"""The names of all built-in models."""
+
+
+def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> Path:
+    """Write built-in test models into a model repository.
+
+    Parameters
+    ----------
+    folder : path
+        The model repository; made if it is not there. Models in it that have other names stay.
+    names : iterable of str, optional
+        Which models, of `TEST_MODELS`; all when left out.
+
+    Returns
+    -------
+    Path
+        `folder`.
+
+    Raises
+    ------
+    InvalidOption
+        If a name is not one of `TEST_MODELS`.
+
+    Notes
+    -----
+    The models, all tensors of shape ``[-1]`` where nothing else is said:
+
+    ``identity_<datatype>``
+        ``INPUT0`` comes back as ``OUTPUT0``; one for each datatype, ``identity_bool`` to
+        ``identity_bytes``. ``identity_cpp`` is the FP32 one and ``identity_cpp_bytes`` the BYTES
+        one under the names that benchmarks use.
+    ``identity_rank3``
+        FP32, shape ``[-1, -1, -1]``.
+    ``identity_mixed``
+        FP32, INT32 and BYTES: three inputs, three outputs.
+    ``identity_batched``
+        FP32, ``max_batch_size`` 8, dynamic batching.
+    ``identity_optional``
+        FP32, and an INT32 ``INPUT1`` that may be left out (``OUTPUT1`` is then missing too);
+        ``max_batch_size`` 8.
+    ``slow``
+        An identity (FP32) that takes ``DELAY`` (FP32, ``[1]``) seconds and notices that it was
+        cancelled; 8 calls at a time.
+    ``queued``
+        The same with ``max_batch_size`` 1, one call at a time, two priorities and a queue of 4:
+        for queue timeouts and full queues.
+    ``failing``
+        Fails with the text ``FAIL_MESSAGE`` (BYTES, ``[1]``), and the TRITONSERVER_Error_Code
+        ``FAIL_CODE`` (INT32, ``[1]``, may be left out: INTERNAL).
+    ``add_sub``
+        ``INPUT0`` + ``INPUT1`` and ``INPUT0`` - ``INPUT1``, FP32, ``[16]``, ``max_batch_size`` 8.
+    ``variable``
+        ``ROW`` (FP32) twice over as ``TWICE``, and ``COUNT`` (INT32, ``[1]``) times as the rows of
+        ``TILED`` (``[-1, -1]``).
+    ``strings``
+        ``TEXT`` (BYTES, UTF-8) as ``UPPER``, and the ``LENGTH`` (INT32) of each in bytes.
+    ``text_numbers``
+        ``TEXT`` (BYTES) as numbers, ``PARSED`` (FP64), and ``VALUE`` (FP64) as text, ``WRITTEN``.
+
+    The last four run in the Python backend; the rest in the C++ identity backend, which also
+    answers with the request's own parameters (and, with ``--grpc-header-forward-pattern``, with its
+    headers) as response parameters.
+    """
+    repository = Path(folder)
+    chosen = TEST_MODELS if names is None else tuple(names)
+    unknown = [name for name in chosen if name not in _MODELS]
+    if unknown:
+        raise InvalidOption(
+            f"no built-in test model is called {', '.join(map(repr, unknown))}; "
+            f"there are {', '.join(TEST_MODELS)}"
+        )
+    for name in chosen:
+        model = _MODELS[name]
+        version = repository / name / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        (repository / name / "config.pbtxt").write_text(model.config(), encoding="utf-8")
+        if model.source is not None:
+            shutil.copyfile(Path(__file__).with_name(model.source), version / "model.py")
+    return repository
