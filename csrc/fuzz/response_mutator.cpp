@@ -149,24 +149,28 @@ class Mutation {
  private:
   std::size_t below(std::size_t limit) { return limit == 0 ? 0 : random_() % limit; }
 
-  /// All lists of fields in the message, one of which is picked at random.
-  Fields& some_list() {
-    std::vector<Fields*> lists;
-    collect(message_, lists, Message::kResponse);
-    return *lists[below(lists.size())];
-  }
+  /// The fields of one message.
+  struct List {
+    Fields* fields;
+    Message message;
+  };
 
-  void collect(Fields& fields, std::vector<Fields*>& lists, Message message) {
-    lists.push_back(&fields);
-    messages_.resize(lists.size());
-    messages_.back() = message;
+  void collect(Fields& fields, Message message, std::vector<List>& lists) {
+    lists.push_back({&fields, message});
     for (Field& field : fields) {
-      if (field.message != Message::kNone) collect(field.fields, lists, field.message);
+      if (field.message != Message::kNone) collect(field.fields, field.message, lists);
     }
   }
 
+  /// That of the response or of any message in it.
+  List some_list() {
+    std::vector<List> lists;
+    collect(message_, Message::kResponse, lists);
+    return lists[below(lists.size())];
+  }
+
   Field* some_field() {
-    Fields& list = some_list();
+    Fields& list = *some_list().fields;
     return list.empty() ? nullptr : &list[below(list.size())];
   }
 
@@ -175,19 +179,19 @@ class Mutation {
   }
 
   void remove() {
-    Fields& list = some_list();
+    Fields& list = *some_list().fields;
     if (!list.empty()) list.erase(list.begin() + static_cast<std::ptrdiff_t>(below(list.size())));
   }
 
   void duplicate() {
-    Fields& list = some_list();
+    Fields& list = *some_list().fields;
     if (list.empty()) return;
     const Field copy = list[below(list.size())];
     list.insert(place_in(list), copy);
   }
 
   void swap() {
-    Fields& list = some_list();
+    Fields& list = *some_list().fields;
     if (list.size() > 1) std::swap(list[below(list.size())], list[below(list.size())]);
   }
 
@@ -224,15 +228,14 @@ class Mutation {
 
   /// A field of any kind, at random in a random place. Groups come of it too, mostly unbalanced.
   void insert() {
-    Fields& list = some_list();
-    const Message message =
-        messages_[static_cast<std::size_t>(std::distance(lists_begin(), find(list)))];
+    const List place = some_list();
+    Fields& list = *place.fields;
     Field field;
     field.number = static_cast<std::uint32_t>(1 + below(9));
     field.wire_type = static_cast<std::uint32_t>(below(7));
     field.value = some_number();
     if (field.wire_type == triton_fast::wire::kLengthType) {
-      field.message = inside(message, field.number);
+      field.message = inside(place.message, field.number);
       if (field.message == Message::kNone) {
         field.bytes = below(2) == 0 ? some_text() : std::string(below(20), '\1');
       }
@@ -268,7 +271,7 @@ class Mutation {
 
   /// Repeated numbers: from packed to one by one.
   void pack() {
-    Fields& list = some_list();
+    Fields& list = *some_list().fields;
     for (std::size_t i = 0; i < list.size(); ++i) {
       const bool is_shape = list[i].number == 3;
       if (list[i].wire_type != triton_fast::wire::kLengthType || list[i].bytes.empty()) continue;
@@ -374,18 +377,8 @@ class Mutation {
     for (std::string& raw : raws) message_.push_back(text(6, std::move(raw)));
   }
 
-  std::vector<Message>::iterator lists_begin() { return messages_.begin(); }
-
-  std::vector<Message>::iterator find(const Fields& list) {
-    std::vector<Fields*> lists;
-    collect(message_, lists, Message::kResponse);
-    const auto at = std::find(lists.begin(), lists.end(), &list);
-    return messages_.begin() + std::distance(lists.begin(), at);
-  }
-
   Fields& message_;
   std::minstd_rand random_;
-  std::vector<Message> messages_;  // what each of the lists is, as collect() found them
 };
 
 }  // namespace

@@ -15,6 +15,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.number cimport PyNumber_Index
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
@@ -284,10 +285,12 @@ cdef class Request:
         cdef int64_t[1] none
         cdef vector[int64_t] dimensions
         cdef string encoded
+        if self.released:
+            raise ClosedError("the request's memory was given back")
         if self.sealed:
             raise RuntimeError("the request is complete")
         for dimension in shape:
-            dimensions.push_back(dimension)
+            dimensions.push_back(PyNumber_Index(dimension))
         if parameters is not None:
             encoded = encode_parameters(kInputParameters, parameters)
         if payload is None:
@@ -411,7 +414,7 @@ cdef class Response:
         cdef MutableBuffer memory
         cdef Hold held = hold(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         for dimension in shape:
-            dimensions.push_back(dimension)
+            dimensions.push_back(PyNumber_Index(dimension))
         memory.data = <uint8_t*>held.view.buf
         memory.size = <size_t>held.view.len
         self.reader.place(

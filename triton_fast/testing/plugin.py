@@ -49,7 +49,8 @@ def triton_server_factory() -> Iterator[Callable[..., TritonServer]]:
                 if _required():
                     pytest.fail(f"a Triton server is required here: {error}", pytrace=False)
                 pytest.skip(str(error))
-            servers.callback(server.stop)
+            # Not stop(): the server takes seconds over that, and nothing is left of it either way.
+            servers.callback(server.kill)
             return server
 
         yield start

@@ -125,11 +125,15 @@ void RequestWriter::add_input_without_payload(std::string_view name, std::string
 void RequestWriter::add_input(std::string_view name, std::string_view datatype,
                               const std::int64_t* shape, std::size_t rank,
                               std::string_view parameters, ConstBuffer payload) {
+  const std::size_t header_size = header_.size();
+  const std::size_t raw_header_size = raw_header_.size();
   add_input_without_payload(name, datatype, shape, rank, parameters);
   append_tag(raw_header_, kRequestRawInputContents, kLengthType);
   append_varint(raw_header_, payload.size);
   const std::size_t before = header_.size() + raw_header_.size() + payload_size_;
   if (before > kMaxMessageSize || payload.size > kMaxMessageSize - before) {
+    header_.resize(header_size);
+    raw_header_.resize(raw_header_size);
     refuse_size(name, payload.size, before + payload.size);
   }
   payloads_.push_back({raw_header_.size(), payload});

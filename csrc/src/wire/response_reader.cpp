@@ -237,8 +237,7 @@ void ResponseReader::feed(ConstBuffer piece) {
         break;
       }
       case State::kDone:
-        fail(std::to_string(end - p) + " bytes follow the " + std::to_string(position_) +
-             " that were announced");
+        fail("goes on after the " + std::to_string(position_) + " bytes that were announced");
       case State::kFailed:
         throw WireError("ModelInferResponse: the reader failed before, or was never begun");
     }

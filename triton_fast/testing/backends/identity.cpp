@@ -88,7 +88,7 @@ namespace {
 
 enum ErrorCode { kInternal = 1, kInvalidArgument = 3, kUnsupported = 5, kCancelled = 7 };
 constexpr int32_t kLastErrorCode = kCancelled;
-enum ParameterType { kString = 0, kInt = 1, kBool = 2, kDouble = 4 };
+enum ParameterType { kString = 0, kInt = 1, kBool = 2, kDouble = 3 };
 constexpr int kCpu = 0;
 constexpr int kGpu = 2;
 constexpr int kLogError = 2;

@@ -57,7 +57,8 @@ class RequestWriter {
   void begin(std::string_view fixed, std::string_view request_id);
 
   /// @brief Adds a tensor whose bytes travel in raw_input_contents.
-  /// @throws TensorError if the message would be longer than protobuf allows, naming the tensor
+  /// @throws TensorError if the message would be longer than protobuf allows, naming the tensor;
+  /// the request is then what it was before
   void add_input(std::string_view name, std::string_view datatype, const std::int64_t* shape,
                  std::size_t rank, std::string_view parameters, ConstBuffer payload);
 

@@ -1,0 +1,61 @@
+"""Peak memory of one large inference, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from contenders import CONTENDERS, Addresses, Contender
+from sampling import Samples
+
+MIB = 1 << 20
+COMPETING = [cls for cls in CONTENDERS if cls.needs_server]
+Measure = Callable[[], dict[str, tuple[Samples, list[int]]]]
+
+
+@pytest.fixture(scope="session")
+def byte_size(smoke: bool) -> int:
+    return (16 if smoke else 256) * MIB
+
+
+@pytest.fixture(scope="session")
+def measure(server: Addresses, byte_size: int, smoke: bool) -> Measure:
+    results: dict[str, tuple[Samples, list[int]]] = {}
+
+    def measured() -> dict[str, tuple[Samples, list[int]]]:
+        if not results:
+            results.update({cls.name: (Samples(), []) for cls in COMPETING})
+            for _ in range(1 if smoke else 3):
+                for name, (samples, peaks) in results.items():
+                    seen = _one_call(name, server, byte_size)
+                    samples.readings.append((seen["start"], seen["end"]))
+                    samples.cpu_seconds.append(seen["cpu_seconds"])
+                    peaks.append(int(seen["peak"]))
+        return results
+
+    return measured
+
+
+def _one_call(name: str, server: Addresses, byte_size: int) -> dict[str, float]:
+    script = Path(__file__).with_name("one_call.py")
+    finished = subprocess.run(
+        [sys.executable, str(script), name, server.grpc, server.http, str(byte_size)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    figures: dict[str, float] = json.loads(finished.stdout)
+    return figures
+
+
+@pytest.mark.parametrize("cls", COMPETING, ids=lambda cls: cls.name)
+def bench_memory(
+    cls: type[Contender], byte_size: int, measure: Measure, record: Callable[..., None]
+) -> None:
+    samples, peaks = measure()[cls.name]
+    group = f"peak memory, {byte_size // MIB} MiB"
+    record(group, cls.name, samples, peak_bytes=peaks, byte_size=byte_size)

@@ -1,0 +1,76 @@
+# Bugs on purpose. Each is a copy of one source file of the core with one thing changed, linked with
+# the harness that has to find it. A fuzzer that finds none of them is itself broken.
+
+# triton_fast_planted_bug(NAME HARNESS SOURCE FIND REPLACE): a target planted_NAME, not part of
+# `all`. FIND must be in the file just once: a bug whose place has moved is an error here and not a
+# check that no longer checks anything.
+add_custom_target(planted)
+function(triton_fast_planted_bug name harness source find replace)
+  set(original "${PROJECT_SOURCE_DIR}/csrc/${source}")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${original}")
+  file(READ "${original}" text)
+  string(FIND "${text}" "${find}" first)
+  string(FIND "${text}" "${find}" last REVERSE)
+  if(first EQUAL -1 OR NOT first EQUAL last)
+    message(FATAL_ERROR "planted bug ${name}: ${source} must have this just once: ${find}")
+  endif()
+  string(REPLACE "${find}" "${replace}" text "${text}")
+  set(patched "${CMAKE_CURRENT_BINARY_DIR}/planted/${name}.cpp")
+  file(CONFIGURE OUTPUT "${patched}" CONTENT "${text}" @ONLY)
+
+  set(sources ${core_sources})
+  list(REMOVE_ITEM sources ${source})
+  # Objects come before the archive, so the patched file's symbols are the ones that are linked.
+  add_executable(planted_${name} EXCLUDE_FROM_ALL "${patched}")
+  target_link_libraries(planted_${name} PRIVATE ${harness}_harness triton_fast_fuzz_core)
+  target_link_options(planted_${name} PRIVATE -fsanitize=fuzzer)
+  set_target_properties(planted_${name} PROPERTIES FUZZ_HARNESS ${harness})
+  add_dependencies(planted planted_${name})
+  set_property(GLOBAL APPEND_STRING PROPERTY planted_list "${name} ${harness}\n")
+endfunction()
+
+set(reader src/wire/response_reader.cpp)
+
+# Written past the caller's array.
+triton_fast_planted_bug(
+  destination_size fuzz_response ${reader} "size == destination->memory.size &&" "size != 0 &&")
+# A number cut in two by a piece's end is read as two.
+triton_fast_planted_bug(split_number fuzz_response ${reader} "if (shift_ != 0) return false;" "")
+# Memory taken on the word of a length.
+triton_fast_planted_bug(
+  eager fuzz_response ${reader} "std::min(whole, kEagerSize)" "std::min(whole, 2 * kEagerSize)")
+# Lengths not held against what is left.
+triton_fast_planted_bug(
+  length fuzz_response ${reader} "if (size > frame_end() - position_) {" "if (false) {")
+# A payload that is too long for its shape.
+triton_fast_planted_bug(
+  payload_size fuzz_response ${reader} "expected * size != payload.size"
+  "expected * size > payload.size")
+# Text that is not looked at.
+triton_fast_planted_bug(
+  text fuzz_response ${reader} "if (!is_utf8({reinterpret_cast" "if (text_->size() < 4 && !is_utf8({reinterpret_cast")
+# A shape that no array can have, for an output in shared memory.
+triton_fast_planted_bug(
+  negative_shape fuzz_response ${reader} "if (dimension < 0) return false;" "")
+# Reading past the end of a BYTES tensor.
+triton_fast_planted_bug(
+  element fuzz_strings src/wire/strings.cpp "if (size > encoded.size - kPrefix) return false;"
+  "if (size > encoded.size) return false;")
+# Surrogates let through.
+triton_fast_planted_bug(
+  surrogate fuzz_strings src/wire/strings.cpp "if (lead == 0xed) high = 0x9f;" "")
+# Two bytes reserved where three are written.
+triton_fast_planted_bug(
+  ucs4_size fuzz_strings src/wire/strings.cpp "c < 0x800 ? 2 : c < 0x10000"
+  "c < 0x900 ? 2 : c < 0x10000")
+# The gather list of a request without the last pieces of its header.
+triton_fast_planted_bug(
+  gather fuzz_request src/wire/request_writer.cpp "if (begin != header_.size()) segments_"
+  "if (begin == 0) segments_")
+# A varint's length wrong from four bytes on.
+triton_fast_planted_bug(
+  shape_size fuzz_request src/wire/request_writer.cpp "shape_size += varint_size("
+  "shape_size += varint_size(INT64_MAX & ")
+
+get_property(planted_list GLOBAL PROPERTY planted_list)
+file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/planted/list" "${planted_list}")

@@ -1,0 +1,32 @@
+"""What every test gets: the ledger of native objects, and a header that names the versions."""
+
+from __future__ import annotations
+
+import gc
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+
+
+def pytest_report_header() -> str:
+    names = ("triton-fast", "numpy", "grpcio", "protobuf", "tritonclient", "nvidia-pytriton")
+    return "versions: " + ", ".join(f"{name} {_version(name)}" for name in names)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(none)"
+
+
+@pytest.fixture(autouse=True)
+def ledger():
+    """No test may leave a payload or a held buffer behind."""
+    from triton_fast._core import _wire
+
+    gc.collect()
+    before = _wire.live_counts()
+    yield
+    gc.collect()
+    assert _wire.live_counts() == before

@@ -1,0 +1,422 @@
+"""Inference through a real Triton: every datatype, every kind of input, every way to call."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import CancelledError, wait
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from triton_fast import (
+    DATATYPES,
+    Client,
+    ClosedError,
+    InvalidArgument,
+    InvalidOption,
+    InvalidTensor,
+    RequestedOutput,
+    Tensor,
+)
+from triton_fast.datatypes import dtype_of
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def client(triton_server):
+    with Client(triton_server.grpc_url, timeout=60) as client:
+        yield client
+
+
+def bits(array):
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def samples(datatype):
+    """Values at the edges of a datatype, as one array."""
+    if datatype == "BYTES":
+        return np.array([b"", b"a", "é€𝄞".encode(), b"nul\0inside\0", bytes(range(256))], object)
+    dtype = dtype_of(datatype)
+    if datatype == "BOOL":
+        return np.array([True, False, True])
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return np.array([info.min, info.max, 0, 1], dtype)
+    # Every bit pattern counts: signalling NaNs, NaNs with payloads, subnormals, both zeros.
+    width = dtype.itemsize
+    patterns = [0, 1, 1 << (8 * width - 1), (1 << (8 * width)) - 1, 0x7F << (8 * width - 8)]
+    unsigned = np.dtype(f"u{width}")
+    random = (
+        np.random.default_rng(7).integers(0, 1 << (8 * width), 50, np.uint64, endpoint=False)
+        if width < 8
+        else np.random.default_rng(7).integers(0, 2**64 - 1, 50, np.uint64)
+    )
+    return np.concatenate([np.array(patterns, unsigned), random.astype(unsigned)]).view(dtype)
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_every_datatype_comes_back_bit_for_bit(client, datatype):
+    values = samples(datatype)
+    result = client.infer(f"identity_{datatype.lower()}", {"INPUT0": values})
+    received = result["OUTPUT0"]
+    assert received.dtype == values.dtype
+    assert received.shape == values.shape
+    if datatype == "BYTES":
+        assert received.tolist() == values.tolist()
+    else:
+        assert (bits(received) == bits(values)).all()
+        assert received.flags.writeable
+        assert received.flags.c_contiguous
+        assert received.flags.aligned
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_empty_tensors(client, datatype):
+    values = np.empty(0, dtype_of(datatype))
+    received = client.infer(f"identity_{datatype.lower()}", {"INPUT0": values})["OUTPUT0"]
+    assert received.shape == (0,)
+    assert received.dtype == values.dtype
+
+
+def test_a_tensor_without_dimensions_is_the_servers_to_refuse(client):
+    # Triton wants the model's one dimension; the client sends what it is given.
+    with pytest.raises(InvalidArgument, match="shape"):
+        client.infer("identity_fp32", {"INPUT0": np.float32(3)})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 0, 5), (7, 1, 1)])
+def test_shapes_and_orders(client, shape):
+    values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    for sent in (values, np.asfortranarray(values), values.astype(">f4"), values[::-1], values.T):
+        received = client.infer("identity_rank3", {"INPUT0": sent})["OUTPUT0"]
+        assert (received == sent).all()
+        assert received.shape == sent.shape
+        assert received.dtype == np.float32
+
+
+def test_strings_in_every_form(client):
+    words = ["", "plain", "é€𝄞", "nul\0inside"]
+    expected = [word.encode() for word in words]
+    for sent in (words, expected, np.array(words, object), np.array(words), np.array(expected)):
+        received = client.infer("identity_bytes", {"INPUT0": sent})["OUTPUT0"]
+        assert received.tolist() == expected
+    upper = client.infer("strings", {"TEXT": ["straße", ""]})
+    assert [value.decode() for value in upper["UPPER"]] == ["STRASSE", ""]
+    assert upper["LENGTH"].tolist() == [7, 0]
+
+
+def test_raw_memory(client):
+    values = np.array([1.5, -2], ml_dtypes.bfloat16)
+    raw = Tensor(values.view(np.uint16), "BF16", [2])
+    assert (client.infer("identity_bf16", {"INPUT0": raw})["OUTPUT0"] == values).all()
+
+
+def test_several_tensors(client):
+    inputs = {
+        "INPUT0": np.arange(5, dtype=np.float32),
+        "INPUT1": np.arange(3, dtype=np.int32),
+        "INPUT2": ["x", "yy"],
+    }
+    result = client.infer("identity_mixed", inputs)
+    assert set(result) == {"OUTPUT0", "OUTPUT1", "OUTPUT2"}
+    assert len(result) == 3
+    for index in range(3):
+        assert (
+            result[f"OUTPUT{index}"].tolist()
+            == np.asarray(inputs[f"INPUT{index}"]).astype("S" if index == 2 else None).tolist()
+        )
+    only = client.infer("identity_mixed", inputs, outputs=["OUTPUT1"])
+    assert list(only) == ["OUTPUT1"]
+    with pytest.raises(KeyError, match="no output 'OUTPUT0' in the answer.*'OUTPUT1'"):
+        only["OUTPUT0"]
+
+
+def test_the_answer_says_where_it_is_from(client):
+    parameters = {"flag": True, "count": -(2**63), "text": "é", "ratio": 0.1}
+    result = client.infer(
+        "identity_fp32",
+        {"INPUT0": np.zeros(1, np.float32)},
+        request_id="request 7",
+        parameters=parameters,
+        model_version="1",
+    )
+    assert (result.model_name, result.model_version) == ("identity_fp32", "1")
+    assert result.id == "request 7"
+    assert {key: result.parameters[key] for key in parameters} == parameters
+    assert "identity_fp32" in repr(result)
+    assert "OUTPUT0: float32[1]" in repr(result)
+
+
+def test_a_batched_model(client):
+    left = np.random.default_rng(2).normal(size=(3, 16)).astype(np.float32)
+    right = np.ones((3, 16), np.float32)
+    result = client.infer("add_sub", {"INPUT0": left, "INPUT1": right})
+    assert (result["OUTPUT0"] == left + right).all()
+    assert (result["OUTPUT1"] == left - right).all()
+
+
+def test_shapes_that_only_the_answer_knows(client):
+    row = np.arange(4, dtype=np.float32)
+    result = client.infer("variable", {"ROW": row, "COUNT": np.array([3], np.int32)})
+    assert (result["TWICE"] == np.concatenate([row, row])).all()
+    assert (result["TILED"] == np.tile(row, (3, 1))).all()
+
+
+def test_classification(client):
+    result = client.infer(
+        "identity_fp32",
+        {"INPUT0": np.array([0.5, 3, 1], np.float32)},
+        outputs=[RequestedOutput("OUTPUT0", {"classification": 2})],
+    )
+    assert [value.split(b":")[1] for value in result["OUTPUT0"]] == [b"1", b"2"]
+
+
+# Receiving into the caller's arrays -------------------------------------------------------------
+
+
+def test_out_receives(client):
+    values = np.random.default_rng(3).normal(size=1000).astype(np.float32)
+    out = np.zeros_like(values)
+    result = client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": out})
+    assert result["OUTPUT0"] is out
+    assert (out == values).all()
+    # The very memory that is sent may receive.
+    client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": values})
+    assert (values == out).all()
+
+
+def test_out_of_any_layout(client):
+    values = np.arange(12, dtype=np.float32)
+    strided = np.zeros(24, np.float32)[::2]
+    assert client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": strided})
+    assert (strided == values).all()
+    swapped = np.zeros(12, ">f4")
+    client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": swapped})
+    assert (swapped == values).all()
+    words = np.empty(2, object)
+    client.infer("identity_bytes", {"INPUT0": ["a", "b"]}, out={"OUTPUT0": words})
+    assert words.tolist() == [b"a", b"b"]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ({"OUTPUT0": np.zeros(4, np.float32)}, r"out\['OUTPUT0'\] is FP32 \[4\].*FP32 \[3\]"),
+        ({"OUTPUT0": np.zeros(3, np.int32)}, r"out\['OUTPUT0'\] is INT32 \[3\].*FP32 \[3\]"),
+        (
+            {"OUTPUT0": np.zeros(8, np.float32)[::2]},
+            r"is float32 \[4\]; the answer is float32 \[3\]",
+        ),
+        ({"OUTPUT0": np.zeros(3, np.complex64)}, "dtype complex64, which no output can have"),
+        ({"OUTPUT0": np.frombuffer(bytes(12), np.float32)}, "read-only"),
+        ({"OUTPUT0": [0.0]}, "is a list; it must be a numpy array"),
+        ({"WRONG": np.zeros(3, np.float32)}, r"out\['WRONG'\].*gave 'OUTPUT0'"),
+    ],
+)
+def test_out_that_cannot_take_the_answer(client, out, message):
+    with pytest.raises(InvalidTensor, match=message):
+        client.infer("identity_fp32", {"INPUT0": np.zeros(3, np.float32)}, out=out)
+    # and the client is as good as new
+    test_out_receives(client)
+
+
+# Handles and futures -----------------------------------------------------------------------------
+
+
+def test_a_model_handle(client):
+    model = client.model("add_sub", outputs=["OUTPUT0"])
+    assert model.name == "add_sub"
+    assert model.signature.inputs["INPUT0"].shape == (-1, 16)
+    assert model.signature.max_batch_size == 8
+    left = np.ones((2, 16), np.float32)
+    for result in (
+        model({"INPUT0": left, "INPUT1": left}),
+        model(INPUT0=left, INPUT1=left),
+        model({"INPUT0": left}, INPUT1=left, request_id="1"),
+        model.submit(INPUT0=left, INPUT1=left).result(),
+    ):
+        assert list(result) == ["OUTPUT0"]
+        assert (result["OUTPUT0"] == 2).all()
+    assert model(INPUT0=left[:1], INPUT1=left[:1])["OUTPUT0"].shape == (1, 16)
+    with pytest.raises(InvalidOption, match="input 'INPUT0' was given twice"):
+        model({"INPUT0": left}, INPUT0=left)
+
+
+def test_a_model_handle_refuses_before_sending(client):
+    model = client.model("add_sub")
+    fits = np.ones((2, 16), np.float32)
+    before = inferences(client, "add_sub")
+    for inputs, message in (
+        ({"INPUT0": fits}, "also takes 'INPUT1'"),
+        ({"INPUT0": fits, "INPUT2": fits}, "no input 'INPUT2'; it takes 'INPUT0', 'INPUT1'"),
+        ({"INPUT0": fits, "INPUT1": fits.astype(np.float64)}, "is FP32, and the tensor is FP64"),
+        ({"INPUT0": fits, "INPUT1": fits[:, 1:]}, r"shape \[-1, 16\].*has \[2, 15\]"),
+        ({"INPUT0": np.ones((9, 16), np.float32), "INPUT1": fits}, "batches of up to 8"),
+    ):
+        with pytest.raises(InvalidTensor, match=message):
+            model(inputs)
+    with pytest.raises(InvalidTensor, match="no output 'Z'; it gives 'OUTPUT0', 'OUTPUT1'"):
+        client.model("add_sub", outputs=["Z"])(INPUT0=fits, INPUT1=fits)
+    # What the handle learned, infer() holds calls against too.
+    with pytest.raises(InvalidTensor, match="no input 'X'"):
+        client.infer("add_sub", {"X": fits})
+    assert inferences(client, "add_sub") == before
+
+
+def inferences(client, model):
+    from triton_fast.messages import decode  # noqa: F401
+
+    options = client._connection.options("ModelStatistics")
+    message = client._connection.exchange("ModelStatistics", {"name": model}, options)
+    statistics = message.model_stats[0].inference_stats
+    return statistics.success.count + statistics.fail.count
+
+
+def test_an_optional_input_may_be_left_out(client):
+    model = client.model("identity_optional")
+    assert list(model(INPUT0=np.zeros((1, 2), np.float32))) == ["OUTPUT0"]
+
+
+def test_submit(client):
+    values = [np.full(100, n, np.float32) for n in range(50)]
+    futures = [client.submit("identity_fp32", {"INPUT0": value}) for value in values]
+    wait(futures, timeout=60)
+    for value, future in zip(values, futures, strict=True):
+        assert (future.result()["OUTPUT0"] == value).all()
+    out = np.zeros(3, np.float32)
+    future = client.submit("identity_fp32", {"INPUT0": values[1][:3]}, out={"OUTPUT0": out})
+    assert future.result()["OUTPUT0"] is out
+    assert (out == 1).all()
+
+
+def test_errors_of_a_future_are_the_futures(client):
+    with pytest.raises(InvalidTensor):
+        client.submit("identity_fp32", {"INPUT0": 3})
+    future = client.submit("identity_fp32", {"WRONG": np.zeros(1, np.float32)})
+    assert isinstance(future.exception(60), InvalidArgument)
+    wrong = np.zeros(2, np.float32)
+    future = client.submit(
+        "identity_fp32", {"INPUT0": np.zeros(1, np.float32)}, out={"OUTPUT0": wrong}
+    )
+    assert isinstance(future.exception(60), InvalidTensor)
+
+
+def slow(seconds):
+    return {"INPUT0": np.zeros(1, np.float32), "DELAY": np.array([seconds], np.float32)}
+
+
+def test_a_future_can_be_cancelled(client):
+    future = client.submit("slow", slow(30))
+    assert not future.done()
+    assert future.cancel()
+    assert future.cancelled()
+    with pytest.raises(CancelledError):
+        future.result()
+    done = client.submit("slow", slow(0))
+    done.result(60)
+    assert not done.cancel()
+
+
+# Many at once ------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_client(client):
+    errors = []
+
+    def work(seed):
+        try:
+            random = np.random.default_rng(seed)
+            for _ in range(30):
+                values = random.normal(size=random.integers(1, 5000)).astype(np.float32)
+                received = client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"]
+                assert (received == values).all()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_closing_while_calls_run_ends_them(triton_server):
+    client = Client(triton_server.grpc_url)
+    outcomes = []
+
+    def work():
+        try:
+            client.infer("slow", slow(20))
+        except BaseException as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    future = client.submit("slow", slow(20))
+    threading.Event().wait(0.5)
+    client.close()
+    client.close()
+    for thread in threads:
+        thread.join(10)
+    assert [type(error) for error in outcomes] == [ClosedError] * 4
+    assert isinstance(future.exception(10), ClosedError)
+    with pytest.raises(ClosedError, match=f"client of {triton_server.grpc_url} is closed"):
+        client.infer("slow", slow(0))
+    with pytest.raises(ClosedError):
+        client.submit("slow", slow(0))
+    with pytest.raises(ClosedError):
+        client.is_live()
+    assert "closed" in repr(client)
+
+
+# What a call may carry ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_compression(client, compression):
+    values = np.zeros(100_000, np.float32)
+    result = client.infer("identity_fp32", {"INPUT0": values}, compression=compression)
+    assert (result["OUTPUT0"] == values).all()
+    with pytest.raises(InvalidOption, match="'gzip', 'deflate' or None, not 'zstd'"):
+        client.infer("identity_fp32", {"INPUT0": values}, compression="zstd")
+
+
+def test_headers_reach_the_server(triton_server_factory):
+    with triton_server_factory(
+        models=["identity_fp32"], extra_args=["--grpc-header-forward-pattern=x-.*"]
+    ) as server:
+        tokens = iter(["one", "two"])
+        with Client(
+            server.grpc_url,
+            timeout=60,
+            headers={"X-Client": "c"},
+            header_hook=lambda call: {"x-token": next(tokens), "x-call": call},
+        ) as client:
+            inputs = {"INPUT0": np.zeros(1, np.float32)}
+            first = client.infer("identity_fp32", inputs, headers={"x-own": "o"}).parameters
+            second = client.infer("identity_fp32", inputs).parameters
+        assert (first["x-client"], first["x-token"], first["x-own"]) == ("c", "one", "o")
+        assert first["x-call"] == "ModelInfer('identity_fp32')"
+        assert second["x-token"] == "two"
+        assert "x-own" not in second
+
+
+def test_queue_timeout_and_priority(client):
+    result = client.infer(
+        "identity_fp32",
+        {"INPUT0": np.zeros(1, np.float32)},
+        priority=1,
+        queue_timeout=1.5,
+        timeout=math.inf,
+    )
+    assert result["OUTPUT0"].tolist() == [0]
+
+
+def test_a_large_tensor(client):
+    values = np.arange(16 << 20, dtype=np.float32)  # 64 MiB
+    assert (client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"] == values).all()

@@ -1,0 +1,259 @@
+"""What may be an input, what it is sent as, and what is refused."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from triton_fast import DATATYPES, InvalidTensor, Tensor
+from triton_fast._core import _wire
+from triton_fast.datatypes import datatype_of, dtype_of
+from triton_fast.messages import decode
+from triton_fast.tensor import input_tensor
+
+
+def encoded(value):
+    tensor = input_tensor("x", value)
+    request = _wire.Request(_wire.Header("m"))
+    request.add_input(*tensor)
+    return request
+
+
+def sent(value):
+    """The datatype, shape and bytes that an input is sent as."""
+    message = decode("ModelInferRequest", encoded(value).render())
+    (tensor,) = message.inputs
+    (payload,) = message.raw_input_contents
+    return tensor.datatype, tuple(tensor.shape), payload
+
+
+def address_sent(value):
+    """Where in memory an input is sent from."""
+    _, (address, _) = encoded(value).segments()
+    return address
+
+
+@pytest.mark.parametrize("datatype", [d for d in DATATYPES if d not in {"BF16", "BYTES"}])
+def test_arrays_are_sent_from_their_own_memory(datatype):
+    values = np.arange(6).reshape(2, 3).astype(dtype_of(datatype))
+    tensor = input_tensor("x", values)
+    assert tensor[:3] == ("x", datatype, (2, 3))
+    assert tensor.payload is values
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_the_two_tables_of_datatypes_agree(datatype):
+    size = _wire.datatype_size(datatype)
+    assert size == (0 if datatype == "BYTES" else dtype_of(datatype).itemsize)
+    assert datatype_of(dtype_of(datatype)) == datatype
+
+
+def test_only_what_the_table_has_is_a_datatype():
+    assert _wire.datatype_size("FP8") == -1
+    assert _wire.datatype_size("") == -1
+    with pytest.raises(KeyError):
+        dtype_of("FP8")
+
+
+def test_bfloat16():
+    values = np.array([1, -2, 3.5], ml_dtypes.bfloat16)
+    assert sent(values) == ("BF16", (3,), values.tobytes())
+    assert address_sent(values) == values.ctypes.data
+    raw = Tensor(values.view(np.uint16), "BF16", [3])
+    assert sent(raw) == sent(values)
+    assert address_sent(raw) == values.ctypes.data
+
+
+def test_bfloat16_without_ml_dtypes_is_received_as_its_bits():
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np
+from triton_fast.datatypes import dtype_of
+assert dtype_of("BF16") == np.uint16, dtype_of("BF16")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i8", ">u2", ">f2", ">f8", ">i4"])
+def test_foreign_byte_orders_are_converted(dtype):
+    values = np.array([1, 2, 60], dtype)
+    native = values.astype(values.dtype.newbyteorder("="))
+    assert sent(values) == (datatype_of(native.dtype), (3,), native.tobytes())
+
+
+def test_strided_arrays_are_sent_in_c_order():
+    base = np.arange(24, dtype=np.int32).reshape(4, 6)
+    for view in (base.T, base[::2, ::3], base[::-1], np.asfortranarray(base), base[:, 0]):
+        assert sent(view) == ("INT32", view.shape, view.tobytes("C"))
+
+
+def test_the_array_is_not_changed_or_kept():
+    values = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    before = sys.getrefcount(values)
+    sent(values)
+    assert sys.getrefcount(values) == before
+    assert values.flags.f_contiguous
+
+
+def test_scalars_and_empty_tensors():
+    assert sent(np.array(3, np.int16)) == ("INT16", (), b"\3\0")
+    assert sent(np.float32(0)) == ("FP32", (), b"\0\0\0\0")
+    assert sent(np.empty((0, 4), np.float32)) == ("FP32", (0, 4), b"")
+    assert sent(np.array(3.0).astype(">f8")) == ("FP64", (), np.float64(3).tobytes())
+
+
+def test_buffers_of_other_libraries_are_not_copied():
+    for value, datatype in (
+        (array.array("f", [1, 2, 3]), "FP32"),
+        (bytearray(b"abc"), "UINT8"),
+        (memoryview(b"abc"), "UINT8"),
+        ((ctypes.c_double * 3)(1, 2, 3), "FP64"),
+    ):
+        tensor = input_tensor("x", value)
+        assert (tensor.datatype, tensor.shape) == (datatype, (3,))
+        assert address_sent(value) == np.asarray(memoryview(value)).ctypes.data
+
+
+class OnDevice:
+    """An object with DLPack only, as torch's tensors have it."""
+
+    def __init__(self, values, device=1):
+        self.values = values
+        self.device = device
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return (self.device, 0)
+
+
+def test_dlpack_is_not_copied():
+    values = np.arange(4, dtype=np.float32)
+    assert sent(OnDevice(values)) == sent(values)
+    assert address_sent(OnDevice(values)) == values.ctypes.data
+
+
+def test_dlpack_on_a_device_is_refused():
+    with pytest.raises(InvalidTensor, match=r"input 'x': the OnDevice is on device .* not on the"):
+        input_tensor("x", OnDevice(np.zeros(1), device=2))
+
+
+def test_torch_tensors_are_not_copied():
+    torch = pytest.importorskip("torch", reason="torch is not installed (optional)")
+    for dtype, datatype in (
+        (torch.float32, "FP32"),
+        (torch.bfloat16, "BF16"),
+        (torch.int8, "INT8"),
+    ):
+        values = torch.arange(6).reshape(2, 3).to(dtype)
+        tensor = input_tensor("x", values)
+        assert (tensor.datatype, tensor.shape) == (datatype, (2, 3))
+        assert address_sent(values) == values.data_ptr()
+    turned = torch.arange(6, dtype=torch.float32).reshape(2, 3).T
+    assert sent(turned)[2] == turned.numpy().tobytes()
+    with pytest.raises(InvalidTensor, match=r"input 'x'.*grad"):
+        input_tensor("x", torch.zeros(1, requires_grad=True))
+
+
+def strings(*values):
+    return b"".join(
+        len(v).to_bytes(4, "little") + v
+        for v in (value.encode() if isinstance(value, str) else value for value in values)
+    )
+
+
+def test_strings_in_every_form():
+    words = ["", "a", "é€𝄞", "nul\0inside"]
+    expected = ("BYTES", (4,), strings(*words))
+    assert sent(words) == expected
+    assert sent(tuple(words)) == expected
+    assert sent([word.encode() for word in words]) == expected
+    assert sent(np.array(words, object)) == expected
+    assert sent(np.array(words, "U")) == expected
+    assert sent(np.array(words, ">U10")) == expected
+    assert sent(np.array([word.encode() for word in words], "S")) == expected
+    assert sent(Tensor(strings(*words), "BYTES", [4])) == expected
+    if hasattr(np.dtypes, "StringDType"):
+        assert sent(np.array(words, np.dtypes.StringDType())) == expected
+
+
+def test_strings_of_several_dimensions():
+    rows = [["a", "bc"], ["d", b"\0"], ["", "x"]]
+    assert sent(rows) == ("BYTES", (3, 2), strings("a", "bc", "d", b"\0", "", "x"))
+    turned = np.array(rows, object).T
+    assert sent(turned) == ("BYTES", (2, 3), strings("a", "d", "", "bc", b"\0", "x"))
+    assert sent([[], []]) == ("BYTES", (2, 0), b"")
+    assert sent([]) == ("BYTES", (0,), b"")
+    assert sent(np.array("word")) == ("BYTES", (), strings("word"))
+    assert sent(np.array([["ab", "c"], ["d", "e"]])[:, ::-1])[2] == strings("c", "ab", "e", "d")
+    assert sent(np.empty((0, 2), "S3")) == ("BYTES", (0, 2), b"")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array([1, 2], object), "element 0 is a int"),
+        (np.array(["a", None], object), "element 1 is a NoneType"),
+        (["a", 3], "element 1 is a int"),
+        ([1.5, 2.5], "a list is sent as BYTES .* not float.*dtype"),
+        ([["a"], ["b", "c"]], "rows are not all of one length"),
+        (["ok", "\ud800"], "element 1 .* UTF-8"),
+        (np.array(["ok", "\ud800"], "U"), r"element 1 holds U\+D800"),
+        ("word", "a single str has no shape"),
+        (b"word", "a single bytes has no shape"),
+        (3.5, "a float is no tensor"),
+        (None, "a NoneType is no tensor"),
+        (object(), "an? object is no tensor"),
+        (np.array([1j]), "dtype complex128"),
+        (np.array(["2020-01-01"], "M8[D]"), "dtype datetime64"),
+        (np.zeros(2, [("a", "i4")]), "no datatype holds"),
+        (np.ma.masked_array([1.0], [True]), "mask"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_by_name(value, message):
+    with pytest.raises(InvalidTensor, match=rf"(?s)input 'x': .*{message}") as caught:
+        input_tensor("x", value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((b"123", "FP32", [1]), r"FP32 \[1\] takes 4 bytes, and the memory has 3"),
+        ((b"1234", "FP8", [4]), "no datatype 'FP8'"),
+        ((b"", "FP32", [-1]), "negative"),
+        ((b"", "FP32", 3), "sequence of whole numbers"),
+        ((b"\3\0\0\0ab", "BYTES", [1]), "cut off"),
+        ((b"\1\0\0\0a", "BYTES", [2]), r"BYTES \[2\] has 2 elements, and the 5 bytes hold 1"),
+        ((3.5, "FP32", [1]), "no buffer"),
+        ((np.array(["a"], object), "BYTES", [1]), "pointers"),
+        ((None, "FP32", [1]), "shared memory"),
+    ],
+)
+def test_raw_memory_must_be_what_it_says(arguments, message):
+    with pytest.raises(InvalidTensor, match=message):
+        Tensor(*arguments)
+
+
+def test_raw_memory_is_borrowed():
+    memory = bytearray(8)
+    tensor = Tensor(memory, "INT32", (2,))
+    assert tensor.shape == (2,)
+    assert address_sent(tensor) == np.asarray(memoryview(memory)).ctypes.data
+    strided = Tensor(np.arange(8, dtype=np.uint8)[::2], "INT32", [1])
+    assert sent(strided) == ("INT32", (1,), b"\0\2\4\6")
+
+
+def test_shared_memory_has_no_payload():
+    parameters = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+    tensor = input_tensor("x", Tensor(None, "FP32", [1], parameters=parameters))
+    assert tensor.payload is None
+    assert tensor.parameters == parameters
