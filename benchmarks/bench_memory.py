@@ -29,7 +29,7 @@ def measure(server: Addresses, byte_size: int, smoke: bool) -> Measure:
     def measured() -> dict[str, tuple[Samples, list[int]]]:
         if not results:
             results.update({cls.name: (Samples(), []) for cls in COMPETING})
-            for _ in range(1 if smoke else 3):
+            for _ in range(1 if smoke else 2):
                 for name, (samples, peaks) in results.items():
                     seen = _one_call(name, server, byte_size)
                     samples.readings.append((seen["start"], seen["end"]))

@@ -14,7 +14,7 @@ from sampling import Plan, Samples, alternate
 
 from triton_fast._core import _wire
 
-GROUP = "encode + decode 10,000 × 20 B"
+GROUP = "encode + decode, 10,000 of 20 B"
 
 
 def _ours(case: Case) -> Callable[[], np.ndarray[Any, Any]]:

@@ -1,6 +1,6 @@
 """One inference in a process of its own: how long it takes and how much memory, as JSON.
 
-    python one_call.py CONTENDER GRPC_ADDRESS HTTP_ADDRESS BYTE_SIZE
+python one_call.py CONTENDER GRPC_ADDRESS HTTP_ADDRESS BYTE_SIZE
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(name: str, grpc_address: str, http_address: str, byte_size: str) -> Non
     # A small call first: libraries, connections and threads are there before the measured one.
     small = numbers(64, "64 B")
     contender = cls(server, small)
-    verify(contender, small)
+    verify(contender, small, contender.call())
     contender.close()
 
     case = numbers(int(byte_size), "large")
@@ -43,8 +43,7 @@ def main(name: str, grpc_address: str, http_address: str, byte_size: str) -> Non
     end = time.perf_counter()
     cpu_seconds = time.process_time() - cpu_start
     peak = _status("VmHWM") - before
-    del received
-    verify(contender, case)
+    verify(contender, case, received)
     contender.close()
     json.dump({"start": start, "end": end, "peak": peak, "cpu_seconds": cpu_seconds}, sys.stdout)
 

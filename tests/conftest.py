@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+pytest_plugins = ["server_level"]
+
 
 def pytest_report_header() -> str:
     names = ("triton-fast", "numpy", "grpcio", "protobuf", "tritonclient", "nvidia-pytriton")

@@ -124,7 +124,7 @@ def _read(name: str, source: PemSource | None) -> bytes | None:
 
 
 def _check_pem(name: str, pem: bytes, where: str) -> None:
-    # A transport says of a bad key no more than that the handshake failed, and only at the first call.
+    # Of a bad key a transport says no more than that the handshake failed, at the first call.
     if name == "private_key":
         if b"-----BEGIN ENCRYPTED PRIVATE KEY" in pem or b"Proc-Type: 4,ENCRYPTED" in pem:
             raise InvalidOption(

@@ -64,7 +64,8 @@ struct Input {
   bool has_payload;
 };
 
-std::vector<Value> some_parameters(FuzzedDataProvider& from, std::uint32_t field, std::string& out) {
+std::vector<Value> some_parameters(FuzzedDataProvider& from, std::uint32_t field,
+                                   std::string& out) {
   std::vector<Value> values;
   for (unsigned count = from.ConsumeIntegralInRange(0u, 3u); count != 0; --count) {
     Value value;
@@ -96,7 +97,8 @@ std::vector<Value> some_parameters(FuzzedDataProvider& from, std::uint32_t field
   return values;
 }
 
-void check_parameters(std::string_view& from, std::uint32_t field, const std::vector<Value>& values) {
+void check_parameters(std::string_view& from, std::uint32_t field,
+                      const std::vector<Value>& values) {
   for (const Value& value : values) {
     REQUIRE(take_tag(from, field, kLengthType));
     std::string_view entry = take_bytes(from);
@@ -172,9 +174,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     input.has_payload = from.ConsumeBool();
     if (input.has_payload) {
       input.payload = from.ConsumeRandomLengthString(300);
-      writer.add_input(input.name, input.datatype, input.shape.data(), input.shape.size(), encoded,
-                       {reinterpret_cast<const std::uint8_t*>(input.payload.data()),
-                        input.payload.size()});
+      writer.add_input(
+          input.name, input.datatype, input.shape.data(), input.shape.size(), encoded,
+          {reinterpret_cast<const std::uint8_t*>(input.payload.data()), input.payload.size()});
     } else {
       writer.add_input_without_payload(input.name, input.datatype, input.shape.data(),
                                        input.shape.size(), encoded);

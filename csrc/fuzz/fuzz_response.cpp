@@ -48,7 +48,8 @@ using triton_fast::wire::ResponseReader;
 constexpr std::size_t kSettingSize = 4;
 constexpr std::uint8_t kUntouched = 0xa5;
 
-// ---- Memory --------------------------------------------------------------------------------------
+// ---- Memory
+// --------------------------------------------------------------------------------------
 
 // Bytes that the reader has at once, and the most so far. Frees are counted like allocations, so a
 // reallocation counts both blocks for a moment.
@@ -87,7 +88,8 @@ void check_memory(std::size_t come, std::uint64_t announced) {
   REQUIRE(peak <= kBase + kFactor * come + (announced > come ? std::min(announced, kEager) : 0));
 }
 
-// ---- Setting -------------------------------------------------------------------------------------
+// ---- Setting
+// -------------------------------------------------------------------------------------
 
 struct Wanted {
   const char* name;
@@ -157,7 +159,8 @@ class Cuts {
   std::minstd_rand random_;
 };
 
-// ---- Reading -------------------------------------------------------------------------------------
+// ---- Reading
+// -------------------------------------------------------------------------------------
 
 enum class Outcome { kRead, kWireError, kTensorError };
 
@@ -195,19 +198,18 @@ void feed_pieces(ResponseReader& reader, std::vector<std::uint8_t>& copy, Cuts c
   }
 }
 
-// ---- What must hold --------------------------------------------------------------------------------
+// ---- What must hold
+// --------------------------------------------------------------------------------
 
 bool is_text(const std::string& text) {
   return is_utf8({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
 }
 
 void check_parameters(const std::vector<Parameter>& parameters) {
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const Parameter& parameter = parameters[i];
+  for (const Parameter& parameter : parameters) {
     REQUIRE(is_text(parameter.key) && is_text(parameter.text));
     REQUIRE(parameter.kind == Parameter::Kind::kString || parameter.text.empty());
     REQUIRE(parameter.kind != Parameter::Kind::kBool || parameter.bits <= 1);
-    for (std::size_t k = 0; k < i; ++k) REQUIRE(parameters[k].key != parameter.key);
   }
 }
 
@@ -268,7 +270,8 @@ void check_output(const Output& output, const Destinations& destinations, std::u
 
 void check_results(Reading& reading, const Destinations& destinations, std::uint8_t chosen) {
   if (reading.outcome != Outcome::kRead) {
-    const char* const start = reading.outcome == Outcome::kWireError ? "ModelInferResponse" : "out['";
+    const char* const start =
+        reading.outcome == Outcome::kWireError ? "ModelInferResponse" : "out['";
     REQUIRE(reading.error.compare(0, std::strlen(start), start) == 0);
     REQUIRE(is_text(reading.error));
     // Names of the peer's are cut short; the shape and a name that the caller gave are not.
@@ -289,7 +292,8 @@ void check_results(Reading& reading, const Destinations& destinations, std::uint
     if (destinations.block(i) == nullptr) continue;
     bool placed = false;
     for (const Output& output : reader.outputs()) {
-      placed = placed || (output.source == Output::Source::kPlaced && output.name == wanted()[i].name);
+      placed =
+          placed || (output.source == Output::Source::kPlaced && output.name == wanted()[i].name);
     }
     for (std::size_t k = 0; !placed && k < wanted()[i].byte_size; ++k) {
       REQUIRE(destinations.block(i)[k] == kUntouched);
@@ -333,7 +337,8 @@ void check_alike(const Destinations& one, const Destinations& two) {
   }
 }
 
-// ---- How much of it gets through -----------------------------------------------------------------
+// ---- How much of it gets through
+// -----------------------------------------------------------------
 
 std::uint64_t inputs = 0;
 std::uint64_t accepted = 0;

@@ -1,5 +1,5 @@
-// Fuzzes BYTES tensors and UTF-8: what is encoded comes back as it was, hostile lengths are refused,
-// and is_utf8() agrees with a decoder written the slow way.
+// Fuzzes BYTES tensors and UTF-8: what is encoded comes back as it was, hostile lengths are
+// refused, and is_utf8() agrees with a decoder written the slow way.
 //
 // The first byte of an input says which of these it is for and how wide fixed-width elements are.
 #include <algorithm>
@@ -35,7 +35,10 @@ bool decode_utf8(ConstBuffer text, std::vector<std::uint32_t>& characters) {
       if ((text.data[i + k] & 0xc0) != 0x80) return false;
       character = character << 6 | (text.data[i + k] & 0x3f);
     }
-    const std::size_t needed = character < 0x80 ? 1 : character < 0x800 ? 2 : character < 0x10000 ? 3 : 4;
+    const std::size_t needed = character < 0x80      ? 1
+                               : character < 0x800   ? 2
+                               : character < 0x10000 ? 3
+                                                     : 4;
     if (size != needed || character > 0x10ffff) return false;
     if (character >= 0xd800 && character <= 0xdfff) return false;
     characters.push_back(character);

@@ -92,10 +92,12 @@ def seeds() -> dict[str, bytes]:
         raw.raw_output_contents.append(bytes(range(3 * size)))
         add(f"raw_{datatype.lower()}", PLAIN, raw)
     for datatype, (name, elements) in TYPED.items():
+        size = ELEMENT_SIZES.get(datatype)
         typed = response(model_name="m")
         output = typed.outputs.add(name="x", datatype=datatype, shape=[len(elements)])
         getattr(output.contents, name).extend(elements)
-        add(f"typed_{datatype.lower()}", PLAIN, typed)
+        # Pieces that end in the middle of a number, and have room for more than one.
+        add(f"typed_{datatype.lower()}", bytes([5 if size == 8 else 4, 0, 0, 0]), typed)
 
     text = response(model_name="m")
     text.outputs.add(name="x", datatype="BYTES", shape=[2, 2])
@@ -154,8 +156,8 @@ def seeds() -> dict[str, bytes]:
     # Broken ones.
     add(
         "too_long",
-        bytes([0, 0, 0xE6, 0]),
-        field(5, output) + b"\x32\xff\xff\xff\xff\x07" + bytes(9),
+        bytes([0, 0, 0xE7, 0]),
+        field(5, output) + b"\x32" + varint(0x70000000) + bytes(9),
     )
     add(
         "negative_shape",

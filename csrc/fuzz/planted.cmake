@@ -16,15 +16,18 @@ function(triton_fast_planted_bug name harness source find replace)
   endif()
   string(REPLACE "${find}" "${replace}" text "${text}")
   set(patched "${CMAKE_CURRENT_BINARY_DIR}/planted/${name}.cpp")
-  file(CONFIGURE OUTPUT "${patched}" CONTENT "${text}" @ONLY)
+  set(before "")
+  if(EXISTS "${patched}")
+    file(READ "${patched}" before)
+  endif()
+  if(NOT before STREQUAL text)
+    file(WRITE "${patched}" "${text}")  # only then, so that it is not compiled again for nothing
+  endif()
 
-  set(sources ${core_sources})
-  list(REMOVE_ITEM sources ${source})
   # Objects come before the archive, so the patched file's symbols are the ones that are linked.
   add_executable(planted_${name} EXCLUDE_FROM_ALL "${patched}")
   target_link_libraries(planted_${name} PRIVATE ${harness}_harness triton_fast_fuzz_core)
   target_link_options(planted_${name} PRIVATE -fsanitize=fuzzer)
-  set_target_properties(planted_${name} PROPERTIES FUZZ_HARNESS ${harness})
   add_dependencies(planted planted_${name})
   set_property(GLOBAL APPEND_STRING PROPERTY planted_list "${name} ${harness}\n")
 endfunction()
@@ -51,7 +54,8 @@ triton_fast_planted_bug(
   text fuzz_response ${reader} "if (!is_utf8({reinterpret_cast" "if (text_->size() < 4 && !is_utf8({reinterpret_cast")
 # A shape that no array can have, for an output in shared memory.
 triton_fast_planted_bug(
-  negative_shape fuzz_response ${reader} "if (dimension < 0) return false;" "")
+  negative_shape fuzz_response ${reader} "if (dimension < 0) return false;"
+  "if (dimension < 0) continue;")
 # Reading past the end of a BYTES tensor.
 triton_fast_planted_bug(
   element fuzz_strings src/wire/strings.cpp "if (size > encoded.size - kPrefix) return false;"
@@ -63,11 +67,10 @@ triton_fast_planted_bug(
 triton_fast_planted_bug(
   ucs4_size fuzz_strings src/wire/strings.cpp "c < 0x800 ? 2 : c < 0x10000"
   "c < 0x900 ? 2 : c < 0x10000")
-# The gather list of a request without the last pieces of its header.
+# A gather list that repeats the tags of earlier payloads.
 triton_fast_planted_bug(
-  gather fuzz_request src/wire/request_writer.cpp "if (begin != header_.size()) segments_"
-  "if (begin == 0) segments_")
-# A varint's length wrong from four bytes on.
+  gather fuzz_request src/wire/request_writer.cpp "begin = end;" "begin = fixed;")
+# The length of a negative dimension, wrong.
 triton_fast_planted_bug(
   shape_size fuzz_request src/wire/request_writer.cpp "shape_size += varint_size("
   "shape_size += varint_size(INT64_MAX & ")

@@ -1,6 +1,6 @@
-// A mutator that knows the shape of ModelInferResponse: it takes a message apart, changes one or two
-// fields, and puts it together with lengths that are right again, mostly. Left to libFuzzer's own
-// mutations alone, nearly every input dies of its first broken length.
+// A mutator that knows the shape of ModelInferResponse: it takes a message apart, changes one or
+// two fields, and puts it together with lengths that are right again, mostly. Left to libFuzzer's
+// own mutations alone, nearly every input dies of its first broken length.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -43,11 +43,11 @@ Message inside(Message message, std::uint32_t field) {
 struct Field {
   std::uint32_t number = 0;
   std::uint32_t wire_type = 0;
-  std::uint64_t value = 0;         // of a varint or a fixed number
-  std::string bytes;               // of a length-delimited field that is no message
-  std::vector<Field> fields;       // of one that is
+  std::uint64_t value = 0;    // of a varint or a fixed number
+  std::string bytes;          // of a length-delimited field that is no message
+  std::vector<Field> fields;  // of one that is
   Message message = Message::kNone;
-  std::int64_t length_error = 0;   // what to add to its length
+  std::int64_t length_error = 0;  // what to add to its length
 };
 using Fields = std::vector<Field>;
 
@@ -82,8 +82,7 @@ Fields parse(const std::string& from, Message message) {
     } else if (field.wire_type == triton_fast::wire::kLengthType) {
       std::uint64_t size = 0;
       if (!parse_varint(from, at, size)) break;
-      const auto taken =
-          static_cast<std::size_t>(std::min<std::uint64_t>(size, from.size() - at));
+      const auto taken = static_cast<std::size_t>(std::min<std::uint64_t>(size, from.size() - at));
       field.bytes = from.substr(at, taken);
       field.message = inside(message, field.number);
       if (field.message != Message::kNone) {
@@ -202,19 +201,39 @@ class Mutation {
   }
 
   std::uint64_t some_number() {
-    static constexpr std::uint64_t kNumbers[] = {
-        0,          1,          2,          3,          4,           7,
-        8,          16,         31,         32,         33,          127,
-        128,        255,        256,        0x7fffffff, 0x80000000,  0xffffffff,
-        0x7fffffffffffffff, 0x8000000000000000, 0xffffffffffffffff, 0xffffffff80000000};
+    static constexpr std::uint64_t kNumbers[] = {0,
+                                                 1,
+                                                 2,
+                                                 3,
+                                                 4,
+                                                 7,
+                                                 8,
+                                                 16,
+                                                 31,
+                                                 32,
+                                                 33,
+                                                 127,
+                                                 128,
+                                                 255,
+                                                 256,
+                                                 0x7fffffff,
+                                                 0x80000000,
+                                                 0xffffffff,
+                                                 0x7fffffffffffffff,
+                                                 0x8000000000000000,
+                                                 0xffffffffffffffff,
+                                                 0xffffffff80000000};
     return kNumbers[below(std::size(kNumbers))];
   }
 
   std::string some_text() {
     static const char* const kTexts[] = {
-        "out",   "int",    "text",   "byte",   "none", "half",  "shared", "BOOL", "INT8", "INT16",
-        "INT32", "INT64",  "UINT8",  "UINT16", "UINT32", "UINT64", "FP16", "BF16", "FP32", "FP64",
-        "BYTES", "",       "caf\xc3\xa9", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xff"};
+        "out",    "int",    "text",        "byte",         "none",
+        "half",   "shared", "BOOL",        "INT8",         "INT16",
+        "INT32",  "INT64",  "UINT8",       "UINT16",       "UINT32",
+        "UINT64", "FP16",   "BF16",        "FP32",         "FP64",
+        "BYTES",  "",       "caf\xc3\xa9", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+        "\xff"};
     return kTexts[below(std::size(kTexts))];
   }
 

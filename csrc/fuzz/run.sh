@@ -75,7 +75,7 @@ compile() {
 common() {
   echo "-max_len=1024 -malloc_limit_mb=64 -rss_limit_mb=2048 -timeout=10 -print_final_stats=1"
   if [ -n "${FUZZ_SEED:-}" ]; then echo "-seed=$FUZZ_SEED"; fi
-  if [ "$1" = fuzz_response ]; then echo "-dict=$here/inference.dict"; fi
+  if [ "$1" != fuzz_request ]; then echo "-dict=$here/inference.dict"; fi
 }
 
 # What is in the repository for a target, if anything.
@@ -159,8 +159,7 @@ run_planted() {
 }
 
 run_coverage() {
-  local tools suffix target profiles=() objects=()
-  # Debian names the tools by version where the plain name is missing.
+  local tools target profiles=() objects=()
   tools="$(dirname "$(readlink -f "$(command -v "$cxx")")")"
   [ -x "$tools/llvm-cov" ] && [ -x "$tools/llvm-profdata" ] ||
     stop "no llvm-cov beside $cxx; on Debian and Ubuntu: apt-get install llvm"
@@ -171,7 +170,7 @@ run_coverage() {
     LLVM_PROFILE_FILE="$build/coverage/$target.profraw" "$build/coverage/csrc/fuzz/$target" -runs=0 \
       -max_len=1024 "$build/corpus/$target" $(seeds "$target") >"$build/coverage/$target.log" 2>&1
     profiles+=("$build/coverage/$target.profraw")
-    objects+=(-object "$build/coverage/csrc/fuzz/$target")
+    objects+=(${objects[0]:+-object} "$build/coverage/csrc/fuzz/$target")
   done
   "$tools/llvm-profdata" merge -o "$build/coverage/all.profdata" "${profiles[@]}"
   "$tools/llvm-cov" report "${objects[@]}" -instr-profile="$build/coverage/all.profdata" \

@@ -36,5 +36,6 @@ class TritonPythonModel:
         weights = self.weights
         hidden = np.maximum(pixels @ weights["hidden"] + weights["hidden_bias"], 0)
         output = hidden @ weights["output"] + weights["output_bias"]
-        scores = np.exp(output - output.max(axis=1, keepdims=True))
-        return scores / scores.sum(axis=1, keepdims=True)
+        scores: np.ndarray[Any, Any] = np.exp(output - output.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+        return scores

@@ -6,7 +6,10 @@ or the process that started them end.
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
+import functools
+import http.client
+import json
 import os
 import signal
 import socket
@@ -22,11 +25,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc
-import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from triton_fast.errors import InvalidOption
 from triton_fast.testing import (
+    PYTHON_TEST_MODELS,
     TEST_MODELS,
     BackendBuildFailed,
     PythonBackendUnavailable,
@@ -35,15 +38,17 @@ from triton_fast.testing import (
     TritonServerNotFound,
     backends,
     find_tritonserver,
-    installation,
+    plugin,
+    python_backend,
     write_test_models,
 )
 from triton_fast.testing import server as server_module
 
 pytestmark = pytest.mark.server
 
+# The configurations here are complete; without this, Python models are loaded twice.
+COMPLETE = ["--disable-auto-complete-config"]
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON_MODELS = ("add_sub", "variable", "strings", "text_numbers")
 
 VALUES = {
     "BOOL": np.array([True, False, True]),
@@ -69,16 +74,24 @@ def client(triton_server):
         yield client
 
 
-def infer(client, model, inputs, *, outputs=None, module=tritonclient.grpc, **options):
+@pytest.fixture(scope="module")
+def python_models(triton_server_factory):
+    with triton_server_factory(models=PYTHON_TEST_MODELS) as server:
+        with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+            yield client
+        server.kill()
+
+
+def infer(client, model, inputs, *, outputs=None, **options):
     """Send numpy arrays (or a pair of datatype and array) through tritonclient."""
     tensors = []
-    for name, array in inputs.items():
-        datatype, array = array if isinstance(array, tuple) else (None, array)
+    for name, value in inputs.items():
+        datatype, array = value if isinstance(value, tuple) else (None, value)
         datatype = datatype or tritonclient.utils.np_to_triton_dtype(array.dtype)
-        tensor = module.InferInput(name, list(array.shape), datatype)
+        tensor = tritonclient.grpc.InferInput(name, list(array.shape), datatype)
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
-    wanted = None if outputs is None else [module.InferRequestedOutput(name) for name in outputs]
+    wanted = outputs and [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
     return client.infer(model, tensors, outputs=wanted, **options)
 
 
@@ -143,15 +156,31 @@ def test_identity_of_nothing(client):
 
 def test_identity_rank3(client):
     sent = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    assert np.array_equal(infer(client, "identity_rank3", {"INPUT0": sent}).as_numpy("OUTPUT0"), sent)
+    assert np.array_equal(
+        infer(client, "identity_rank3", {"INPUT0": sent}).as_numpy("OUTPUT0"), sent
+    )
 
 
 def test_identity_joins_the_pieces_of_an_input(triton_server):
-    # Over HTTP the server keeps a large body in many pieces.
-    sent = np.random.default_rng(1).random(3_000_001, np.float32)
-    with tritonclient.http.InferenceServerClient(triton_server.http_url) as client:
-        result = infer(client, "identity_cpp", {"INPUT0": sent}, module=tritonclient.http)
-    assert result.as_numpy("OUTPUT0").tobytes() == sent.tobytes()
+    # Over HTTP, the server keeps a body that comes in chunks in about as many pieces.
+    sent = np.random.default_rng(1).random(500_001, np.float32).tobytes()
+    size = {"parameters": {"binary_data_size": len(sent)}}
+    wanted = {"name": "OUTPUT0", "parameters": {"binary_data": True}}
+    tensor = {"name": "INPUT0", "shape": [len(sent) // 4], "datatype": "FP32", **size}
+    header = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
+    body = header + sent
+    headers = {"Inference-Header-Content-Length": len(header), "Transfer-Encoding": "chunked"}
+    connection = http.client.HTTPConnection(triton_server.http_url, timeout=30)
+    connection.request(
+        "POST",
+        "/v2/models/identity_cpp/infer",
+        (body[start : start + 10_000] for start in range(0, len(body), 10_000)),
+        {name: str(value) for name, value in headers.items()},
+        encode_chunked=True,
+    )
+    answer = connection.getresponse().read()
+    connection.close()
+    assert answer.endswith(sent)
 
 
 def test_identity_mixed_makes_only_what_is_asked_for(client):
@@ -233,14 +262,21 @@ def test_slow_notices_a_cancelled_call(client):
     assert time.monotonic() - start < 2
 
 
-def test_queued_refuses_by_timeout(client):
+def test_queued_refuses_when_the_queue_is_full_or_slow(client):
     slow = {"INPUT0": np.float32([[1]]), "DELAY": np.float32([[0.4]])}
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(infer, client, "queued", slow)
+    with ThreadPoolExecutor(8) as pool:
+        # One runs and one waits for the instance; what comes after them is in the queue.
+        ahead = [pool.submit(infer, client, "queued", slow) for _ in range(2)]
         time.sleep(0.1)
+        late = pool.submit(infer, client, "queued", slow, timeout=50_000)
+        others = [pool.submit(infer, client, "queued", slow) for _ in range(5)]
         with pytest.raises(InferenceServerException, match="timeout expired"):
-            infer(client, "queued", slow, timeout=50_000)
-        assert first.result().as_numpy("OUTPUT0").tolist() == [[1]]
+            late.result()
+        for call in ahead:
+            assert call.result().as_numpy("OUTPUT0").tolist() == [[1]]
+        refused = [call.exception() for call in others if call.exception() is not None]
+    assert refused
+    assert all("maximum queue size" in str(error) for error in refused)
 
 
 @pytest.mark.parametrize(
@@ -269,15 +305,18 @@ def test_failing_fails_as_told(client, code, status):
     assert expected in caught.value.message()
 
 
-def test_add_sub(client):
+@pytest.mark.parametrize("model", ["add_sub", "add_sub_python"])
+def test_add_sub(client, python_models, model):
+    chosen = python_models if model in PYTHON_TEST_MODELS else client
     left, right = np.random.default_rng(2).random((2, 8, 16), np.float32)
-    result = infer(client, "add_sub", {"INPUT0": left, "INPUT1": right})
+    result = infer(chosen, model, {"INPUT0": left, "INPUT1": right})
     assert np.array_equal(result.as_numpy("OUTPUT0"), left + right)
     assert np.array_equal(result.as_numpy("OUTPUT1"), left - right)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_variable(client, count):
+    # Neither of the outputs has the shape of an input.
     row = np.float32([1, 2, 3, 4])
     result = infer(client, "variable", {"ROW": row, "COUNT": np.int32([count])})
     assert result.as_numpy("TWICE").tolist() == [*row, *row]
@@ -287,7 +326,7 @@ def test_variable(client, count):
 def test_strings(client):
     text = np.array([b"", "straße".encode(), b"a\0b"], np.object_)
     result = infer(client, "strings", {"TEXT": text})
-    assert result.as_numpy("UPPER").tolist() == [b"", b"STRASSE", b"A\0B"]
+    assert result.as_numpy("UPPER").tolist() == [b"", "STRAßE".encode(), b"A\0B"]
     assert result.as_numpy("LENGTH").tolist() == [0, 7, 3]
 
 
@@ -295,10 +334,11 @@ def test_text_numbers(client):
     inputs = {"TEXT": np.array([b"1.5", b"-inf"], np.object_), "VALUE": np.float64([0.1])}
     result = infer(client, "text_numbers", inputs)
     assert result.as_numpy("PARSED").tolist() == [1.5, -np.inf]
-    assert result.as_numpy("WRITTEN").tolist() == [b"0.1"]
-    inputs["TEXT"] = np.array([b"many"], np.object_)
-    with pytest.raises(InferenceServerException, match="could not convert string to float"):
-        infer(client, "text_numbers", inputs)
+    assert [float(item) for item in result.as_numpy("WRITTEN")] == [0.1]
+    for bad in (b"many", b"", b"1.5 or so"):
+        inputs["TEXT"] = np.array([b"1", bad], np.object_)
+        with pytest.raises(InferenceServerException, match=f"'{bad.decode()}' is not a number"):
+            infer(client, "text_numbers", inputs)
 
 
 def test_unknown_model_names_are_refused(tmp_path):
@@ -350,8 +390,8 @@ def test_unix_socket(triton_server_factory):
 
 
 def test_unix_socket_path_too_long(triton_server_factory, tmp_path, monkeypatch):
+    (tmp_path / ("x" * 90)).mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 90)))
-    Path(tmp_path / ("x" * 90)).mkdir()
     with pytest.raises(InvalidOption, match="TMPDIR"):
         triton_server_factory(models=[], unix_socket=True)
 
@@ -382,31 +422,29 @@ def test_extra_arguments_environment_and_headers(triton_server_factory, tmp_path
 def test_python_model_imports_from_python_path(triton_server_factory, tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "my_weights.py").write_text("SCALE = 3.0\n")
-    # A folder of the caller's with the same name as every model's file must not come first.
-    write_test_models(tmp_path / "models", ["add_sub", "identity_fp32"])
-    model = tmp_path / "models" / "add_sub" / "1" / "model.py"
+    write_test_models(tmp_path / "models", ["add_sub_python", "identity_fp32"])
+    model = tmp_path / "models" / "add_sub_python" / "1" / "model.py"
     model.write_text(
         model.read_text()
         .replace("from typing", "import my_weights\nfrom typing")
         .replace("left + right", "(left + right) * my_weights.SCALE")
-        .replace('"OUTPUT0", ', '"OUTPUT0", ')
     )
     server = triton_server_factory(
-        tmp_path / "models", env={"PYTHONPATH": str(tmp_path / "code")}
+        tmp_path / "models", env={"PYTHONPATH": str(tmp_path / "code")}, extra_args=COMPLETE
     )
     ones = np.ones((1, 16), np.float32)
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        result = infer(client, "add_sub", {"INPUT0": ones, "INPUT1": ones})
+        result = infer(client, "add_sub_python", {"INPUT0": ones, "INPUT1": ones})
     assert result.as_numpy("OUTPUT0").tolist() == [[6.0] * 16]
     server.kill()
     assert sorted(path.name for path in (tmp_path / "models").rglob("*")) == sorted(
-        ["add_sub", "1", "model.py", "config.pbtxt", "identity_fp32", "1", "config.pbtxt"]
+        ["add_sub_python", "1", "model.py", "config.pbtxt", "identity_fp32", "1", "config.pbtxt"]
     )
     assert not (tmp_path / "code" / "__pycache__").exists()
 
 
 def test_further_backends(triton_server_factory, tmp_path):
-    library = backends.build_identity_backend(tmp_path)
+    library = backends.build_backend("triton_fast_identity", tmp_path)
     (tmp_path / "more" / "mine").mkdir(parents=True)
     (tmp_path / "more" / "mine" / "libtriton_mine.so").symlink_to(library)
     repository = write_test_models(tmp_path / "models", ["identity_fp32"])
@@ -421,7 +459,7 @@ def test_a_port_that_is_taken(triton_server_factory, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for kind in ("grpc_port", "http_port", "metrics_port"):
-            with pytest.raises(TritonServerFailed, match="ended with exit status 1"):
+            with pytest.raises(TritonServerFailed, match=f":{port}' already in use"):
                 triton_server_factory(models=[], **{kind: port})
         # A free port that is lost before the server binds it is replaced by another.
         choose = server_module._free_port
@@ -446,8 +484,8 @@ def test_another_server_on_the_port_is_not_taken_for_ours(triton_server):
 
 
 def broken_repository(folder):
-    write_test_models(folder, ["identity_fp32", "add_sub"])
-    model = folder / "add_sub" / "1" / "model.py"
+    write_test_models(folder, ["identity_fp32", "add_sub_python"])
+    model = folder / "add_sub_python" / "1" / "model.py"
     model.write_text(
         model.read_text().replace(
             "    def execute",
@@ -460,10 +498,10 @@ def broken_repository(folder):
 
 def test_a_model_that_does_not_load_is_in_the_error(triton_server_factory, tmp_path):
     with pytest.raises(TritonServerFailed) as caught:
-        triton_server_factory(broken_repository(tmp_path))
+        triton_server_factory(broken_repository(tmp_path), extra_args=COMPLETE)
     text = str(caught.value)
     assert "ended with exit status 1 before it was ready" in text
-    assert "failed to load 'add_sub' version 1: Internal: RuntimeError: the weights are gone" in text
+    assert "failed to load 'add_sub_python' version 1: Internal: RuntimeError: the weights" in text
     assert "model.py(" in text
     for noise in ("NVML", "DCGM", "CUDA", "Cuda", "| Model", "+---", "I1"):
         assert noise not in text, text
@@ -471,10 +509,12 @@ def test_a_model_that_does_not_load_is_in_the_error(triton_server_factory, tmp_p
 
 
 def test_allow_failing_models(triton_server_factory, tmp_path):
-    server = triton_server_factory(broken_repository(tmp_path), allow_failing_models=True)
+    server = triton_server_factory(
+        broken_repository(tmp_path), allow_failing_models=True, extra_args=COMPLETE
+    )
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
         assert client.is_model_ready("identity_fp32")
-        assert not client.is_model_ready("add_sub")
+        assert not client.is_model_ready("add_sub_python")
     server.kill()
 
 
@@ -487,7 +527,7 @@ def test_a_server_that_does_not_understand_its_arguments():
 
 def test_a_server_that_is_not_ready_in_time(tmp_path):
     repository = broken_repository(tmp_path)
-    model = repository / "add_sub" / "1" / "model.py"
+    model = repository / "add_sub_python" / "1" / "model.py"
     model.write_text("import time\ntime.sleep(60)\n")
     server = TritonServer(repository, startup_timeout=0.5)
     start = time.monotonic()
@@ -521,7 +561,7 @@ def test_a_repository_that_is_not_there(tmp_path):
 @pytest.fixture
 def small(triton_server_factory):
     """Give a server with one Python model, and see that nothing is left of it."""
-    server = triton_server_factory(models=["identity_fp32", "add_sub", "slow"])
+    server = triton_server_factory(models=["identity_fp32", "add_sub_python", "slow"])
     assert len(stubs(server)) == 1
     assert any(server._shm_prefix in trace for trace in traces(server))
     yield server
@@ -553,6 +593,8 @@ def test_stop_waits_no_longer_than_told(small, triton_server_factory):
 
 
 def test_kill(small):
+    (stub,) = (int(trace.split("/")[2]) for trace in stubs(small))
+    os.kill(stub, signal.SIGSTOP)  # one that is stuck does not notice that its server is gone
     start = time.monotonic()
     small.kill()
     assert time.monotonic() - start < 2
@@ -563,6 +605,7 @@ def test_kill(small):
 
 
 def test_restart_keeps_the_ports(small):
+    small._stop_timeout = 0.2
     ones = np.ones((1, 16), np.float32)
     before = (small.grpc_url, small.http_url, small.metrics_url)
     pids = {small.pid}
@@ -573,7 +616,7 @@ def test_restart_keeps_the_ports(small):
                 continue
             pids.add(small.pid)
             wait_until(lambda: answers(client))
-            result = infer(client, "add_sub", {"INPUT0": ones, "INPUT1": ones})
+            result = infer(client, "add_sub_python", {"INPUT0": ones, "INPUT1": ones})
             assert result.as_numpy("OUTPUT1").sum() == 0
     assert len(pids) == 3
     assert (small.grpc_url, small.http_url, small.metrics_url) == before
@@ -600,18 +643,17 @@ def test_a_server_dies_with_its_supervisor(small):
     small._supervisor.kill()
     wait_until(lambda: not Path(f"/proc/{small.pid}").exists())
     wait_until(lambda: stubs(small) == [])
-    with pytest.raises(TritonServerFailed, match="supervisor failed"):
+    with pytest.raises(TritonServerFailed, match="supervisor was ended by SIGKILL"):
         small.stop()
-    # This is the one death that nobody is left to clean up after.
-    for path in Path("/dev/shm").glob(small._shm_prefix + "*"):
-        path.unlink()
-    subprocess.run(["rm", "-r", small._folder], check=True)
+    assert traces(small) == []
 
 
 SCRIPT = """
-import os, signal, sys, threading, time
+import atexit, os, signal, sys, threading, time
 from triton_fast.testing import TritonServer
-server = TritonServer(models=["identity_fp32", "add_sub"])
+# Runs after what was registered later: the server must be gone by then.
+atexit.register(lambda: print(server._folder.exists()))
+server = TritonServer(models=["identity_fp32", "add_sub_python"])
 if {in_thread}:  # a server outlives the thread that started it
     thread = threading.Thread(target=server.start)
     thread.start()
@@ -636,9 +678,15 @@ ENDINGS = {
     "SIGKILL with a child": (f"os.fork(); {WAIT}", signal.SIGKILL, -signal.SIGKILL),
     # A child that ends, by whichever way, must not take the server along.
     "child ends first": (
-        "child = os.fork()\n"
-        "if child == 0: server.stop(); sys.exit(0)\n"
-        "os.waitpid(child, 0); assert server.is_alive; os._exit(5)",
+        """
+child = os.fork()
+if child == 0:
+    server.kill()
+    sys.exit(0)
+os.waitpid(child, 0)
+time.sleep(0.2)
+assert server.is_alive
+os._exit(5)""",
         None,
         5,
     ),
@@ -667,11 +715,15 @@ class Remains:
         self._folder = Path(folder)
 
 
-@pytest.mark.parametrize("in_thread", [False, True], ids=["main thread", "other thread"])
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    ("ending", "in_thread"),
+    [
+        *((ending, False) for ending in ENDINGS),
+        ("SIGKILL", True),
+        ("end of the program", True),
+    ],
+)
 def test_nothing_outlives_the_process_that_started_the_server(ending, in_thread):
-    if in_thread and ending not in ("SIGKILL", "end of the program"):
-        pytest.skip("one ending of each kind is enough")
     last_words, number, status = ENDINGS[ending]
     process = python("-W", "error", "-c", SCRIPT.format(ending=last_words, in_thread=in_thread))
     try:
@@ -680,21 +732,23 @@ def test_nothing_outlives_the_process_that_started_the_server(ending, in_thread)
             assert len(stubs(server)) == 1
             process.send_signal(number)
         process.wait(30)
+        if ending in ("end of the program", "exception", "sys.exit"):
+            assert process.stdout.readline() == "False\n"
         wait_until(lambda: traces(server) == [])
         assert process.returncode == status, process.stderr.read()
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.communicate()
 
 
-def test_two_servers_at_once(triton_server, small):
-    assert triton_server.grpc_url != small.grpc_url
-    small.kill()
+def test_two_servers_at_once(triton_server, triton_server_factory):
+    with triton_server_factory(models=PYTHON_TEST_MODELS) as other:
+        assert other.grpc_url != triton_server.grpc_url
+        assert len(stubs(other)) == 1
+        assert stubs(triton_server) == []
+        other.kill()
     assert triton_server.is_alive
-    assert len(stubs(triton_server)) == len(PYTHON_MODELS)
 
 
 # What is missing
@@ -736,19 +790,42 @@ def test_where_a_server_is_found(bare_machine, monkeypatch, tmp_path):
 
 
 def test_a_python_that_the_wheel_has_no_stub_for(monkeypatch):
-    monkeypatch.setattr(installation, "_VERSION", "3.99")
+    monkeypatch.setattr(python_backend, "_VERSION", "3.99")
     with pytest.raises(PythonBackendUnavailable, match=r"3\.8, .*3\.13, and this is Python 3\.99"):
-        TritonServer(models=["add_sub"]).start()
-    with TritonServer(models=["identity_fp32"]) as server:  # needs no Python
-        assert "identity_fp32" in server.log()
-        server.kill()
+        TritonServer(models=["add_sub_python"]).start()
+    server = TritonServer()  # needs no Python
+    server.start()
+    server.kill()
 
 
 def test_a_python_without_a_shared_library(monkeypatch):
-    monkeypatch.setattr(installation, "_VERSION", "3.8")
-    monkeypatch.setattr(installation, "_bundled_libpython", lambda libraries: None)
+    monkeypatch.setattr(python_backend, "_VERSION", "3.8")
+    monkeypatch.setattr(python_backend, "_bundled_libpython", lambda libraries: None)
     with pytest.raises(PythonBackendUnavailable, match=r"apt-get install libpython3\.8\b"):
-        TritonServer(models=["add_sub"]).start()
+        TritonServer(models=["add_sub_python"]).start()
+
+
+NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
+
+
+def test_python_models_with_strings_need_numpy_1(tmp_path):
+    # Of numbers, test_add_sub has shown that they come through with either.
+    repository = write_test_models(tmp_path, ["add_sub_python"])
+    config = repository / "add_sub_python" / "config.pbtxt"
+    config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_STRING"))
+    server = TritonServer(repository)
+    if NUMPY_2:
+        with pytest.raises(PythonBackendUnavailable, match="(?s)strings.*numpy 1.*'numpy<2'"):
+            server.start()
+    else:
+        server.start()
+    server.kill()
+
+
+def test_the_backend_of_a_python_without_numpy(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter([]))
+    with pytest.raises(PythonBackendUnavailable, match="needs numpy"):
+        TritonServer(models=["add_sub_python"]).start()
 
 
 def test_no_compiler(monkeypatch, tmp_path):
@@ -763,41 +840,47 @@ def test_no_compiler(monkeypatch, tmp_path):
 
 
 def test_the_backend_is_built_once(monkeypatch, tmp_path):
+    # Real compilers have built what all other tests use.
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo built > "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    build = functools.partial(backends.build_backend, "triton_fast_computing")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with ThreadPoolExecutor(2) as pool:  # at the same time
-        built = set(pool.map(backends.build_identity_backend, [tmp_path] * 2))
+        built = set(pool.map(build, [tmp_path] * 2))
     (library,) = built
     assert list((tmp_path / "cache").rglob("*")) == [library.parent, library]
     changed = library.stat().st_mtime_ns
-    assert backends.build_identity_backend(tmp_path) == library
+    assert build(tmp_path) == library
     assert library.stat().st_mtime_ns == changed
-    monkeypatch.setenv("CXX", "c++ -g0")  # another recipe
-    assert backends.build_identity_backend(tmp_path) != library
+    monkeypatch.setenv("CXX", f"{compiler} -g0")  # another recipe
+    assert build(tmp_path) != library
     # A cache folder that cannot be made: built in the folder that the caller removes.
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert backends.build_identity_backend(tmp_path).parent == tmp_path
+    assert build(tmp_path).parent == tmp_path
 
 
 # The pytest plugin
 
 
-def run_pytest(folder, *arguments, **environment):
+def run_pytest(folder, **environment):
     (folder / "test_it.py").write_text(
         textwrap.dedent("""
         def test_it(triton_server):
             assert triton_server.is_alive
         """)
     )
-    installed = importlib.metadata.entry_points(group="pytest11", name="triton_fast")
-    plugin = [] if installed else ["-p", "triton_fast.testing.plugin"]
-    # No other plugins: they are not what is tested here, and they take time.
-    clean = {"CI": "", "TRITON_FAST_TRITONSERVER": str(folder / "no-such"), **environment}
-    process = python(
-        *("-m", "pytest", "-rs", "-p", "no:cacheprovider", *plugin, *arguments, "test_it.py"),
-        cwd=folder,
-        env=clean,
-    )
+    clean = {
+        "CI": "",
+        "TRITON_FAST_TRITONSERVER": str(folder / "no-such"),
+        # Only our plugin: whether the package is installed, and what else is, makes no difference.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        **environment,
+    }
+    options = ["-rs", "-p", "no:cacheprovider", "-p", "triton_fast.testing.plugin"]
+    process = python("-m", "pytest", *options, "test_it.py", cwd=folder, env=clean)
     output, errors = process.communicate(timeout=60)
     return process.returncode, output + errors
 
@@ -807,8 +890,6 @@ def run_pytest(folder, *arguments, **environment):
     [
         ({}, False),
         ({"CI": "true"}, True),
-        ({"CI": "1"}, True),
-        ({"CI": "false"}, False),
         ({"TRITON_FAST_REQUIRE_SERVER": "1"}, True),
         ({"CI": "true", "TRITON_FAST_REQUIRE_SERVER": "0"}, False),
     ],
@@ -825,6 +906,15 @@ def test_a_missing_server_skips_but_fails_in_ci(tmp_path, environment, fails, mo
     else:
         assert status == 0, output
         assert "1 skipped" in output
+
+
+@pytest.mark.parametrize(
+    ("value", "required"), [("1", True), ("yes", True), ("0", False), ("False", False), ("", False)]
+)
+def test_what_counts_as_ci(monkeypatch, value, required):
+    monkeypatch.delenv("TRITON_FAST_REQUIRE_SERVER", raising=False)
+    monkeypatch.setenv("CI", value)
+    assert plugin._required() is required
 
 
 def test_the_fixtures_serve_all_models(triton_server):

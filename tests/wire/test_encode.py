@@ -1,4 +1,4 @@
-"""Requests: what ours writes is what the official package reads, and memory is held just as long."""
+"""Requests: what ours writes is what the official package reads; memory is held just as long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import resource
 import struct
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from tritonclient.grpc.service_pb2 import ModelInferRequest
+from wire_bystander import Bystander
 from wire_oracle import DATATYPES, canonical
 from wire_strategies import (
     INT64_MAX,
@@ -68,7 +68,7 @@ def one_input(payload: Any, datatype: str = "FP32", shape: tuple[int, ...] = ())
     finally:
         request.release()
     (encoded,) = message.raw_input_contents
-    return encoded
+    return bytes(encoded)
 
 
 @given(case=requests())
@@ -144,7 +144,9 @@ def test_segments_borrow_the_payload() -> None:
 
 def test_no_inputs() -> None:
     request = _wire.Request(_wire.Header("m"))
-    assert joined(request) == request.render() == ModelInferRequest(model_name="m").SerializeToString()
+    assert (
+        joined(request) == request.render() == ModelInferRequest(model_name="m").SerializeToString()
+    )
     request.release()
 
 
@@ -267,8 +269,9 @@ def test_refused_dimensions(shape: list[Any]) -> None:
 
 def test_shape_may_be_any_iterable_of_integers() -> None:
     request = _wire.Request(_wire.Header("m"))
-    request.add_input("x", "UINT8", np.array([2, 3]), bytes(6))
-    request.add_input("y", "UINT8", (np.int32(1), True), b"x")
+    shapes: list[Any] = [np.array([2, 3]), (np.int32(1), True)]
+    request.add_input("x", "UINT8", shapes[0], bytes(6))
+    request.add_input("y", "UINT8", shapes[1], b"x")
     message = parsed(request.render())
     request.release()
     assert [list(tensor.shape) for tensor in message.inputs] == [[2, 3], [1, 1]]
@@ -328,8 +331,9 @@ def test_arrays_whose_dtype_has_no_buffer_format(array: np.ndarray[Any, Any]) ->
 
 def test_bfloat16_has_no_buffer_format() -> None:
     """Or the test above would show nothing."""
+    array: Any = np.zeros(1, ml_dtypes.bfloat16)
     with pytest.raises((BufferError, ValueError)):
-        memoryview(np.zeros(1, ml_dtypes.bfloat16))
+        memoryview(array)
 
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview, np.frombuffer])
@@ -493,7 +497,9 @@ def test_too_large_together() -> None:
     tensor = untouched(5 * 2**28)
     request = _wire.Request(_wire.Header("m"))
     request.add_input("first", "UINT8", [5 * 2**28], tensor)
-    with pytest.raises(InvalidTensor, match=r"input 'second'.*1342177280 bytes.*26843546\d\d bytes"):
+    with pytest.raises(
+        InvalidTensor, match=r"input 'second'.*1342177280 bytes.*26843546\d\d bytes"
+    ):
         request.add_input("second", "UINT8", [5 * 2**28], tensor)
     request.release()
     assert resident() - before < 64 << 20
@@ -552,41 +558,6 @@ def test_too_long_with_what_follows() -> None:
 # ------------------------------------------------------------------------------------------------
 # Threads
 # ------------------------------------------------------------------------------------------------
-
-
-class Bystander:
-    """A thread that counts whenever the interpreter lets it, which it does only when told to.
-
-    With a switch interval of minutes nobody is interrupted: the count moves during a native call if
-    and only if that call lets go of the interpreter.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stopped:
-            self.count += 1
-            time.sleep(0)
-
-    def __enter__(self) -> Bystander:
-        self._interval = sys.getswitchinterval()
-        sys.setswitchinterval(600)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self._interval)
-        self._stopped = True
-        self._thread.join()
-
-    def moves_during(self, call: Callable[[], object]) -> bool:
-        time.sleep(0)
-        before = self.count
-        call()
-        return self.count != before
 
 
 def test_large_payloads_are_rendered_without_the_gil() -> None:

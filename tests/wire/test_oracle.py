@@ -1,7 +1,7 @@
 """Responses: what ours reads is what the official package reads, from whatever bytes there are.
 
-`wire_oracle.answer` is the other opinion. Where it has one, ours is the same; where it refuses, ours
-raises WireError; there is no third.
+`wire_oracle.answer` is the other opinion. Where it has one, ours is the same; where it refuses,
+ours raises WireError; there is no third.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import wire_fields as wf
 from hypothesis import example, given
 from hypothesis import strategies as st
 from wire_golden import RESPONSES
-from wire_oracle import RefusedError, answer, canonical, decode, every_byte, parse
+from wire_oracle import (
+    RefusedError,
+    answer,
+    decode,
+    drops_parameters,
+    every_byte,
+    parse,
+    without_parameters,
+)
 from wire_strategies import cuts, field_soup, mutated, responses
 
 from triton_fast.errors import WireError
@@ -39,7 +47,10 @@ def agree(encoded: bytes, cuts: Iterable[int] = ()) -> str:
         with pytest.raises(WireError):
             decode(encoded, cuts)
         return str(refused)
-    assert decode(encoded, cuts) == expected
+    decoded = decode(encoded, cuts)
+    if drops_parameters(message):
+        decoded, expected = without_parameters(decoded), without_parameters(expected)
+    assert decoded == expected
     return "answered"
 
 
@@ -56,9 +67,9 @@ def test_valid_responses(response: tuple[ModelInferResponse, bytes], data: st.Da
     message, encoded = response
     official = parse(encoded)
     # The layout is one of this message, or the test would be of something else.
-    assert official is not None
-    assert canonical(official) == canonical(message)
     expected = answer(message)
+    assert official is not None
+    assert answer(official) == expected
     assert decode(encoded, data.draw(cuts(encoded))) == expected
 
 
@@ -150,6 +161,23 @@ def test_nested_groups(depth: int, level: str) -> None:
         "value": wf.entry(4, "key", groups),
     }[level]
     agree(encoded)
+
+
+def test_entry_with_unknown_fields() -> None:
+    """Unknown fields are skipped, in the entries of a map as elsewhere."""
+    value = wf.text(2, wf.number(1, 1))
+    for encoded, key in (
+        (wf.text(4, wf.text(1, "key") + wf.number(9, 1) + value), "key"),
+        (wf.text(4, value + wf.group(1, b"") + wf.text(1, "key") + wf.text(77, b"")), "key"),
+        (wf.text(4, wf.number(1, 5) + value), ""),
+    ):
+        assert decode(encoded).parameters == {key: ("bool", True)}
+        in_output = wf.output("y", "FP32", [0], encoded)
+        assert decode(in_output).outputs[0].parameters == {key: ("bool", True)}
+        message = parse(encoded)
+        assert message is not None
+        # With the C implementation the oracle does not know them.
+        assert drops_parameters(message) != bool(message.parameters)
 
 
 @given(padding=st.integers(0, 12), value=st.sampled_from([0, 1, 127, 128, 2**32, 2**64 - 1]))
@@ -244,7 +272,9 @@ def test_all_two_byte_texts() -> None:
     """And all of three bytes that a surrogate or an overlong form could be mistaken for."""
     for lead in range(256):
         for second in range(256):
-            encoded = wf.text(3, bytes([lead, second]) + b"\x80" * (lead >= 0xE0) + b"\x80" * (lead >= 0xF0))
+            encoded = wf.text(
+                3, bytes([lead, second]) + b"\x80" * (lead >= 0xE0) + b"\x80" * (lead >= 0xF0)
+            )
             official = parse(encoded)
             if official is None:
                 with pytest.raises(WireError, match=r"\.id is not UTF-8"):

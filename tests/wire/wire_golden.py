@@ -1,22 +1,31 @@
 """The golden messages: what is in them, and how their files are made.
 
-    python tests/wire/wire_golden.py
+    python tests/wire/wire_golden.py            # all but those of a server
+    python tests/wire/wire_golden.py            # all but those of a server
+    python tests/wire/wire_golden.py --triton   # those too: starts one
 
-writes ``tests/wire/golden`` anew, with the official package for what is valid and by hand for what
-is not. The files are what ``test_golden.py`` holds the codec against and what the fuzzers start
-from. They change when somebody means them to, and at no other time.
+Requests are what our writer makes of the cases below. Responses are made by the official package,
+or field by field, or come from a real server; ``answers.json`` has what the official package reads
+in them. Files change when somebody means them to, and at no other time: look at the difference
+before it is committed.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 import wire_fields as wf
-from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
-from wire_oracle import CONTENT_FIELDS, DATATYPES, bytes_payload
-from wire_strategies import RequestCase, official_request, set_parameter
+from tritonclient.grpc.service_pb2 import ModelInferResponse
+from wire_oracle import CONTENT_FIELDS, DATATYPES, Answer, Exact, answer, bytes_payload, parse
+from wire_strategies import RequestCase, set_parameter
+
+from triton_fast._core import _wire
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -98,7 +107,10 @@ def _response(is_raw: bool) -> ModelInferResponse:
 
 def _parameters() -> ModelInferResponse:
     message = ModelInferResponse(model_name="größe", model_version="1", id="🜚")
-    for entries in (message.parameters, message.outputs.add(name="y", datatype="FP32", shape=(1,)).parameters):
+    for entries in (
+        message.parameters,
+        message.outputs.add(name="y", datatype="FP32", shape=(1,)).parameters,
+    ):
         for key, value in {"b": True, "i": INT64_MIN, "d": -0.5, "s": "ü\0", "none": None}.items():
             set_parameter(entries[key], value)
         entries["u"].uint64_param = UINT64_MAX
@@ -141,16 +153,21 @@ def _unpacked() -> bytes:
 
 def _reordered() -> bytes:
     """Contents before outputs, stale fields, an entry in pieces, unknown fields at every level."""
-    unknown = wf.group(9, wf.number(1, 5), wf.group(8, wf.text(1, "deep"))) + wf.fixed32(10, b"abcd")
+    unknown = wf.group(9, wf.number(1, 5), wf.group(8, wf.text(1, "deep"))) + wf.fixed32(
+        10, b"abcd"
+    )
     value = wf.number(2, 5) + unknown + wf.text(3, "last")
-    parameter = wf.text(4, wf.text(2, value) + unknown + wf.text(1, "stale") + wf.text(1, "key"))
+    # None in the entry itself: the official package's implementations differ in what it then is.
+    parameter = wf.text(4, wf.text(2, value) + wf.text(1, "stale") + wf.text(1, "key"))
     return b"".join([
         wf.raw(struct.pack("<2h", -2, 3)),
         unknown,
-        wf.text(5, wf.number(3, 2) + unknown + wf.text(2, "INT16") + parameter + wf.text(1, "late")),
+        wf.text(5, wf.number(3, 2) + unknown + wf.text(2, "INT16") + parameter
+                + wf.text(1, "late")),
         wf.text(3, "id-1"),
         wf.text(1, "stale"),
-        wf.text(5, wf.text(2, "BYTES") + wf.packed(3, [1]) + wf.contents(unknown) + wf.text(1, "y")),
+        wf.text(5, wf.text(2, "BYTES") + wf.packed(3, [1]) + wf.contents(unknown)
+                + wf.text(1, "y")),
         parameter,
         wf.entry(4, "key", wf.number(1, 1)),
         wf.raw(bytes_payload([b"element"])),
@@ -161,7 +178,7 @@ def _reordered() -> bytes:
 
 def _responses() -> dict[str, bytes]:
     def official(message: ModelInferResponse) -> bytes:
-        return message.SerializeToString(deterministic=True)
+        return bytes(message.SerializeToString(deterministic=True))
 
     return {
         "response_raw": official(_response(is_raw=True)),
@@ -176,22 +193,139 @@ def _responses() -> dict[str, bytes]:
 RESPONSES = _responses()
 
 
-def official(case: RequestCase) -> ModelInferRequest:
-    """Build a request with the official package."""
-    return official_request(case)
+ANSWERS = FOLDER / "answers.json"
+SERVED = ("identity_mixed", "identity_fp32", "identity_bf16", "identity_bytes")
 
 
-def write() -> None:
-    """Write every file anew."""
+def render(case: RequestCase) -> bytes:
+    """Have our writer make a request."""
+    request = _wire.Request(
+        _wire.Header(
+            case.model_name,
+            case.model_version,
+            parameters=case.parameters,
+            priority=case.priority,
+            queue_timeout_us=case.queue_timeout_us,
+            outputs=case.outputs,
+        ),
+        case.request_id,
+    )
+    for tensor in case.inputs:
+        request.add_input(*tensor)
+    rendered = request.render()
+    request.release()
+    return rendered
+
+
+def as_json(answered: Answer) -> dict[str, Any]:
+    """Write an answer down in a form that JSON has, bytes in hexadecimal."""
+
+    def parameters(entries: dict[str, Exact]) -> dict[str, list[Any]]:
+        return {
+            key: [kind, value.hex() if isinstance(value, bytes) else value]
+            for key, (kind, value) in sorted(entries.items())
+        }
+
+    return {
+        "model_name": answered.model_name,
+        "model_version": answered.model_version,
+        "id": answered.id,
+        "parameters": parameters(answered.parameters),
+        "outputs": [
+            {
+                "name": output.name,
+                "datatype": output.datatype,
+                "shape": list(output.shape),
+                "payload": output.payload.hex() if isinstance(output.payload, bytes) else None,
+                "parameters": parameters(output.parameters),
+            }
+            for output in answered.outputs
+        ],
+    }
+
+
+def shared_memory_of(name: str) -> list[str]:
+    """Return which outputs the request of a golden response asked for in shared memory."""
+    return ["OUTPUT1"] if name == "triton_shared_memory" else []
+
+
+def served() -> dict[str, bytes]:
+    """Have a real server answer."""
+    import grpc
+
+    from triton_fast.messages import message_class, method_path
+    from triton_fast.testing import TritonServer
+
+    numbers = struct.pack("<3f", 1.5, -0.0, float("inf"))
+    texts = bytes_payload([b"", b"\x00\xff", "輸入 🜚".encode()])
+    mixed: list[Any] = [
+        ("INPUT0", "FP32", (3,), numbers, None),
+        ("INPUT1", "INT32", (2,), struct.pack("<2i", -(2**31), 7), None),
+        ("INPUT2", "BYTES", (3,), texts, None),
+    ]
+    empty: list[Any] = [
+        ("INPUT0", "FP32", (0,), b"", None),
+        ("INPUT1", "INT32", (1,), bytes(4), None),
+        ("INPUT2", "BYTES", (0,), b"", None),
+    ]
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 64}
+
+    def case(model: str, inputs: list[Any], outputs: Any = (), request_id: str = "") -> RequestCase:
+        return RequestCase(model, "", request_id, None, 0, None, list(outputs), inputs)
+
+    cases = {
+        "triton_mixed": case("identity_mixed", mixed, request_id="id-1"),
+        "triton_some_outputs": case(
+            "identity_mixed", mixed, [("OUTPUT2", None), ("OUTPUT0", None)]
+        ),
+        "triton_empty_tensors": case("identity_mixed", empty),
+        "triton_bf16": case("identity_bf16", [("INPUT0", "BF16", (3,), payload("BF16"), None)]),
+        "triton_classification": case(
+            "identity_fp32",
+            [("INPUT0", "FP32", (3,), struct.pack("<3f", 1.5, 3.5, -1.0), None)],
+            [("OUTPUT0", {"classification": 2})],
+        ),
+        "triton_shared_memory": case(
+            "identity_mixed", mixed, [("OUTPUT0", None), ("OUTPUT1", region), ("OUTPUT2", None)]
+        ),
+    }
+    key = f"triton_fast_golden_{os.getpid()}"
+    segment = Path("/dev/shm", key)
+    segment.write_bytes(bytes(64))
+    answers = {}
+    try:
+        with (
+            TritonServer(models=SERVED) as server,
+            grpc.insecure_channel(server.grpc_url) as channel,
+        ):
+            register = message_class("SystemSharedMemoryRegisterRequest")(
+                name="r", key=f"/{key}", byte_size=64
+            )
+            channel.unary_unary(method_path("SystemSharedMemoryRegister"))(
+                register.SerializeToString()
+            )
+            for name, request in cases.items():
+                answers[name] = channel.unary_unary(method_path("ModelInfer"))(render(request))
+    finally:
+        segment.unlink()
+    return answers
+
+
+def write(responses: dict[str, bytes]) -> None:
     FOLDER.mkdir(exist_ok=True)
-    for path in FOLDER.glob("*.bin"):
-        path.unlink()
     for name, case in REQUESTS.items():
-        encoded = official_request(case).SerializeToString(deterministic=True)
+        (FOLDER / f"{name}.bin").write_bytes(render(case))
+    for name, encoded in responses.items():
         (FOLDER / f"{name}.bin").write_bytes(encoded)
-    for name, response in RESPONSES.items():
-        (FOLDER / f"{name}.bin").write_bytes(response)
+    answers = {}
+    for path in sorted(FOLDER.glob("*.bin")):
+        if path.stem.startswith("request_"):
+            continue
+        message = parse(path.read_bytes())
+        assert message is not None
+        answers[path.stem] = as_json(answer(message, shared_memory_of(path.stem)))
+    ANSWERS.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    write()
+    write(RESPONSES | (served() if "--triton" in sys.argv[1:] else {}))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 from triton_fast._core import _wire
@@ -154,6 +155,24 @@ def canonical(message: Any) -> bytes:
     known.DiscardUnknownFields()
     encoded: bytes = known.SerializeToString(deterministic=True)
     return encoded
+
+
+def drops_parameters(message: ModelInferResponse) -> bool:
+    """Whether the official package hides parameters that the message has.
+
+    Its C and Python implementations disagree: a map's entry that has an unknown field in it is an
+    entry for the one and an unknown field for the other. Ours takes it for an entry.
+    """
+    return any(
+        unknown.field_number == 4 and unknown.wire_type == 2
+        for part in (message, *message.outputs)
+        for unknown in UnknownFieldSet(part)
+    )
+
+
+def without_parameters(answered: Answer) -> Answer:
+    outputs = [replace(output, parameters={}) for output in answered.outputs]
+    return replace(answered, parameters={}, outputs=outputs)
 
 
 def answer(message: ModelInferResponse, shared_memory: Sequence[str] = ()) -> Answer:

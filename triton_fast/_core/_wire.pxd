@@ -33,3 +33,5 @@ cdef class Response:
     cdef ResponseReader reader
     cdef list holds
     cdef cbool done
+    cdef cbool released
+    cdef int check_open(self) except -1

@@ -368,6 +368,7 @@ cdef object parameter_value(const Parameter* parameter):
 
 cdef dict parameters_dict(const vector[Parameter]* parameters):
     cdef size_t i
+    # A key may be there more than once, and the last one counts, as in every protobuf map.
     return {
         parameters[0][i].key.decode("utf-8"): parameter_value(&parameters[0][i])
         for i in range(parameters.size())
@@ -412,7 +413,9 @@ cdef class Response:
         """
         cdef vector[int64_t] dimensions
         cdef MutableBuffer memory
-        cdef Hold held = hold(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        cdef Hold held
+        self.check_open()
+        held = hold(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         for dimension in shape:
             dimensions.push_back(PyNumber_Index(dimension))
         memory.data = <uint8_t*>held.view.buf
@@ -429,7 +432,9 @@ cdef class Response:
     def feed(self, data):
         """Take the next piece of the message; see `triton_fast.channels.base.Incoming`."""
         cdef ConstBuffer piece
-        cdef Hold held = hold(data, PyBUF_SIMPLE)
+        cdef Hold held
+        self.check_open()
+        held = hold(data, PyBUF_SIMPLE)
         try:
             piece.data = <const uint8_t*>held.view.buf
             piece.size = <size_t>held.view.len
@@ -443,6 +448,7 @@ cdef class Response:
 
     def finish(self):
         """Check that the message is complete; see `triton_fast.channels.base.Incoming`."""
+        self.check_open()
         with nogil:
             self.reader.finish()
         self.done = True
@@ -488,8 +494,15 @@ cdef class Response:
         )
 
     def release(self):
-        """Let go of the arrays given to `place`. Idempotent."""
+        """Let go of the arrays given to `place`. Idempotent; nothing is decoded afterwards."""
+        self.released = True
         self.holds.clear()
+
+    cdef int check_open(self) except -1:
+        # The reader still knows where the arrays were.
+        if self.released:
+            raise ClosedError("the response's memory was given back")
+        return 0
 
 
 cdef ConstBuffer element_of(object value, Py_ssize_t index) except *:
@@ -515,7 +528,7 @@ cdef ConstBuffer element_of(object value, Py_ssize_t index) except *:
 
 
 def encode_sequence(values):
-    """Encode a list or tuple of str and bytes objects as the payload of a BYTES tensor.
+    """Encode a sequence of str and bytes objects as the payload of a BYTES tensor.
 
     Raises
     ------
@@ -525,8 +538,11 @@ def encode_sequence(values):
     cdef vector[ConstBuffer] elements
     cdef OwnedBuffer encoded
     cdef Py_ssize_t index = 0
+    # The elements stay alive because the list has them and nothing else runs: the GIL is held until
+    # they are copied. What is neither list nor tuple may make its elements as it goes.
+    if type(values) is not list and type(values) is not tuple:
+        values = list(values)
     elements.reserve(len(values))
-    # The elements stay alive because nothing else runs: the GIL is held until they are copied.
     for value in values:
         elements.push_back(element_of(value, index))
         index += 1
@@ -573,10 +589,13 @@ def encode_fixed(array, Py_ssize_t width, bint unicode):
     InvalidTensor
         If a character cannot be written as UTF-8.
     """
-    cdef Hold held = hold(array, PyBUF_C_CONTIGUOUS)
+    cdef Hold held
     cdef OwnedBuffer encoded
     cdef const uint8_t* elements
     cdef size_t count
+    if width < 1:
+        raise ValueError(f"width is {width}; it must be at least 1")
+    held = hold(array, PyBUF_C_CONTIGUOUS)
     try:
         elements = <const uint8_t*>held.view.buf
         count = <size_t>(held.view.len // (width * (4 if unicode else 1)))

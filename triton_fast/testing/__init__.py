@@ -18,10 +18,11 @@ if TYPE_CHECKING:
         TritonServerNotFound,
     )
     from triton_fast.testing.installation import find_tritonserver
-    from triton_fast.testing.models import TEST_MODELS, write_test_models
+    from triton_fast.testing.models import PYTHON_TEST_MODELS, TEST_MODELS, write_test_models
     from triton_fast.testing.server import TritonServer
 
 __all__ = [
+    "PYTHON_TEST_MODELS",
     "TEST_MODELS",
     "BackendBuildFailed",
     "PythonBackendUnavailable",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "PYTHON_TEST_MODELS": "models",
     "TEST_MODELS": "models",
     "BackendBuildFailed": "errors",
     "PythonBackendUnavailable": "errors",

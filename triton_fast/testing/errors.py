@@ -30,7 +30,7 @@ class PythonBackendUnavailable(TritonServerError):
 
 
 class BackendBuildFailed(TritonServerError):
-    """The C++ identity backend could not be compiled; has the compiler's words."""
+    """A C++ backend of the test models could not be compiled; has the compiler's words."""
 
 
 class TritonServerFailed(TritonServerError):

@@ -9,29 +9,31 @@ from __future__ import annotations
 import atexit
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from triton_fast.errors import InvalidOption
-from triton_fast.testing.backends import build_identity_backend
+from triton_fast.testing.backends import BACKENDS, build_backend
 from triton_fast.testing.errors import PythonBackendUnavailable, TritonServerFailed
-from triton_fast.testing.installation import Installation, PythonBackend, find_tritonserver
-from triton_fast.testing.models import IDENTITY_BACKEND, write_test_models
+from triton_fast.testing.installation import Installation, find_tritonserver
+from triton_fast.testing.models import write_test_models
+from triton_fast.testing.python_backend import PythonBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -45,8 +47,9 @@ _SUPERVISOR_SECONDS = 20.0
 # The file name of a Unix socket has at most 107 bytes (sockaddr_un), ":65535" among them.
 _MAX_SOCKET_PATH = 107
 
-_BACKEND_LINE = re.compile(r"""^\s*(?:backend|platform)\s*:\s*["']([^"']+)["']""", re.MULTILINE)
-_PORT_TAKEN = re.compile(r"already in use|failed to start \w+ service", re.IGNORECASE)
+_BACKEND = re.compile(r"""\bbackend\s*:\s*["']([^"']+)["']""")
+_COMMENT = re.compile(r"#.*")
+_PORT_TAKEN = re.compile(r"failed to start \w+ service: .*:(\d+)' already in use")
 # Records of severity I (month and day, time), and lines of tables.
 _UNIMPORTANT = re.compile(r"I\d{4} \d\d:\d\d:\d\d|\+-|\| ")
 # What a server without a GPU says, and does not mind.
@@ -54,7 +57,8 @@ _NOISE = re.compile(
     r"\bNVML\b|\bDCGM\b|CudaDriverHelper|CUDA driver version is insufficient|"
     r"pinned memory pool will not be available|CUDA memory pool disabled"
 )
-_MAX_EXCERPT_LINES = 60
+_FIRST_LINES = 20
+_LAST_LINES = 40
 
 
 class TritonServer:
@@ -235,7 +239,7 @@ class TritonServer:
         PythonBackendUnavailable
             If a model needs the Python backend, which cannot run here.
         BackendBuildFailed
-            If a model needs the C++ identity backend, which cannot be compiled.
+            If a model needs one of our C++ backends, which cannot be compiled.
         TritonServerFailed
             If the server ended, or a model did not load, or it took too long.
         """
@@ -244,17 +248,17 @@ class TritonServer:
         self._finish()
         installation = find_tritonserver(self._executable)
         given = dict(self._ports)
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
+        for attempt in itertools.count(1):
             self._choose_ports()
             try:
                 self._start_once(installation)
             except TritonServerFailed as error:
-                # Somebody else took a free port between our look and the server's bind.
-                if self._ports == given or not _PORT_TAKEN.search(error.log):
+                # Somebody else may take a free port between our look and the server's bind.
+                free = {self._ports[kind] for kind, port in given.items() if port is None}
+                taken = _PORT_TAKEN.search(error.log)
+                if attempt == _PORT_ATTEMPTS or taken is None or int(taken[1]) not in free:
                     raise
                 self._ports = dict(given)
-                if attempt == _PORT_ATTEMPTS:
-                    raise
             else:
                 break
         return self
@@ -314,7 +318,9 @@ class TritonServer:
             stdout=subprocess.PIPE,
             stderr=self._log_file,
             start_new_session=True,
+            bufsize=0,
         )
+        # The end of this process ends the server in any case; this makes it wait for that.
         atexit.register(self._at_exit)
         self._tell(json.dumps({"folder": str(self._folder), "shm_prefix": self._shm_prefix}) + "\n")
         reply = self._reply(_SUPERVISOR_SECONDS)
@@ -345,20 +351,25 @@ class TritonServer:
                     (backends / backend.name).symlink_to(backend)
         if installation.stubs is not None and not (backends / "python").exists():
             try:
-                python = PythonBackend.of(installation)
+                python = PythonBackend.of(installation, env.get("PYTHONPATH", ""))
+                for model, config in needed.get("python", {}).items():
+                    python.check(config, model)
             except PythonBackendUnavailable as error:
                 if "python" in needed:
                     raise
                 # Not needed as far as we can see. If it is, the server's complaint gets this note.
                 self._note = f"The Python backend was left out: {error}"
             else:
-                env = _add_python_backend(python, self._folder, env)
+                env = python.put_together(self._folder, env)
         if installation.libraries is not None:
-            env["LD_LIBRARY_PATH"] = _join(str(installation.libraries), env.get("LD_LIBRARY_PATH"))
-        if IDENTITY_BACKEND in needed and not (backends / IDENTITY_BACKEND).exists():
-            library = build_identity_backend(self._folder)
-            (backends / IDENTITY_BACKEND).mkdir()
-            (backends / IDENTITY_BACKEND / f"libtriton_{IDENTITY_BACKEND}.so").symlink_to(library)
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(
+                filter(None, [str(installation.libraries), env.get("LD_LIBRARY_PATH")])
+            )
+        for name in BACKENDS:
+            if name in needed and not (backends / name).exists():
+                library = build_backend(name, self._folder)
+                (backends / name).mkdir()
+                (backends / name / f"libtriton_{name}.so").symlink_to(library)
 
         grpc_address = _HOST
         if self._unix_socket:
@@ -409,6 +420,9 @@ class TritonServer:
             if _readable(self._supervisor.stdout.fileno(), 0.02):
                 status = self._reply(_SUPERVISOR_SECONDS).partition(" ")[2]
                 raise self._failure(f"tritonserver {_ending(status)} before it was ready")
+            if _PORT_TAKEN.search(self.log()):
+                # It will end by itself, but takes many seconds over that.
+                raise self._failure("tritonserver found a port taken")
             if time.monotonic() >= deadline:
                 raise self._failure(
                     f"tritonserver was not ready within {self._startup_timeout:g} s"
@@ -438,9 +452,10 @@ class TritonServer:
         """Send a line to the supervisor; one that has ended is noticed when it must reply."""
         assert self._supervisor is not None
         assert self._supervisor.stdin is not None
+        rest = message.encode()
         with contextlib.suppress(BrokenPipeError):
-            self._supervisor.stdin.write(message.encode())
-            self._supervisor.stdin.flush()
+            while rest:
+                rest = rest[os.write(self._supervisor.stdin.fileno(), rest) :]
 
     def _reply(self, timeout: float) -> str:
         """Return the supervisor's next line; "" if it ended without one."""
@@ -476,22 +491,23 @@ class TritonServer:
         atexit.unregister(self._at_exit)
         try:
             supervisor.wait(server_seconds + _SUPERVISOR_SECONDS)
-        except subprocess.TimeoutExpired as error:
+        except subprocess.TimeoutExpired:  # reported below, by its exit status
             supervisor.kill()
             supervisor.wait()
-            raise TritonServerFailed(
-                f"the server's supervisor (pid {supervisor.pid}) did not end; {self._folder} and "
-                f"shared memory {self._shm_prefix}* may be left",
-                self.log(),
-            ) from error
         finally:
             for pipe in (supervisor.stdin, supervisor.stdout):
                 if pipe is not None:
                     pipe.close()
             self._close_log()
         if supervisor.returncode != 0:
+            # The kernel ends the server when its supervisor ends; the rest is left to us.
+            shutil.rmtree(self._folder, ignore_errors=True)
+            for path in Path("/dev/shm").glob(self._shm_prefix + "*"):  # noqa: S108
+                path.unlink(missing_ok=True)
             raise TritonServerFailed(
-                f"the server's supervisor failed:\n{self._log_text[-2000:]}", self._log_text
+                f"the server's supervisor {_ending(str(supervisor.returncode))}:\n"
+                f"{_excerpt(self._log_text)}",
+                self._log_text,
             )
 
     def _at_exit(self) -> None:
@@ -511,67 +527,21 @@ def _paths(
     return paths
 
 
-def _join(first: str, rest: str | None) -> str:
-    return f"{first}:{rest}" if rest else first
+def _backends_of(repository: Path) -> dict[str, dict[str, str]]:
+    """Return the backends that a repository's models name, as far as files tell.
 
-
-def _backends_of(repository: Path) -> set[str]:
-    """Return the backends that a repository's models name, as far as files tell."""
-    needed = set()
-    for model in repository.iterdir():
+    The keys are backends; the values have each model's configuration.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for model in sorted(repository.iterdir()):
         config = model / "config.pbtxt"
         if config.is_file():
-            needed.update(_BACKEND_LINE.findall(config.read_text(encoding="utf-8")))
+            text = _COMMENT.sub("", config.read_text(encoding="utf-8"))
+            for backend in _BACKEND.findall(text):
+                found.setdefault(backend, {})[model.name] = text
         elif any(model.glob("*/model.py")):
-            needed.add("python")
-    return needed
-
-
-def _add_python_backend(python: PythonBackend, folder: Path, env: dict[str, str]) -> dict[str, str]:
-    """Put the Python backend together in `folder`; return `env` with what its stub needs.
-
-    The stubs for Python 3.11 and later ignore PYTHONPATH and PYTHONHOME (their interpreter is
-    "isolated"). What they do look at is the ``python3`` on PATH and the ``pyvenv.cfg`` beside it:
-    so they get a virtual environment of their own, with a path file that lists our folders.
-    """
-    backend = folder / "backends" / "python"
-    backend.mkdir()
-    for path in python.files:
-        (backend / path.name).symlink_to(path)
-
-    libraries = folder / "lib"
-    libraries.mkdir()
-    # A link, because the folder that has the library may have others that the server must not find.
-    (libraries / python.library.name).symlink_to(python.library)
-
-    environment = folder / "python"
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    site_packages = environment / "lib" / version / "site-packages"
-    site_packages.mkdir(parents=True)
-    (environment / "bin").mkdir()
-    (environment / "bin" / "python3").symlink_to(sys.executable)
-    (environment / "pyvenv.cfg").write_text(f"home = {python.home}\n", encoding="utf-8")
-    lines = [
-        *_site_folders(env.get("PYTHONPATH", "")),
-        # No __pycache__ folders in the model repository.
-        "import sys; sys.dont_write_bytecode = True",
-    ]
-    (site_packages / "triton_fast.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {
-        **env,
-        "PATH": _join(str(environment / "bin"), env.get("PATH", os.defpath)),
-        "LD_LIBRARY_PATH": _join(str(libraries), env.get("LD_LIBRARY_PATH")),
-    }
-
-
-def _site_folders(python_path: str) -> Iterable[str]:
-    """Return the folders of installed packages that Python models may import from, ours first."""
-    # Not all of sys.path: a test folder with a model.py in it would hide every model's own.
-    names = ("site-packages", "dist-packages")
-    folders = [path for path in python_path.split(os.pathsep) if path]
-    folders += [path for path in sys.path if Path(path).name in names]
-    folders += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    return dict.fromkeys(str(Path(path).absolute()) for path in folders if Path(path).is_dir())
+            found.setdefault("python", {})[model.name] = ""
+    return found
 
 
 def _free_port(taken: set[int]) -> int:
@@ -607,7 +577,7 @@ def _readable(number: int, timeout: float) -> bool:
 
 
 def _answers_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection(_HOST, port, timeout=2)
+    connection = http.client.HTTPConnection(_HOST, port, timeout=1)
     try:
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status == http.client.OK
@@ -658,7 +628,7 @@ def _excerpt(log: str) -> str:
     for line in log.splitlines():
         if line.strip() and not _UNIMPORTANT.match(line) and not _NOISE.search(line):
             lines.extend(line.replace("\\n", "\n").splitlines())
-    if len(lines) > _MAX_EXCERPT_LINES:
-        left_out = len(lines) - _MAX_EXCERPT_LINES
-        lines = [f"({left_out} lines of the log left out)", *lines[-_MAX_EXCERPT_LINES:]]
+    left_out = len(lines) - _FIRST_LINES - _LAST_LINES
+    if left_out > 0:
+        lines[_FIRST_LINES:-_LAST_LINES] = [f"({left_out} lines of the log left out)"]
     return "\n".join(lines)

@@ -35,8 +35,8 @@ constexpr std::size_t kMaxRank = 32;
 // Outputs, raw contents and parameters: far more than any model has, and few enough that a hostile
 // message of two-byte entries cannot make us take a hundred times its size.
 constexpr std::size_t kMaxEntries = 4096;
-// protobuf's own limit for nesting.
-constexpr std::size_t kMaxGroupDepth = 100;
+// protobuf's own limit for nesting, of messages and groups together.
+constexpr std::size_t kMaxDepth = 100;
 // Memory that is taken on the word of a length alone. What lies past it is taken as bytes arrive.
 constexpr std::size_t kEagerSize = std::size_t{32} << 20;
 
@@ -153,16 +153,6 @@ bool narrow(const OwnedBuffer& from, std::size_t count, OwnedBuffer& to) {
   return true;
 }
 
-void set_parameter(std::vector<Parameter>& parameters, Parameter&& entry) {
-  for (Parameter& parameter : parameters) {
-    if (parameter.key == entry.key) {
-      parameter = std::move(entry);  // the last one of a key counts, as in every protobuf map
-      return;
-    }
-  }
-  parameters.push_back(std::move(entry));
-}
-
 }  // namespace
 
 void ResponseReader::place(std::string name, Datatype datatype, std::vector<std::int64_t> shape,
@@ -248,7 +238,6 @@ bool ResponseReader::take_varint(const std::uint8_t*& p, const std::uint8_t* end
   const std::uint64_t limit =
       state_ == State::kPackedVarint || state_ == State::kPackedFixed ? token_end_ : frame_end();
   while (p != end) {
-    if (position_ == limit) fail("ends in the middle of a varint");
     const std::uint8_t byte = *p++;
     ++position_;
     // The tenth byte has one bit to give; protobuf drops what lies above it, and so do we.
@@ -257,7 +246,9 @@ bool ResponseReader::take_varint(const std::uint8_t*& p, const std::uint8_t* end
       shift_ = 0;
       return true;
     }
+    if (position_ == limit) fail("ends in the middle of a varint");
     shift_ += 7;
+    if (state_ == State::kTag && shift_ > 28) fail("has a tag of more than five bytes");
     if (shift_ > 63) fail("has a varint of more than ten bytes");
   }
   return false;
@@ -327,7 +318,7 @@ void ResponseReader::on_tag() {
 
 void ResponseReader::on_group_tag() {
   if (wire_type_ == kStartGroupType) {
-    if (groups_.size() == kMaxGroupDepth) fail("nests groups too deeply");
+    if (groups_.size() + depth_ - 1 == kMaxDepth) fail("nests groups too deeply");
     groups_.push_back(field_);
     return;
   }
@@ -506,8 +497,12 @@ void ResponseReader::end_message() {
   } else if (ended == Message::kEntry) {
     std::vector<Parameter>& parameters =
         message() == Message::kOutput ? outputs_.back().parameters : parameters_;
-    if (parameters.size() == kMaxEntries) fail(too_many());
-    set_parameter(parameters, std::move(entry_));
+    if (parameters.size() == kMaxEntries) {
+      field_ = response::kParameters;  // an output's have the same number
+      fail(too_many());
+    }
+    // Not looked up among the others: that would take time with the square of their number.
+    parameters.push_back(std::move(entry_));
   }
 }
 

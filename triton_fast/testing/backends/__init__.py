@@ -1,6 +1,7 @@
-"""The C++ identity backend: compiled on first use, kept in the user's cache folder.
+"""The C++ backends of the test models: compiled on first use, kept in the user's cache folder.
 
-Owns the compiler's command line and the cache. The source is ``identity.cpp`` beside this file.
+Owns the compiler's command line and the cache. The sources are beside this file, one for each
+backend, with ``backend.hpp`` in common.
 """
 
 from __future__ import annotations
@@ -15,17 +16,26 @@ from pathlib import Path
 
 from triton_fast.testing.errors import BackendBuildFailed
 
-__all__ = ["build_identity_backend"]
+__all__ = ["BACKENDS", "build_backend"]
 
-_SOURCE = Path(__file__).with_name("identity.cpp")
+_FOLDER = Path(__file__).parent
+_HEADER = _FOLDER / "backend.hpp"
+BACKENDS = {
+    "triton_fast_identity": _FOLDER / "identity.cpp",
+    "triton_fast_computing": _FOLDER / "computing.cpp",
+}
+"""The backends by the name that a model's configuration has, and their sources."""
+
 _FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
-def build_identity_backend(fallback_folder: Path) -> Path:
-    """Compile the identity backend, unless the cache has it.
+def build_backend(name: str, fallback_folder: Path) -> Path:
+    """Compile a backend, unless the cache has it.
 
     Parameters
     ----------
+    name : str
+        One of `BACKENDS`.
     fallback_folder : Path
         Where to build if the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``) cannot be
         written.
@@ -48,23 +58,31 @@ def build_identity_backend(fallback_folder: Path) -> Path:
     compiler = shutil.which(command[0])
     if compiler is None:
         raise BackendBuildFailed(
-            f"the identity backend of the test models needs a C++ compiler, and there is no "
+            f"the test models need a C++ compiler for their backend, and there is no "
             f"{command[0]!r} on PATH; install one (Debian and Ubuntu: apt-get install g++) or "
             "point the environment variable CXX at one"
         )
     # The same path may be another compiler tomorrow: its size and time of change tell.
     program = Path(compiler).resolve().stat()
-    recipe = (_SOURCE.read_bytes(), command, _FLAGS, program.st_size, program.st_mtime_ns)
+    source = BACKENDS[name]
+    recipe = (
+        source.read_bytes(),
+        _HEADER.read_bytes(),
+        command,
+        _FLAGS,
+        program.st_size,
+        program.st_mtime_ns,
+    )
     key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:24]
-    name = f"libtriton_fast_identity-{key}.so"
+    file_name = f"lib{name}-{key}.so"
     for folder in (_cache_folder(), fallback_folder):
-        if folder is not None and (folder / name).is_file():
-            return folder / name
+        if folder is not None and (folder / file_name).is_file():
+            return folder / file_name
     folder = _writable(_cache_folder()) or fallback_folder
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as build_folder:
-        library = Path(build_folder, name)
+        library = Path(build_folder, file_name)
         result = subprocess.run(
-            [compiler, *command[1:], *_FLAGS, "-o", str(library), str(_SOURCE)],
+            [compiler, *command[1:], *_FLAGS, "-o", str(library), str(source)],
             capture_output=True,
             text=True,
             errors="replace",
@@ -72,11 +90,11 @@ def build_identity_backend(fallback_folder: Path) -> Path:
         )
         if result.returncode != 0:
             raise BackendBuildFailed(
-                f"{shlex.join(command)} could not compile the identity backend of the test models "
+                f"{shlex.join(command)} could not compile {name}, a backend of the test models "
                 f"(exit status {result.returncode}):\n{result.stderr.strip()}"
             )
-        library.replace(folder / name)
-    return folder / name
+        library.replace(folder / file_name)
+    return folder / file_name
 
 
 def _cache_folder() -> Path | None:

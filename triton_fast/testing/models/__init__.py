@@ -1,8 +1,8 @@
 """The built-in test models: what each is called, and its place in a model repository.
 
-Owns the configurations; the Python-backend models' code lies beside this file and is copied. Most
-models run on the C++ identity backend (``backends/identity.cpp``), because each Python model costs
-the server one more process and about half a second of start-up.
+Owns the configurations. All models but one run in the C++ backends of
+`triton_fast.testing.backends`, so that they need neither a Python in the server nor a process each;
+the code of the Python-backend model lies beside this file and is copied.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-__all__ = ["IDENTITY_BACKEND", "TEST_MODELS", "write_test_models"]
+__all__ = ["PYTHON_TEST_MODELS", "TEST_MODELS", "write_test_models"]
 
-IDENTITY_BACKEND = "triton_fast_identity"
+_IDENTITY = "triton_fast_identity"
+_COMPUTING = "triton_fast_computing"
+_PYTHON = "python"
 
 # Triton's name of a datatype on the wire, and its name in a model's configuration.
 _CONFIG_TYPES = {
@@ -61,21 +63,20 @@ class _Signature:
 
 @dataclass(frozen=True)
 class _Model:
-    """One model; `source` is the Python-backend model's file, None on the identity backend."""
+    """One model; a Python-backend model's code is beside this file, under the model's name."""
 
     inputs: tuple[_Signature, ...]
     outputs: tuple[_Signature, ...]
-    source: str | None = None
+    backend: str = _IDENTITY
     max_batch_size: int = 0
     instances: int = 1
     more: str = ""
 
     def config(self) -> str:
-        backend = IDENTITY_BACKEND if self.source is None else "python"
         inputs = ",\n".join(tensor.config() for tensor in self.inputs)
         outputs = ",\n".join(tensor.config() for tensor in self.outputs)
         return (
-            f'backend: "{backend}"\n'
+            f'backend: "{self.backend}"\n'
             f"max_batch_size: {self.max_batch_size}\n"
             f"input [\n{inputs}\n]\n"
             f"output [\n{outputs}\n]\n"
@@ -106,12 +107,26 @@ def _identity(
     )
 
 
+def _add_sub(backend: str) -> _Model:
+    return _Model(
+        inputs=(_Signature("INPUT0", "FP32", (16,)), _Signature("INPUT1", "FP32", (16,))),
+        outputs=(_Signature("OUTPUT0", "FP32", (16,)), _Signature("OUTPUT1", "FP32", (16,))),
+        backend=backend,
+        max_batch_size=8,
+    )
+
+
 _DELAY = _Signature("DELAY", "FP32", (1,))
+# A request can shorten the queue's timeout, not lengthen it, so there must be one to begin with.
 _QUEUE = """\
 dynamic_batching {
   priority_levels: 2
   default_priority_level: 2
-  default_queue_policy { allow_timeout_override: true, max_queue_size: 4 }
+  default_queue_policy {
+    default_timeout_microseconds: 600000000
+    allow_timeout_override: true
+    max_queue_size: 4
+  }
 }
 """
 
@@ -141,31 +156,30 @@ _MODELS: dict[str, _Model] = {
         ),
         outputs=(_Signature("OUTPUT0", "BYTES"),),
     ),
-    "add_sub": _Model(
-        inputs=(_Signature("INPUT0", "FP32", (16,)), _Signature("INPUT1", "FP32", (16,))),
-        outputs=(_Signature("OUTPUT0", "FP32", (16,)), _Signature("OUTPUT1", "FP32", (16,))),
-        source="add_sub.py",
-        max_batch_size=8,
-    ),
+    "add_sub": _add_sub(_COMPUTING),
     "variable": _Model(
         inputs=(_Signature("ROW", "FP32"), _Signature("COUNT", "INT32", (1,))),
         outputs=(_Signature("TWICE", "FP32"), _Signature("TILED", "FP32", (-1, -1))),
-        source="variable.py",
+        backend=_COMPUTING,
     ),
     "strings": _Model(
         inputs=(_Signature("TEXT", "BYTES"),),
         outputs=(_Signature("UPPER", "BYTES"), _Signature("LENGTH", "INT32")),
-        source="strings.py",
+        backend=_COMPUTING,
     ),
     "text_numbers": _Model(
         inputs=(_Signature("TEXT", "BYTES"), _Signature("VALUE", "FP64")),
         outputs=(_Signature("PARSED", "FP64"), _Signature("WRITTEN", "BYTES")),
-        source="text_numbers.py",
+        backend=_COMPUTING,
     ),
+    "add_sub_python": _add_sub(_PYTHON),
 }
 
-TEST_MODELS: tuple[str, ...] = tuple(_MODELS)
-"""The names of all built-in models."""
+PYTHON_TEST_MODELS = tuple(name for name, model in _MODELS.items() if model.backend == _PYTHON)
+"""The names of the built-in models that run in the Python backend."""
+
+TEST_MODELS = tuple(name for name in _MODELS if name not in PYTHON_TEST_MODELS)
+"""The names of all other built-in models."""
 
 
 def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> Path:
@@ -176,7 +190,7 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
     folder : path
         The model repository; made if it is not there. Models in it that have other names stay.
     names : iterable of str, optional
-        Which models, of `TEST_MODELS`; all when left out.
+        Which models, of `TEST_MODELS` and `PYTHON_TEST_MODELS`; `TEST_MODELS` when left out.
 
     Returns
     -------
@@ -186,7 +200,7 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
     Raises
     ------
     InvalidOption
-        If a name is not one of `TEST_MODELS`.
+        If there is no such model.
 
     Notes
     -----
@@ -220,13 +234,16 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
         ``ROW`` (FP32) twice over as ``TWICE``, and ``COUNT`` (INT32, ``[1]``) times as the rows of
         ``TILED`` (``[-1, -1]``).
     ``strings``
-        ``TEXT`` (BYTES, UTF-8) as ``UPPER``, and the ``LENGTH`` (INT32) of each in bytes.
+        ``TEXT`` (BYTES) with ASCII letters in upper case, ``UPPER``, and the bytes that each has,
+        ``LENGTH`` (INT32).
     ``text_numbers``
         ``TEXT`` (BYTES) as numbers, ``PARSED`` (FP64), and ``VALUE`` (FP64) as text, ``WRITTEN``.
 
-    The last four run in the Python backend; the rest in the C++ identity backend, which also
-    answers with the request's own parameters (and, with ``--grpc-header-forward-pattern``, with its
-    headers) as response parameters.
+    ``add_sub_python``
+        The same as ``add_sub`` in the Python backend, one more process; only when it is named.
+
+    All up to ``failing`` also answer with the request's own parameters (and, with
+    ``--grpc-header-forward-pattern``, with its headers) as response parameters.
     """
     repository = Path(folder)
     chosen = TEST_MODELS if names is None else tuple(names)
@@ -234,13 +251,14 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
     if unknown:
         raise InvalidOption(
             f"no built-in test model is called {', '.join(map(repr, unknown))}; "
-            f"there are {', '.join(TEST_MODELS)}"
+            f"there are {', '.join(_MODELS)}"
         )
+    repository.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         model = _MODELS[name]
         version = repository / name / "1"
         version.mkdir(parents=True, exist_ok=True)
         (repository / name / "config.pbtxt").write_text(model.config(), encoding="utf-8")
-        if model.source is not None:
-            shutil.copyfile(Path(__file__).with_name(model.source), version / "model.py")
+        if model.backend == _PYTHON:
+            shutil.copyfile(Path(__file__).with_name(f"{name}.py"), version / "model.py")
     return repository

@@ -53,6 +53,11 @@ void append_requested_output(std::string& out, std::string_view name, std::strin
 /// The payloads must stay where they are and unchanged for as long as those are used.
 class RequestWriter {
  public:
+  RequestWriter() = default;
+  // The segments point into the object.
+  RequestWriter(const RequestWriter&) = delete;
+  RequestWriter& operator=(const RequestWriter&) = delete;
+
   /// @brief Starts a message. `fixed` are fields encoded beforehand (append_model and the like).
   void begin(std::string_view fixed, std::string_view request_id);
 

@@ -41,7 +41,7 @@ struct Output {
   std::string datatype_name;
   Datatype datatype = Datatype::kUnknown;
   std::vector<std::int64_t> shape;
-  std::vector<Parameter> parameters;
+  std::vector<Parameter> parameters;  // as they came: the last one of a key counts
   Source source = Source::kOwned;
   OwnedBuffer payload;
 };
@@ -52,6 +52,11 @@ struct Output {
 /// finish(), and read the results. After an exception nothing but destruction is allowed.
 class ResponseReader {
  public:
+  ResponseReader() = default;
+  // The parser points into what it has parsed.
+  ResponseReader(const ResponseReader&) = delete;
+  ResponseReader& operator=(const ResponseReader&) = delete;
+
   /// @brief Has the output `name` written to `destination`, if it is of this datatype and shape.
   ///
   /// One that is not is a TensorError from finish(), except that a BYTES output is never placed.
@@ -77,6 +82,7 @@ class ResponseReader {
   const std::string& model_name() const noexcept { return model_name_; }
   const std::string& model_version() const noexcept { return model_version_; }
   const std::string& id() const noexcept { return id_; }
+  /// As they came: the last one of a key counts.
   const std::vector<Parameter>& parameters() const noexcept { return parameters_; }
   std::vector<Output>& outputs() noexcept { return outputs_; }
 

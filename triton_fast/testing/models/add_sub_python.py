@@ -1,4 +1,4 @@
-"""The test model ``add_sub``: sum and difference of two tensors. Runs inside the server."""
+"""The test model ``add_sub_python``: sum and difference of two tensors. Runs in the server."""
 
 from __future__ import annotations
 

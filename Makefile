@@ -1,0 +1,124 @@
+# Every command here does its own set-up, on a fresh machine too, and only what it still lacks:
+# .ci/setup.sh sees to Python, system packages and environments; the stamps in .venv/.stamps and dist
+# say what has been done. Nothing outside this folder is changed but system packages, which are
+# installed with apt-get where that is allowed, and otherwise asked for.
+#
+#   PYTHON=...       the Python to use (3.11 or later; another one than before makes new environments)
+#   PYTEST_ARGS=...  more arguments for pytest, as in PYTEST_ARGS="-k shape -x"
+#   TESTS=...        which tests, as a pytest marker expression
+#   FUZZ=...         how long to fuzz: 60s, a number of inputs, or 0 for not at all
+
+PYTHON ?=
+PYTEST_ARGS ?=
+TESTS ?= not soak and not slow
+FUZZ ?= 20s
+SOAK_FUZZ ?= 1000000
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench soak lint fuzz clean check-core check-fuzz check-python \
+  wheel FORCE
+
+STAMPS := .venv/.stamps
+RUN := .venv/bin/python
+BUILD := .build-venv/bin/python
+CMAKE := .build-venv/bin/cmake
+
+# What the goals need of the machine; setup.sh knows what it is called there.
+NEEDS := $(if $(filter-out help lint clean,$(MAKECMDGOALS)),compiler headers) \
+  $(if $(filter demo test bench soak check-python,$(MAKECMDGOALS)),libpython) \
+  $(if $(filter fuzz soak $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(MAKECMDGOALS)),libfuzzer)
+
+# What the wheel is made of. Folders too: their times tell that a file has gone.
+SOURCES := $(shell find pyproject.toml CMakeLists.txt LICENSE README.md protos csrc/include csrc/src \
+  triton_fast -name __pycache__ -prune -o ! -name '*.so' ! -name '*.descriptors' -print)
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | \
+	  awk -F@ '{printf "%-12s %s\n", $$1, $$2}'
+
+# --- What people ask for --------------------------------------------------------------------------
+
+demo: $(STAMPS)/group-demo $(STAMPS)/package $(STAMPS)/server ## a real model on a real Triton server, beside tritonclient
+	@$(RUN) examples/digits/demo.py
+
+test: lint check-core check-fuzz check-python ## lint, and all tests but the soak (under 10 minutes)
+
+bench: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server ## measure beside tritonclient; writes results/
+	@PYTHONSAFEPATH=1 $(RUN) -m pytest benchmarks $(PYTEST_ARGS)
+
+soak: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAMPS)/server ## the long campaigns: hours
+	@CMAKE=$(CMAKE) csrc/fuzz/run.sh $(SOAK_FUZZ)
+	@TRITON_FAST_SOAK=1 PYTHONSAFEPATH=1 $(RUN) -m pytest --timeout=0 $(PYTEST_ARGS)
+
+lint: $(STAMPS)/group-test $(STAMPS)/group-lint ## ruff and mypy
+	@echo "==> lint"
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --check --quiet .
+	@$(RUN) -m mypy --no-error-summary
+
+fuzz: .build-venv/.stamps/tools ## find what crashes the decoder: a million inputs each, planted bugs first
+	@CMAKE=$(CMAKE) csrc/fuzz/run.sh --planted
+	@CMAKE=$(CMAKE) csrc/fuzz/run.sh $(SOAK_FUZZ)
+
+wheel: dist/.stamp ## build the wheel, into dist/
+
+clean: ## remove all that make made here, the environments too
+	rm -rf .venv .build-venv build dist results .benchmarks .hypothesis .mypy_cache .pytest_cache \
+	  .ruff_cache
+
+# --- The parts of `make test` ---------------------------------------------------------------------
+
+check-core: .build-venv/.stamps/tools
+	@echo "==> the C++ core's own tests"
+	@mkdir -p build/core
+	@{ $(CMAKE) -S . -B build/core -DTRITON_FAST_PYTHON=OFF -DTRITON_FAST_TESTS=ON && \
+	  $(CMAKE) --build build/core --parallel 2; } >build/core/build.log 2>&1 || \
+	  { cat build/core/build.log; exit 1; }
+	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error
+
+check-fuzz: .build-venv/.stamps/tools
+	@if [ "$(FUZZ)" = 0 ]; then echo "==> no fuzzing (FUZZ=0)"; else \
+	  echo "==> fuzzing ($(FUZZ))"; CMAKE=$(CMAKE) csrc/fuzz/run.sh $(FUZZ); fi
+
+# Against the installed wheel: neither this folder nor the caller's PYTHONPATH comes before it.
+check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAMPS)/server
+	@echo "==> tests"
+	@env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
+	  $(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
+
+# --- Set-up ---------------------------------------------------------------------------------------
+
+# Looked at every time; remade only when the Python has changed or something is missing.
+$(STAMPS)/python: FORCE
+	@.ci/setup.sh machine "$(PYTHON)" $(NEEDS)
+
+.build-venv/.stamps/tools: $(STAMPS)/python pyproject.toml
+	@echo "==> installing the build tools"
+	@$(BUILD) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' >$@.txt
+	@$(BUILD) -m pip install -q -r $@.txt 'cmake>=3.26' 'ninja>=1.11'
+	@touch $@
+
+dist/.stamp: .build-venv/.stamps/tools $(SOURCES)
+	@echo "==> building the wheel"
+	@rm -rf dist
+	@$(BUILD) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	@touch $@
+
+# pip leaves an installed package of the same version alone: out with it first.
+$(STAMPS)/package: dist/.stamp $(STAMPS)/python
+	@echo "==> installing the wheel"
+	@$(RUN) -m pip uninstall -q -y triton-fast 2>/dev/null
+	@$(RUN) -m pip install -q --no-warn-conflicts dist/*.whl
+	@touch $@
+
+$(STAMPS)/group-%: $(STAMPS)/python pyproject.toml
+	@echo "==> installing what is needed to $* (a minute or two the first time)"
+	@$(RUN) -m pip install -q --no-warn-conflicts --group $*
+	@touch $@
+
+$(STAMPS)/server: $(STAMPS)/python
+	@.ci/setup.sh server
+	@touch $@

@@ -1,0 +1,236 @@
+"""What the channel tests talk to: a gRPC server of plain bytes, a TCP relay, and fake messages.
+
+Run as a program, it serves at the target given as the first argument and prints the port.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from concurrent import futures
+
+import grpc
+
+STATUS_NUMBERS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Message:
+    """An Outgoing of given bytes that counts how often it was rendered."""
+
+    def __init__(self, message: bytes = b"") -> None:
+        self.message = message
+        self.rendered = 0
+
+    @property
+    def byte_size(self) -> int:
+        return len(self.message)
+
+    def segments(self):
+        raise NotImplementedError
+
+    def render(self) -> bytes:
+        self.rendered += 1
+        return self.message
+
+
+class FreshMessage(Message):
+    """An Outgoing whose bytes belong to nobody else once they are rendered."""
+
+    def __init__(self, byte_size: int) -> None:
+        super().__init__()
+        self.size = byte_size
+
+    @property
+    def byte_size(self) -> int:
+        return self.size
+
+    def render(self) -> bytes:
+        return b"\x01" * self.size  # zeros would take no memory until somebody writes them
+
+
+class Answer:
+    """An Incoming that keeps what it was told, in order."""
+
+    def __init__(self, fail_in: str = "", error: BaseException | None = None) -> None:
+        self.told: list[object] = []
+        self.bytes = b""
+        self._fail_in = fail_in
+        self._error = error
+
+    def begin(self, byte_size: int) -> None:
+        self._tell("begin", byte_size)
+
+    def feed(self, data) -> None:
+        self._tell("feed", len(data))
+        self.bytes += bytes(data)
+
+    def finish(self) -> None:
+        self._tell("finish", None)
+
+    def _tell(self, what: str, size: int | None) -> None:
+        self.told.append(what)
+        if what == "begin":
+            self.announced = size
+        if what == self._fail_in:
+            raise self._error
+
+
+class Ending:
+    """An on_done that keeps how often it was called, with what and where."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException | None] = []
+        self.thread = 0
+        self._over = threading.Event()
+
+    def __call__(self, error: BaseException | None) -> None:
+        self.errors.append(error)
+        self.thread = threading.get_ident()
+        self._over.set()
+
+    def wait(self, timeout: float = 20.0) -> BaseException | None:
+        assert self._over.wait(timeout), "the call did not end"
+        return self.errors[0]
+
+
+class EchoServer:
+    """A grpcio server without messages of its own: methods by name, bytes in and out."""
+
+    def __init__(self, address: str = "127.0.0.1:0", credentials=None, threads: int = 32) -> None:
+        self.calls: list[str] = []
+        self.ended_early = threading.Semaphore(0)  # calls that the client gave up
+        self._stopping = threading.Event()
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(threads),
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._server.add_generic_rpc_handlers((_Methods(self),))
+        if credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
+        self._server.start()
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._server.stop(None).wait()
+
+    def wait(self) -> None:
+        self._server.wait_for_termination()
+
+    def answer(self, method: str, request: bytes, context) -> bytes:
+        self.calls.append(method)
+        if method == "Sleep":
+            return self._sleep(float(request), context)
+        if method == "Status":
+            number, _, details = request.decode().partition(":")
+            context.abort(STATUS_NUMBERS[int(number)], details)
+        if method == "EndedEarly":
+            return b"yes" if self.ended_early.acquire(timeout=5) else b"no"
+        if method == "Size":
+            return bytes(int(request))
+        if method == "Headers":
+            told = [
+                [name, list(value) if isinstance(value, bytes) else value]
+                for name, value in context.invocation_metadata()
+            ]
+            return json.dumps(told).encode()
+        if method == "Who":
+            return json.dumps(
+                {k: [v.decode() for v in vs] for k, vs in context.auth_context().items()}
+            ).encode()
+        return request
+
+    def _sleep(self, seconds: float, context) -> bytes:
+        over = threading.Event()
+        context.add_callback(over.set)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
+            if over.wait(min(left, 0.05)) or not context.is_active():
+                self.ended_early.release()
+                break
+        return b"slept"
+
+
+class _Methods(grpc.GenericRpcHandler):
+    def __init__(self, server: EchoServer) -> None:
+        self._server = server
+
+    def service(self, details):
+        method = details.method.rsplit("/", 1)[-1]
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: self._server.answer(method, request, context)
+        )
+
+
+class Relay:
+    """A TCP relay that counts connections and bytes, and can cut them."""
+
+    def __init__(self, port: int) -> None:
+        self.accepted = 0
+        self.bytes_up = 0
+        self._upstream = ("127.0.0.1", port)
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def cut(self) -> None:
+        for end in list(self._sockets):  # and none that is accepted from now on
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed by its peer
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join(10)
+        for end in self._sockets:
+            end.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._upstream)
+            self.accepted += 1
+            self._sockets += [client, server]
+            for source, sink, up in ((client, server, True), (server, client, False)):
+                thread = threading.Thread(target=self._pump, args=(source, sink, up), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        try:
+            while chunk := source.recv(1 << 16):
+                self.bytes_up += len(chunk) if up else 0
+                sink.sendall(chunk)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # cut
+
+
+if __name__ == "__main__":
+    _server = EchoServer(sys.argv[1])
+    print(_server.port, flush=True)
+    _server.wait()

@@ -1,0 +1,1079 @@
+"""The grpcio channel against servers of plain bytes: what it carries, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from channel_peers import Answer, EchoServer, Ending, Message
+
+from triton_fast import errors
+from triton_fast.channels import grpc as grpc_channel
+from triton_fast.channels.base import CallOptions
+from triton_fast.channels.grpc import GrpcChannel, Keepalive
+from triton_fast.tls import TLS
+
+HERE = Path(__file__).parent
+LARGE = grpc_channel._LARGE_REQUEST
+NO_OPTIONS = CallOptions()
+
+
+def path(method: str) -> str:
+    return f"/test.Echo/{method}"
+
+
+def within(seconds: float) -> int:
+    return time.monotonic_ns() + round(seconds * 1e9)
+
+
+def call(channel, method: str, message: bytes = b"", **options) -> bytes:
+    answer = Answer()
+    channel.call(path(method), Message(message), answer, CallOptions(**options))
+    assert answer.told == ["begin", "feed", "finish"]
+    assert answer.announced == len(answer.bytes)
+    return answer.bytes
+
+
+def start(channel, method: str, message: bytes = b"", **options):
+    answer, ending = Answer(), Ending()
+    started = channel.start(path(method), Message(message), answer, CallOptions(**options), ending)
+    return started, answer, ending
+
+
+def both_ways(channel, method: str, message: bytes = b"", **options) -> BaseException:
+    """Return the error of a call that fails, made sure to be the same one from call and start."""
+    with pytest.raises(errors.TritonFastError) as raised:
+        call(channel, method, message, **options)
+    _, answer, ending = start(channel, method, message, **options)
+    error = ending.wait()
+    assert type(error) is type(raised.value)
+    assert str(error) == str(raised.value)
+    assert len(ending.errors) == 1
+    assert answer.told == []
+    return raised.value
+
+
+def run_python(script: str, *arguments: str, timeout: float = 60, **environment: str):
+    """Run a script that can import what this file can; return its output, or fail with it."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path)), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- what is carried ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384, 5 << 20, LARGE - 1, LARGE, LARGE + 1])
+def test_bytes_go_there_and_come_back(channel, size):
+    message = bytes(range(251)) * (size // 251 + 1)
+    message = message[:size]
+    assert call(channel, "Echo", message) == message
+    _, answer, ending = start(channel, "Echo", message)
+    assert ending.wait() is None
+    assert answer.bytes == message
+    assert answer.told == ["begin", "feed", "finish"]
+
+
+def test_answers_come_on_another_thread(channel):
+    _, _, ending = start(channel, "Echo", b"x")
+    assert ending.wait() is None
+    assert ending.thread != threading.get_ident()
+    assert ending.errors == [None]
+
+
+def holders(message: Message) -> int:
+    """Count the references to a message's bytes, in a frame that adds always the same."""
+    return sys.getrefcount(message.message)
+
+
+@pytest.mark.parametrize("size", [100_000, LARGE])
+def test_a_message_is_rendered_once_and_not_kept(channel, size):
+    message = Message(b"x" * size)
+    before = holders(message)
+    for _ in range(2):
+        channel.call(path("Echo"), message, Answer(), NO_OPTIONS)
+        ending = Ending()
+        channel.start(path("Echo"), message, Answer(), NO_OPTIONS, ending)
+        ending.wait()
+        give_up = time.monotonic() + 5
+        while holders(message) > before and time.monotonic() < give_up:
+            time.sleep(0.01)  # grpcio's thread is about to drop it
+        after = holders(message)
+        assert after == before
+    assert message.rendered == 4
+
+
+def test_an_error_that_is_kept_does_not_keep_the_request(channel):
+    message = Message(b"5:" + b"x" * 500)
+    before = holders(message)
+    with pytest.raises(errors.NotFound) as raised:
+        channel.call(path("Status"), message, Answer(), NO_OPTIONS)
+    assert isinstance(raised.value.__cause__, grpc.RpcError)
+    assert raised.value.__cause__.__traceback__ is None
+    gc.collect()
+    after = holders(message)
+    assert after == before
+
+
+def test_headers_arrive_as_given(channel):
+    headers = (("authorization", "Bearer abc"), ("trace-bin", b"\x00\xff\n"), ("twice", "1"))
+    headers += (("twice", "2"),)
+    told = json.loads(call(channel, "Headers", headers=headers))
+    wanted = [["authorization", "Bearer abc"], ["trace-bin", [0, 255, 10]]]
+    wanted += [["twice", "1"], ["twice", "2"]]
+    assert [entry for entry in told if entry in wanted] == wanted
+    _, answer, ending = start(channel, "Headers", headers=headers)
+    assert ending.wait() is None
+    assert [entry for entry in json.loads(answer.bytes) if entry in wanted] == wanted
+
+
+@pytest.mark.parametrize(
+    "header", [("authorization", "secret\n"), ("Secret", "x"), ("authorization", 5), ("a-bin", "x")]
+)
+def test_a_header_that_cannot_be_sent_is_refused_without_its_value(channel, header):
+    error = both_ways(channel, "Echo", headers=(header,), call="ModelInfer")
+    assert type(error) is errors.InvalidOption
+    assert "ModelInfer" in str(error)
+    assert header[0] in str(error)
+    assert "secret" not in f"{error!r} {error.__cause__!r}"
+    assert call(channel, "Echo", b"still usable") == b"still usable"
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+@pytest.mark.parametrize("size", [1 << 20, LARGE])
+def test_compression_shrinks_what_is_sent(open_channel, relay, compression, size):
+    channel = open_channel(relay.target)
+    message = bytes(size)
+    assert call(channel, "Echo", message, compression=compression) == message
+    assert 0 < relay.bytes_up < size // 50
+    _, answer, ending = start(channel, "Echo", message, compression=compression)
+    assert ending.wait() is None
+    assert answer.bytes == message
+    assert 0 < relay.bytes_up < size // 25
+
+
+def test_without_compression_everything_is_sent(open_channel, relay):
+    assert call(open_channel(relay.target), "Echo", bytes(1 << 20)) == bytes(1 << 20)
+    assert relay.bytes_up > 1 << 20
+
+
+def test_many_threads_share_a_channel(channel):
+    wrong = []
+
+    def work(number: int) -> None:
+        for n in range(40):
+            message = f"{number}.{n}".encode() * (1 + n * 50)
+            if n % 4:
+                answer = call(channel, "Echo", message)
+            else:
+                _, incoming, ending = start(channel, "Echo", message)
+                ending.wait()
+                answer = incoming.bytes
+            if answer != message:
+                wrong.append((number, n))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_every_channel_has_a_connection_of_its_own(open_channel, relay):
+    for _ in range(3):
+        call(open_channel(relay.target), "Echo")
+    assert relay.accepted == 3
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [code for code in errors.StatusCode if code])
+def test_each_status_has_its_class(channel, number):
+    error = both_ways(channel, "Status", f"{number}:what the server said".encode(), call="Model X")
+    assert type(error) is errors._BY_STATUS[number]
+    assert error.status is number
+    assert error.message == "what the server said"
+    assert (error.call, error.target) == ("Model X", channel.target)
+    assert str(error) == f"Model X at {channel.target}: {number.name}: what the server said"
+
+
+def test_a_traceback_for_a_message_arrives_whole(channel):
+    # 100 kB, where grpcio stops at 8 KiB; and not ASCII, which triples in a header.
+    details = "Zeile 1\nÜbel: " + "ä" * 50_000
+    error = both_ways(channel, "Status", b"13:" + details.encode())
+    assert type(error) is errors.Internal
+    assert error.message == details
+
+
+@pytest.mark.parametrize("fail_in", ["begin", "feed", "finish"])
+@pytest.mark.parametrize("kind", [errors.WireError, errors.InvalidTensor, MemoryError])
+def test_what_the_parser_raises_passes_unchanged(channel, fail_in, kind):
+    planted = kind("field 6 is torn")
+    with pytest.raises(kind) as raised:
+        channel.call(path("Echo"), Message(b"xy"), Answer(fail_in, planted), NO_OPTIONS)
+    assert raised.value is planted
+    ending = Ending()
+    channel.start(path("Echo"), Message(b"xy"), Answer(fail_in, planted), NO_OPTIONS, ending)
+    assert ending.wait() is planted
+    assert ending.errors == [planted]
+    assert call(channel, "Echo", b"still usable") == b"still usable"
+
+
+def test_what_rendering_raises_passes_unchanged(channel):
+    class Broken(Message):
+        def render(self) -> bytes:
+            raise planted
+
+    planted = errors.InvalidTensor("no")
+    ending = Ending()
+    with pytest.raises(errors.InvalidTensor) as raised:
+        channel.call(path("Echo"), Broken(), Answer(), NO_OPTIONS)
+    assert raised.value is planted
+    with pytest.raises(errors.InvalidTensor) as raised:
+        channel.start(path("Echo"), Broken(), Answer(), NO_OPTIONS, ending)
+    assert raised.value is planted
+    assert ending.errors == []
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_no_server_there(open_channel):
+    target = f"127.0.0.1:{free_port()}"
+    error = both_ways(open_channel(target), "Echo", call="ServerLive")
+    assert type(error) is errors.Unavailable
+    assert str(error).startswith(f"ServerLive at {target}: UNAVAILABLE: ")
+    assert "check that the server runs" in error.message
+    assert "8001" in error.message
+
+
+def test_no_socket_there(open_channel, tmp_path):
+    error = both_ways(open_channel(f"unix:{tmp_path}/none.sock"), "Echo")
+    assert type(error) is errors.Unavailable
+    assert "none.sock" in error.message
+    assert "check that the server runs" in error.message
+    assert "8001" not in error.message
+
+
+def test_no_such_host(open_channel):
+    error = both_ways(open_channel("no-such-host.invalid:8001"), "Echo", deadline_ns=within(20))
+    assert isinstance(error, errors.Unavailable | errors.DeadlineExceeded)
+    assert "no-such-host.invalid" in str(error)
+
+
+def test_the_advice_names_a_proxy(open_channel, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    channel = open_channel(f"localhost:{free_port()}")
+    with pytest.raises(errors.Unavailable, match="the proxy in http_proxy"):
+        call(channel, "Echo")
+
+
+def test_something_else_answers(open_channel):
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        try:
+            while True:
+                connection, _ = listener.accept()
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                connection.close()
+        except OSError:
+            return
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        channel = open_channel(f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(errors.Unavailable, match="8000 is HTTP"):
+            call(channel, "Echo", deadline_ns=within(20))
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_the_connection_breaks_during_a_call(open_channel, relay, server, size):
+    channel = open_channel(relay.target)
+    call(channel, "Echo")
+    threading.Timer(0.3, relay.cut).start()
+    with pytest.raises(errors.Unavailable) as raised:
+        channel.call(path("Sleep"), Message(b"20".ljust(size)), Answer(), NO_OPTIONS)
+    assert "check that the server runs" not in raised.value.message
+    assert call(channel, "Echo", b"again") == b"again"
+
+
+def test_the_server_dies_during_a_call(open_channel):
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "channel_peers.py"), "127.0.0.1:0"], stdout=subprocess.PIPE
+    )
+    try:
+        port = int(process.stdout.readline())
+        channel = open_channel(f"127.0.0.1:{port}")
+        call(channel, "Echo")
+        _, answer, ending = start(channel, "Sleep", b"20")
+        threading.Timer(0.3, process.kill).start()
+        with pytest.raises(errors.Unavailable):
+            call(channel, "Sleep", b"20")
+        assert type(ending.wait()) is errors.Unavailable
+        assert answer.told == []
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_restarted_server_is_found_again_soon(open_channel):
+    first = EchoServer()
+    channel = open_channel(first.target)
+    call(channel, "Echo")
+    first.stop()
+    down_until = time.monotonic() + 2.5  # enough for grpcio's own backoff to be past 3 s
+    while time.monotonic() < down_until:
+        with pytest.raises(errors.Unavailable):
+            call(channel, "Echo")
+        time.sleep(0.02)
+    second = EchoServer(f"127.0.0.1:{first.port}")
+    try:
+        back = time.monotonic()
+        while True:
+            try:
+                call(channel, "Echo")
+                break
+            except errors.Unavailable:
+                time.sleep(0.02)
+        assert time.monotonic() - back < 2.0
+        assert dict(channel._options)["grpc.max_reconnect_backoff_ms"] == 1000  # after minutes, too
+    finally:
+        second.stop()
+
+
+# --- deadlines, cancellation, signals -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_deadline_ends_the_call_and_the_server_is_told(channel, server, size):
+    message = b"30".ljust(size)
+    for way in ("call", "start"):
+        began = time.monotonic()
+        deadline_ns = within(0.7)
+        if way == "call":
+            with pytest.raises(errors.DeadlineExceeded) as raised:
+                call(channel, "Sleep", message, deadline_ns=deadline_ns, call="Model X")
+            error = raised.value
+        else:
+            _, answer, ending = start(channel, "Sleep", message, deadline_ns=deadline_ns)
+            error = ending.wait()
+            assert type(error) is errors.DeadlineExceeded
+            assert answer.told == []
+        assert isinstance(error, TimeoutError)
+        assert 0.6 < time.monotonic() - began < 5
+        assert server.ended_early.acquire(timeout=5)
+
+
+def test_a_deadline_that_has_passed_sends_nothing(channel, server):
+    call(channel, "Echo")
+    before = list(server.calls)
+    error = both_ways(channel, "Echo", deadline_ns=time.monotonic_ns() - 1, call="Model X")
+    assert type(error) is errors.DeadlineExceeded
+    assert error.call == "Model X"
+    assert error.target == channel.target
+    time.sleep(0.1)
+    assert server.calls == before
+
+
+def test_a_deadline_while_nobody_answers(open_channel):
+    # A listener that never speaks HTTP/2: the connection is there, and is not.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        channel = open_channel(f"127.0.0.1:{listener.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(errors.DeadlineExceeded):
+            call(channel, "Echo", deadline_ns=within(0.5))
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_cancelling_a_call(channel, server, size):
+    started, answer, ending = start(channel, "Sleep", b"30".ljust(size))
+    time.sleep(0.3)
+    started.cancel()
+    error = ending.wait(5)
+    assert type(error) is errors.Cancelled
+    assert server.ended_early.acquire(timeout=5)
+    started.cancel()
+    time.sleep(0.1)
+    assert ending.errors == [error]
+    assert answer.told == []
+
+
+def test_cancelling_a_call_that_is_over(channel):
+    started, answer, ending = start(channel, "Echo", b"x")
+    assert ending.wait() is None
+    started.cancel()
+    assert ending.errors == [None]
+    assert answer.bytes == b"x"
+
+
+INTERRUPTED = """
+    import os, signal, sys, threading, time
+    from channel_peers import Answer, Message
+    from triton_fast.channels.base import CallOptions
+    from triton_fast.channels.grpc import GrpcChannel
+
+    channel = GrpcChannel(sys.argv[1])
+    message = b"30".ljust(int(sys.argv[2]))
+    channel.call("/test.Echo/Echo", Message(), Answer(), CallOptions())
+    sent = []
+    def interrupt():
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Timer(1.0, interrupt).start()
+    try:
+        channel.call("/test.Echo/Sleep", Message(message), Answer(), CallOptions())
+    except KeyboardInterrupt as kept:
+        took = time.monotonic() - sent[0]
+        error = kept
+    assert took < 1.0, took
+    told = Answer()
+    channel.call("/test.Echo/EndedEarly", Message(), told, CallOptions())
+    channel.close()
+    print("told:", told.bytes.decode(), threading.active_count())
+"""
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_ctrl_c_ends_a_call_at_once_and_the_server_is_told(server, size):
+    output = run_python(INTERRUPTED, server.target, str(size), timeout=20)
+    assert output == "told: yes 1\n"
+
+
+# --- closing --------------------------------------------------------------------------------------
+
+
+def test_a_closed_channel_refuses_calls(open_channel):
+    for used in (False, True):
+        channel = open_channel()
+        if used:
+            call(channel, "Echo")
+        channel.close()
+        channel.close()
+        for way in (call, start):
+            with pytest.raises(errors.ClosedError, match=channel.target):
+                way(channel, "Echo")
+            with pytest.raises(errors.ClosedError):
+                way(channel, "NeverCalledBefore")
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_closing_ends_running_calls(open_channel, server, size):
+    channel = open_channel()
+    message = b"30".ljust(size)
+    call(channel, "Echo")
+    raised = []
+
+    def blocked() -> None:
+        try:
+            call(channel, "Sleep", message)
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=blocked) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    _, answer, ending = start(channel, "Sleep", message)
+    cancelled, _, cancelled_ending = start(channel, "Sleep", message)
+    time.sleep(0.5)
+    cancelled.cancel()
+    channel.close()
+    for thread in threads:
+        thread.join(5)
+    assert [type(error) for error in raised] == [errors.ClosedError] * 2
+    assert type(ending.wait(5)) is errors.ClosedError
+    assert type(cancelled_ending.wait(5)) is errors.Cancelled
+    assert answer.told == []
+    for _ in range(4):
+        assert server.ended_early.acquire(timeout=5)
+
+
+def test_closing_races_with_calls(open_channel):
+    for _ in range(20):
+        channel = open_channel()
+        outcomes = []
+
+        def hammer(channel=channel, outcomes=outcomes) -> None:
+            try:
+                while True:
+                    call(channel, "Echo", b"x")
+                    _, _, ending = start(channel, "Echo", b"x")
+                    if error := ending.wait():
+                        raise error
+            except BaseException as error:
+                outcomes.append(error)
+
+        threads = [threading.Thread(target=hammer) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.02)
+        channel.close()
+        for thread in threads:
+            thread.join(10)
+        assert [type(error) for error in outcomes] == [errors.ClosedError] * 3
+
+
+def test_closing_from_on_done(open_channel):
+    channel = open_channel()
+    _, _, other = start(channel, "Sleep", b"30")
+    closed = threading.Event()
+
+    def close(error: BaseException | None) -> None:
+        channel.close()
+        closed.set()
+
+    channel.start(path("Echo"), Message(), Answer(), NO_OPTIONS, close)
+    assert closed.wait(5)
+    assert type(other.wait(5)) is errors.ClosedError
+
+
+def test_calling_from_on_done(channel):
+    seen, over = [], threading.Event()
+
+    def chain(error: BaseException | None) -> None:
+        seen.append(error)
+        call(channel, "Echo", b"from on_done")
+        if len(seen) < 5:
+            channel.start(path("Echo"), Message(), Answer(), NO_OPTIONS, chain)
+        else:
+            over.set()
+
+    channel.start(path("Echo"), Message(), Answer(), NO_OPTIONS, chain)
+    assert over.wait(10)
+    assert seen == [None] * 5
+
+
+def test_closing_in_a_signal_handler_during_a_call(server):
+    script = """
+        import signal, sys, os, threading
+        from channel_peers import Answer, Message
+        from triton_fast import errors
+        from triton_fast.channels.base import CallOptions
+        from triton_fast.channels.grpc import GrpcChannel
+
+        channel = GrpcChannel(sys.argv[1])
+        channel.call("/test.Echo/Echo", Message(), Answer(), CallOptions())
+        signal.signal(signal.SIGTERM, lambda *_: channel.close())
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        try:
+            channel.call("/test.Echo/Sleep", Message(b"30"), Answer(), CallOptions())
+        except errors.ClosedError:
+            print("closed")
+    """
+    assert run_python(script, server.target, timeout=20) == "closed\n"
+    assert server.ended_early.acquire(timeout=5)
+
+
+def test_nothing_is_left_open(server):
+    def cycle() -> None:
+        channel = GrpcChannel(server.target)
+        call(channel, "Echo", b"x")
+        _, _, ending = start(channel, "Echo", b"y")
+        ending.wait()
+        channel.close()
+
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    for _ in range(3):
+        cycle()
+    before = settled(held)
+    for _ in range(50):
+        cycle()
+    after = settled(held)
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
+
+
+def settled(measure):
+    """Return what is measured once grpcio, which closes in the background, is through."""
+    last, since = measure(), time.monotonic()
+    while time.monotonic() - since < 0.4:
+        time.sleep(0.02)
+        if (now := measure()) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
+def test_dropping_a_channel_closes_it(server):
+    channel = GrpcChannel(server.target)
+    call(channel, "Echo")
+    _, _, ending = start(channel, "Echo")
+    ending.wait()
+    inner = channel._channel
+    del channel
+    gc.collect()
+    # What is left is this test's own reference.
+    assert [type(holder) for holder in gc.get_referrers(inner) if not _is_frame(holder)] == []
+
+
+def _is_frame(thing: object) -> bool:
+    return type(thing).__name__ in ("frame", "list_iterator")
+
+
+def test_peak_memory_of_a_large_call(server):
+    """The request is gone from memory by the time its answer is put together."""
+    script = """
+        import sys
+        from pathlib import Path
+        from channel_peers import FreshMessage
+        from triton_fast.channels.base import CallOptions
+        from triton_fast.channels.grpc import GrpcChannel
+
+        class Sink:
+            def begin(self, byte_size): assert byte_size == size
+            def feed(self, data): pass
+            def finish(self): pass
+
+        def peak():
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+        size = 128 << 20
+        channel = GrpcChannel(sys.argv[1])
+        channel.call("/test.Echo/Echo", FreshMessage(size >> 6), type(
+            "Ignore", (Sink,), {"begin": lambda self, n: None})(), CallOptions())
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+        channel.call("/test.Echo/Echo", FreshMessage(size), Sink(), CallOptions())
+        print((peak() - before) / size)
+    """
+    assert float(run_python(script, server.target)) < 3.3
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_options_replace_ours_one_by_one(open_channel):
+    channel = open_channel(options={"grpc.max_receive_message_length": 1000})
+    assert call(channel, "Size", b"900") == bytes(900)
+    with pytest.raises(errors.ResourceExhausted):
+        call(channel, "Size", b"1100")
+    # ... and the others stay.
+    assert len(call(channel, "Echo", b"x" * 500)) == 500
+    kept = dict(channel._options)
+    assert kept["grpc.max_send_message_length"] == -1
+    assert kept["grpc.use_local_subchannel_pool"] == 1
+
+
+def test_none_leaves_an_option_to_grpcio(open_channel):
+    channel = open_channel(options=[("grpc.max_receive_message_length", None)])
+    with pytest.raises(errors.ResourceExhausted):
+        call(channel, "Size", b"5000000")
+
+
+def test_the_last_of_equal_options_counts(open_channel):
+    options = [("grpc.max_receive_message_length", 10), ("grpc.max_receive_message_length", -1)]
+    assert len(call(open_channel(options=options), "Size", b"5000000")) == 5_000_000
+
+
+def test_keepalive_is_given_to_grpcio_in_milliseconds(open_channel):
+    keepalive = Keepalive(2.5, 0.75, permit_without_calls=True, max_pings_without_data=0)
+    options = dict(open_channel(keepalive=keepalive)._options)
+    assert options["grpc.keepalive_time_ms"] == 2500
+    assert options["grpc.keepalive_timeout_ms"] == 750
+    assert options["grpc.http2.ping_timeout_ms"] == 750
+    assert options["grpc.keepalive_permit_without_calls"] == 1
+    assert options["grpc.http2.max_pings_without_data"] == 0
+    plain = dict(open_channel()._options)
+    assert not any("keepalive" in name or "pings" in name for name in plain)
+    over = open_channel(keepalive=keepalive, options={"grpc.keepalive_time_ms": 9000})
+    assert dict(over._options)["grpc.keepalive_time_ms"] == 9000
+    assert call(over, "Echo", b"x") == b"x"
+
+
+def test_keepalive_notices_a_dead_peer(open_channel, server):
+    """A peer that is there but silent: only pings can tell."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    frozen, ends = threading.Event(), []
+
+    def serve() -> None:
+        ends.append(listener.accept()[0])
+        ends.append(socket.create_connection(("127.0.0.1", server.port)))
+
+        def pump(source: socket.socket, sink: socket.socket) -> None:
+            while chunk := source.recv(65536):
+                if frozen.is_set():
+                    return
+                sink.sendall(chunk)
+
+        for pair in ((ends[0], ends[1]), (ends[1], ends[0])):
+            threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        channel = open_channel(target, keepalive=Keepalive(1.0, 0.5))
+        call(channel, "Echo")
+        frozen.set()
+        began = time.monotonic()
+        with pytest.raises(errors.Unavailable):
+            call(channel, "Echo", deadline_ns=within(20))
+        assert time.monotonic() - began < 10
+    finally:
+        for end in ends:
+            end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"time": 0},
+        {"time": -1.0},
+        {"time": float("nan")},
+        {"time": float("inf")},
+        {"time": 3_000_000},
+        {"time": True},
+        {"time": "10"},
+        {"time": 10, "timeout": 0},
+        {"time": 10, "max_pings_without_data": -1},
+        {"time": 10, "max_pings_without_data": 1.5},
+    ],
+)
+def test_keepalive_that_makes_no_sense(settings):
+    with pytest.raises(errors.InvalidOption, match="keepalive"):
+        Keepalive(**settings)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["grpc.enable_retries"],
+        [("a", 1, 2)],
+        {1: 2},
+        {"": 2},
+        {"grpc.x": 1.5},
+        {"grpc.x": 2**31},
+        5,
+    ],
+)
+def test_options_that_grpcio_would_choke_on(options):
+    with pytest.raises(errors.InvalidOption, match="channel option"):
+        GrpcChannel("localhost:8001", options=options)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "localhost:8001",
+        "triton.internal:8001",
+        "10.0.0.1:1",
+        "[::1]:65535",
+        "dns:///localhost:8001",
+        "dns://8.8.8.8/localhost:8001",
+        "dns:localhost:8001",
+        "ipv4:10.0.0.1:8001",
+        "ipv4:10.0.0.1:8001,10.0.0.2:8001",
+        "ipv6:[::1]:8001,[fe80::1%eth0]:8001",
+        "unix:/run/triton.sock",
+        "unix:///run/triton.sock:8001",
+        "unix:triton.sock",
+        "unix-abstract:triton",
+        "vsock:2:8001",
+        "xds:///triton",
+    ],
+)
+def test_targets(target):
+    assert GrpcChannel(target).target == target
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("", "localhost:8001"),
+        (" localhost:8001", "localhost:8001"),
+        ("localhost:8001\n", "localhost:8001"),
+        (8001, "localhost:8001"),
+        (None, "localhost:8001"),
+        ("localhost", "'localhost:8001'"),
+        ("[::1]", r"'\[::1\]:8001'"),
+        ("::1:8001", r"'\[::1\]:8001'"),
+        (":8001", "'localhost:8001'"),
+        ("local host:8001", "no host"),
+        ("localhost:", "not a port"),
+        ("localhost:http", "'http' is not a port"),
+        ("localhost:0", "not a port"),
+        ("localhost:65536", "not a port"),
+        ("localhost:-1", "not a port"),
+        ("localhost:8001/v2", "without a path"),
+        ("http://localhost:8001", "write 'localhost:8001' "),
+        ("http://user:word@localhost:8001/v2", "write 'localhost:8001' "),
+        ("https://triton:443", r"write 'triton:443' with tls=TLS\(\)"),
+        ("grpc://triton:8001", "has no grpc://; write 'triton:8001'"),
+        ("grpcs://triton:8001", r"with tls=TLS\(\)"),
+        ("tcp://triton:8001", "write 'triton:8001'"),
+        ("dns://localhost:8001", "three slashes"),
+        ("dns:///localhost", "has no port"),
+        ("dns:///", "has no port"),
+        ("ipv4:localhost:8001", "not an ipv4 address"),
+        ("ipv4:10.0.0.1", "has no port"),
+        ("ipv4:10.0.0.1:8001,", "has no port"),
+        ("ipv6:::1:8001", "in brackets"),
+        ("ipv6:[localhost]:8001", "not an ipv6 address"),
+        ("unix:", "names no socket"),
+        ("unix://run/triton.sock", "unix:/path"),
+        ("unix:/tmp/a,b", "comma"),
+        ("unix:/" + "x" * 107, "at most 107 bytes"),
+    ],
+)
+def test_targets_that_are_none(target, says):
+    with pytest.raises(errors.InvalidOption, match=says):
+        GrpcChannel(target)
+
+
+@pytest.mark.parametrize(
+    "form", ["ipv4:127.0.0.1:{dead},127.0.0.1:{port}", "dns:///localhost:{port}"]
+)
+def test_other_ways_to_write_a_target(open_channel, server, form):
+    channel = open_channel(form.format(port=server.port, dead=free_port()))
+    assert call(channel, "Echo", b"x") == b"x"
+
+
+def test_ipv6(open_channel):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = EchoServer("[::1]:0")
+    try:
+        for target in (f"[::1]:{server.port}", f"ipv6:[::1]:{server.port}"):
+            assert call(open_channel(target), "Echo", b"x") == b"x"
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", ["triton.sock:8001", "a b%20c#d?e=ü"])
+def test_unix_sockets(open_channel, tmp_path, monkeypatch, name):
+    # The server's own reading of such names is none of our business: give it a plain one.
+    (tmp_path / "plain").mkdir()
+    server = EchoServer(f"unix:{tmp_path}/plain/s")
+    (tmp_path / name).symlink_to(tmp_path / "plain" / "s")
+    monkeypatch.chdir(tmp_path)
+    try:
+        for target in (f"unix:{tmp_path}/{name}", f"unix://{tmp_path}/{name}", f"unix:{name}"):
+            assert call(open_channel(target), "Echo", b"x") == b"x"
+            assert call(open_channel(target), "Echo", bytes(LARGE)) == bytes(LARGE)
+    finally:
+        server.stop()
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tls_server(authority):
+    _, sign = authority
+    own = sign("server", "localhost", "triton.internal")
+    server = EchoServer(
+        credentials=grpc.ssl_server_credentials([(own.key, own.certificate)]),
+    )
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def mtls_server(authority):
+    root, sign = authority
+    own = sign("server", "localhost")
+    server = EchoServer(
+        credentials=grpc.ssl_server_credentials(
+            [(own.key, own.certificate)], root_certificates=root, require_client_auth=True
+        ),
+    )
+    yield server
+    server.stop()
+
+
+def test_tls(open_channel, authority, tls_server, tmp_path):
+    root, _ = authority
+    file = tmp_path / "root.pem"
+    file.write_bytes(root)
+    for source in (root, file, str(file)):
+        channel = open_channel(tls_server.target, tls=TLS(source))
+        assert call(channel, "Echo", b"x") == b"x"
+        _, answer, ending = start(channel, "Echo", bytes(LARGE))
+        assert ending.wait() is None
+        assert answer.bytes == bytes(LARGE)
+
+
+def test_tls_with_the_authorities_of_the_system(open_channel, tls_server):
+    error = both_ways(open_channel(tls_server.target, tls=True), "Echo", deadline_ns=within(20))
+    assert type(error) is errors.Unavailable
+    assert "agree on TLS and certificates" in error.message
+
+
+def test_tls_under_another_name(open_channel, authority, tls_server):
+    root, _ = authority
+    for name, fits in (("triton.internal", True), ("elsewhere.internal", False)):
+        channel = open_channel(tls_server.target, tls=TLS(root, server_name=name))
+        if fits:
+            assert call(channel, "Echo", b"x") == b"x"
+        else:
+            with pytest.raises(errors.Unavailable):
+                call(channel, "Echo", deadline_ns=within(20))
+
+
+def test_mutual_tls(open_channel, authority, mtls_server, tmp_path):
+    root, sign = authority
+    own = sign("our client", "client")
+    (tmp_path / "key.pem").write_bytes(own.key)
+    (tmp_path / "chain.pem").write_bytes(own.certificate)
+    for key, chain in (
+        (own.key, own.certificate),
+        (tmp_path / "key.pem", tmp_path / "chain.pem"),
+    ):
+        channel = open_channel(mtls_server.target, tls=TLS(root, key, chain))
+        told = json.loads(call(channel, "Who"))
+        assert told["x509_common_name"] == ["our client"]
+
+
+def test_mutual_tls_without_a_certificate(open_channel, authority, mtls_server):
+    root, _ = authority
+    with pytest.raises(errors.Unavailable):
+        call(open_channel(mtls_server.target, tls=TLS(root)), "Echo", deadline_ns=within(20))
+
+
+def test_plain_text_to_a_tls_server_and_the_other_way_round(
+    open_channel, authority, server, tls_server
+):
+    root, _ = authority
+    with pytest.raises(errors.Unavailable, match="TLS"):
+        call(open_channel(tls_server.target), "Echo", deadline_ns=within(20))
+    with pytest.raises(errors.Unavailable, match="TLS"):
+        call(open_channel(server.target, tls=TLS(root)), "Echo", deadline_ns=within(20))
+
+
+def test_tls_settings_that_make_no_sense(authority, tmp_path):
+    root, sign = authority
+    own = sign("someone")
+    (tmp_path / "empty.pem").touch()
+    encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n"
+    for settings, says in (
+        ({"private_key": own.key}, "private_key was given without certificate_chain"),
+        ({"certificate_chain": own.certificate}, "certificate_chain was given without private_key"),
+        ({"root_certificates": b"DER"}, "no certificate in PEM form in root_certificates"),
+        ({"root_certificates": own.key}, "no certificate in PEM form"),
+        ({"private_key": root, "certificate_chain": root}, "no private key in PEM form"),
+        ({"private_key": encrypted, "certificate_chain": root}, "under a passphrase"),
+        ({"root_certificates": root.decode()}, "pass bytes, or a path"),
+        ({"root_certificates": 5}, "not int"),
+        ({"server_name": ""}, "server_name"),
+        ({"server_name": 5}, "server_name"),
+    ):
+        with pytest.raises(errors.InvalidOption, match=says):
+            TLS(**settings)
+    for settings, says in (
+        ({"root_certificates": tmp_path / "none.pem"}, "cannot read root_certificates from .*none"),
+        ({"root_certificates": str(tmp_path)}, "cannot read"),
+        ({"root_certificates": tmp_path / "empty.pem"}, "no certificate in .* in .*empty.pem"),
+    ):
+        with pytest.raises(errors.InvalidOption, match=says):
+            GrpcChannel("localhost:8001", tls=TLS(**settings))
+    with pytest.raises(errors.InvalidOption, match="tls is a TLS"):
+        GrpcChannel("localhost:8001", tls="yes")
+
+
+def test_tls_shows_no_key(authority):
+    _, sign = authority
+    own = sign("someone")
+    tls = TLS(private_key=own.key, certificate_chain=own.certificate)
+    for shown in (repr(tls), repr(tls.read())):
+        assert "PRIVATE" not in shown
+        assert "CERTIFICATE" in shown
+
+
+def test_renewed_certificates_are_read_by_the_next_connection(authority, tls_server, tmp_path):
+    root, sign = authority
+    file = tmp_path / "root.pem"
+    file.write_bytes(sign("not the authority").certificate)
+    tls = TLS(file)
+    first = GrpcChannel(tls_server.target, tls=tls)
+    second = GrpcChannel(tls_server.target, tls=tls)
+    with pytest.raises(errors.Unavailable):
+        call(first, "Echo", deadline_ns=within(20))
+    file.write_bytes(root)
+    assert call(second, "Echo", b"x") == b"x"
+    first.close()
+    second.close()
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+def test_grpcio_is_imported_by_the_first_call(server):
+    script = """
+        import sys
+        from triton_fast.channels.base import CallOptions
+        from triton_fast.channels.grpc import GrpcChannel, Keepalive
+        from triton_fast.tls import TLS
+
+        GrpcChannel(sys.argv[1], tls=TLS(), keepalive=Keepalive(10)).close()
+        channel = GrpcChannel(sys.argv[1])
+        assert "grpc" not in sys.modules
+        from types import SimpleNamespace as S
+        nothing = lambda *_: None
+        channel.call("/test.Echo/Echo", S(render=lambda: b"", byte_size=0),
+                     S(begin=nothing, feed=nothing, finish=nothing), CallOptions())
+        print("grpc" in sys.modules, "google.protobuf" in sys.modules)
+    """
+    assert run_python(script, server.target) == "True False\n"
+
+
+@pytest.mark.parametrize(
+    ("planted", "says"),
+    [
+        ("sys.modules['grpc'] = None", "is not installed"),
+        ("sys.modules['grpc._cython'] = None", "cannot be imported"),
+    ],
+)
+def test_without_grpcio(planted, says):
+    script = f"""
+        import sys
+        {planted}
+        from triton_fast import errors
+        from triton_fast.channels.base import CallOptions
+        from triton_fast.channels.grpc import GrpcChannel
+        from types import SimpleNamespace as S
+
+        for way in ("call", "start"):
+            arguments = ["/a/B", S(render=lambda: b"", byte_size=0), None, CallOptions()]
+            arguments += [print] if way == "start" else []
+            try:
+                getattr(GrpcChannel("localhost:1"), way)(*arguments)
+            except errors.MissingDependency as error:
+                assert isinstance(error, ImportError)
+                print(error)
+    """
+    output = run_python(script)
+    assert output.count("pip install grpcio") == 2
+    assert output.count(says) == 2

@@ -1,0 +1,337 @@
+"""The grpcio channel around fork: children call, parents are not disturbed, and nothing hangs."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from channel_peers import EchoServer
+from test_grpc_channel import run_python
+
+# Each script runs in an interpreter of its own. A child that hangs is killed by its own alarm, so
+# that a fault shows as its status and not as a test that takes forever.
+PRELUDE = """
+    import multiprocessing, os, signal, sys, threading, time
+    from channel_peers import Answer, Ending, Message
+    from triton_fast import errors
+    from triton_fast.channels.base import CallOptions
+    from triton_fast.channels.grpc import GrpcChannel
+    from triton_fast.tls import TLS
+
+    target = sys.argv[1]
+
+    def call(channel, method="Echo", message=b"x" * 1000, seconds=8):
+        answer = Answer()
+        options = CallOptions(deadline_ns=time.monotonic_ns() + int(seconds * 1e9))
+        channel.call("/test.Echo/" + method, Message(message), answer, options)
+        assert answer.bytes == (message if method == "Echo" else b"slept")
+
+    def started(channel, message=b"y" * 1000):
+        answer, ending = Answer(), Ending()
+        channel.start("/test.Echo/Echo", Message(message), answer, CallOptions(), ending)
+        error = ending.wait(8)
+        if error:
+            raise error
+        assert answer.bytes == message
+
+    def fork(work):
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            signal.alarm(20)
+            work()
+            status = 0
+        except BaseException as error:
+            print(f"child: {type(error).__name__}: {error}", flush=True)
+        finally:
+            os._exit(status)
+
+    def join(pids):
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        assert statuses == [0] * len(pids), statuses
+
+    def child():
+        for _ in range(2):
+            mine = GrpcChannel(target)
+            for _ in range(3):
+                call(mine)
+                started(mine)
+            mine.close()
+
+    channel = GrpcChannel(target)
+    call(channel)
+    started(channel)
+"""
+
+
+def run_fork(script: str, target: str, **environment: str) -> str:
+    return run_python(PRELUDE + script, target, **environment)
+
+
+@pytest.mark.parametrize("switch", ["", "1"])
+def test_eight_children_call_while_the_parent_goes_on(server, switch):
+    script = """
+    pids = []
+    for _ in range(8):
+        pids.append(fork(child))
+        call(channel)
+        started(channel)
+    join(pids)
+    call(channel)
+    channel.close()
+    print("done")
+    """
+    environment = {"GRPC_ENABLE_FORK_SUPPORT": switch} if switch else {}
+    assert run_fork(script, server.target, **environment).endswith("done\n")
+
+
+@pytest.mark.parametrize("switch", ["", "1"])
+def test_forking_while_other_threads_call(server, switch):
+    script = """
+    stop, failed, calls = threading.Event(), [], [0]
+
+    def hammer(way):
+        try:
+            while not stop.is_set():
+                way(channel)
+                calls[0] += 1
+        except BaseException as error:
+            failed.append(error)
+
+    ways = (call, call, started, started, lambda c: call(c, "Sleep", b"0.1"))
+    threads = [threading.Thread(target=hammer, args=(way,)) for way in ways]
+    for thread in threads:
+        thread.start()
+    for _ in range(4):
+        time.sleep(0.05)
+        join([fork(child) for _ in range(8)])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failed == [], failed
+    assert calls[0] > 20
+    channel.close()
+    print("done")
+    """
+    environment = {"GRPC_ENABLE_FORK_SUPPORT": switch} if switch else {}
+    assert run_fork(script, server.target, **environment).endswith("done\n")
+
+
+def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
+    script = """
+    long = threading.Thread(target=call, args=(channel, "Sleep", b"3"))
+    long.start()
+    time.sleep(0.5)
+
+    def child():
+        mine = GrpcChannel(target)
+        for way in (call, started):
+            try:
+                way(mine)
+            except errors.FailedPrecondition as error:
+                assert "1 call was running" in str(error) and "spawn" in str(error), error
+            else:
+                raise AssertionError("called")
+        mine.close()
+        join([fork(grandchild)])
+
+    def grandchild():
+        try:
+            call(GrpcChannel(target))
+        except errors.FailedPrecondition:
+            return
+        raise AssertionError("called")
+
+    began = time.monotonic()
+    pids = [fork(child)]
+    assert 0.9 < time.monotonic() - began < 3.0
+    # Once is enough: the same call does not hold up the next forks.
+    began = time.monotonic()
+    pids += [fork(child) for _ in range(7)]
+    assert time.monotonic() - began < 1.0
+    join(pids)
+    long.join()
+    # ... and it is no matter any more once it is over.
+    def usable():
+        call(GrpcChannel(target))
+    join([fork(usable)])
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
+@pytest.mark.parametrize("switch", ["0", "False"])
+def test_without_fork_support_the_child_says_so(server, switch):
+    script = """
+    def child():
+        try:
+            call(GrpcChannel(target))
+        except errors.FailedPrecondition as error:
+            assert "GRPC_ENABLE_FORK_SUPPORT" in str(error), error
+        else:
+            raise AssertionError("called")
+    join([fork(child)])
+    call(channel)
+    print("done")
+    """
+    assert run_fork(script, server.target, GRPC_ENABLE_FORK_SUPPORT=switch).endswith("done\n")
+
+
+def test_an_inherited_channel_is_left_alone(server):
+    script = """
+    def child():
+        for way in (call, started):
+            try:
+                way(channel)
+            except errors.ClosedError as error:
+                assert "forked" in str(error), error
+            else:
+                raise AssertionError("called")
+        channel.close()
+        globals().pop("channel")
+        import gc; gc.collect()
+        call(GrpcChannel(target))
+    join([fork(child) for _ in range(8)])
+    call(channel)
+    channel.close()
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
+def test_a_channel_that_was_not_opened_belongs_to_whoever_opens_it(server):
+    script = """
+    closed = GrpcChannel(target)
+    closed.close()
+    unopened = GrpcChannel(target)
+
+    def child():
+        call(unopened)
+        try:
+            call(closed)
+        except errors.ClosedError:
+            return
+        raise AssertionError("called")
+
+    join([fork(child) for _ in range(2)])
+    call(unopened)
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
+def test_multiprocessing(server):
+    script = """
+    def work(n):
+        child()
+        return n
+
+    context = multiprocessing.get_context("fork")
+    with context.Pool(4) as pool:
+        call(channel)
+        assert pool.map(work, range(16)) == list(range(16))
+    started(channel)
+    processes = [context.Process(target=child) for _ in range(4)]
+    for process in processes:
+        process.start()
+        call(channel)
+    for process in processes:
+        process.join(20)
+    assert [process.exitcode for process in processes] == [0] * 4
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_children_that_leave_by_sys_exit(server, busy):
+    """The interpreter's own end, with all that was inherited, neither hangs nor crashes."""
+    script = """
+    if sys.argv[2] == "True":
+        long = threading.Thread(target=call, args=(channel, "Sleep", b"2.5"))
+        long.start()
+        time.sleep(0.3)
+    pids = []
+    for _ in range(8):
+        pid = os.fork()
+        if not pid:
+            signal.alarm(20)
+            if sys.argv[2] == "False":
+                child()
+            sys.exit(0)
+        pids.append(pid)
+    join(pids)
+    call(channel)
+    print("done")
+    """
+    output = run_python(PRELUDE + script, server.target, str(busy))
+    assert output.endswith("done\n")
+
+
+def test_deadlines_and_large_messages_in_a_child(server):
+    script = """
+    def child():
+        mine = GrpcChannel(target)
+        call(mine, message=bytes(range(256)) * 4096)
+        call(mine, message=bytes(33 << 20))
+        began = time.monotonic()
+        try:
+            call(mine, "Sleep", b"30", seconds=0.5)
+        except errors.DeadlineExceeded:
+            assert time.monotonic() - began < 3
+            return
+        raise AssertionError("slept")
+    join([fork(child) for _ in range(4)])
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
+def test_a_call_waits_for_a_fork_no_longer_than_its_deadline(server):
+    script = """
+    long = threading.Thread(target=call, args=(channel, "Sleep", b"2"))
+    long.start()
+    time.sleep(0.3)
+    forking = threading.Thread(target=lambda: join([fork(lambda: None)]))
+    forking.start()  # waits a second for the long call
+    time.sleep(0.2)
+    began = time.monotonic()
+    for way in ("call", "start"):
+        try:
+            if way == "call":
+                call(channel, seconds=0.2)
+            else:
+                ending = Ending()
+                deadline = time.monotonic_ns() + 200_000_000
+                channel.start("/test.Echo/Echo", Message(), Answer(),
+                              CallOptions(deadline_ns=deadline), ending)
+                raise ending.wait(5)
+        except errors.DeadlineExceeded as error:
+            assert "forked" in str(error), error
+    took = time.monotonic() - began
+    assert took < 0.75, took
+    call(channel)  # held up, but made
+    forking.join()
+    long.join()
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
+def test_children_under_tls(authority, tmp_path):
+    root, sign = authority
+    own = sign("server", "localhost")
+    (tmp_path / "root.pem").write_bytes(root)
+    server = EchoServer(credentials=grpc.ssl_server_credentials([(own.key, own.certificate)]))
+    prelude = PRELUDE.replace("GrpcChannel(target)", "GrpcChannel(target, tls=TLS(sys.argv[2]))")
+    script = """
+    join([fork(child) for _ in range(8)])
+    call(channel)
+    print("done")
+    """
+    try:
+        output = run_python(prelude + script, server.target, str(tmp_path / "root.pem"))
+        assert output.endswith("done\n")
+    finally:
+        server.stop()

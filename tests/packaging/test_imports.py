@@ -1,0 +1,164 @@
+"""The import-direction rule holds, and each way to break it would be seen."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from import_rules import violations
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Where a line is planted, the line, and what must be said of it.
+PLANTED = {
+    "upward": ("triton_fast/tensor.py", "from .client import Client", "tensor imports client"),
+    "upward, the package": ("triton_fast/tensor.py", "import triton_fast", "imports triton_fast"),
+    "upward, in a function": (
+        "triton_fast/response.py",
+        "def f():\n    from .connection import Connection",
+        "response imports connection",
+    ),
+    "upward, for types": (
+        "triton_fast/request.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .client import Client",
+        "request imports client",
+    ),
+    "upward, absolute": (
+        "triton_fast/channels/base.py",
+        "import triton_fast.connection",
+        "channels.base imports connection",
+    ),
+    "upward, by name": (
+        "triton_fast/metadata.py",
+        "import importlib\nimportlib.import_module('triton_fast.model')",
+        "metadata imports model",
+    ),
+    "sideways": ("triton_fast/errors.py", "from . import datatypes", "errors imports datatypes"),
+    "the core, a layer": (
+        "triton_fast/_core/__init__.py",
+        "from ..tensor import Tensor",
+        "_core imports tensor",
+    ),
+    "compiled, a layer": (
+        "triton_fast/_core/_wire.pyx",
+        "from ..channels.base import Outgoing",
+        "_core._wire imports channels.base",
+    ),
+    "compiled, absolute": (
+        "triton_fast/_core/_wire.pyx",
+        "from triton_fast.client import Client",
+        "_core._wire imports client",
+    ),
+    "compiled, numpy": ("triton_fast/_core/_wire.pyx", "cimport numpy", "imports numpy"),
+    "grpc": ("triton_fast/client.py", "import grpc", "only channels.grpc may"),
+    "grpc, inside": (
+        "triton_fast/tls.py",
+        "from grpc.experimental import insecure_channel_credentials",
+        "only channels.grpc may",
+    ),
+    "protobuf": ("triton_fast/metadata.py", "from google import protobuf", "only messages may"),
+    "protobuf, in a function": (
+        "triton_fast/channels/grpc.py",
+        "def f():\n    from google.protobuf import message",
+        "only messages may",
+    ),
+    "generated code": (
+        "triton_fast/messages.py",
+        "from . import inference_pb2",
+        "imports triton_fast.inference_pb2",
+    ),
+    "another client": ("triton_fast/testing/server.py", "import tritonclient.http", "nothing may"),
+    "the test server": (
+        "triton_fast/client.py",
+        "from .testing import TritonServer",
+        "client imports testing",
+    ),
+    "no layer": ("triton_fast/novelty.py", "from .errors import WireError", "has no layer"),
+    "Python.h": ("csrc/src/wire/strings.cpp", "#include <Python.h>", "knows no Python"),
+    "wire knows shm": (
+        "csrc/include/triton_fast/wire/varint.hpp",
+        '#include "triton_fast/shm/mapping.hpp"',
+        "not below it",
+    ),
+    "wire knows http2": (
+        "csrc/src/wire/buffer.cpp",
+        '  #  include "triton_fast/http2/session.hpp"',
+        "not below it",
+    ),
+    "wire knows what joins it": (
+        "csrc/src/wire/buffer.cpp",
+        '#include "triton_fast/bridge.hpp"',
+        "not below it",
+    ),
+    "what all share knows wire": (
+        "csrc/include/triton_fast/span.hpp",
+        '#include "triton_fast/wire/buffer.hpp"',
+        "not below it",
+    ),
+}
+ALLOWED = {
+    "for types": (
+        "triton_fast/client.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import grpc\n",
+    ),
+    "the channel's own": ("triton_fast/channels/grpc.py", "import grpc"),
+    "the messages' own": (
+        "triton_fast/messages.py",
+        "def f():\n    import google.protobuf.message",
+    ),
+    "inside testing": ("triton_fast/testing/server.py", "from .models import write_test_models"),
+    "inside the core": ("triton_fast/_core/_wire.pyx", "from . import _errors"),
+    "what the parts share": (
+        "csrc/include/triton_fast/wire/varint.hpp",
+        '#include "triton_fast/error.hpp"',
+    ),
+    "what joins two parts": (
+        "csrc/include/triton_fast/bridge.hpp",
+        '#include "triton_fast/wire/buffer.hpp"\n#include "triton_fast/http2/session.hpp"',
+    ),
+    "inside wire": ("csrc/src/wire/buffer.cpp", '#include "triton_fast/wire/varint.hpp"'),
+}
+
+
+@pytest.fixture(scope="module")
+def before():
+    return violations(ROOT)
+
+
+@pytest.fixture
+def planted(tmp_path, before):
+    """A copy of the source with a line added to one file; returns what that line breaks."""
+
+    def violations_with(name: str, line: str) -> list[str]:
+        for folder in ("triton_fast", "csrc"):
+            shutil.copytree(ROOT / folder, tmp_path / folder, ignore=_no_sources)
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")
+        return sorted(set(violations(tmp_path)) - set(before))
+
+    return violations_with
+
+
+def _no_sources(_folder: str, names: list[str]) -> list[str]:
+    skip = {"__pycache__", "corpus", "inference.descriptors"}
+    return [name for name in names if name in skip or name.endswith(".so")]
+
+
+def test_imports_point_down(before):
+    assert (ROOT / "triton_fast" / "client.py").is_file()
+    assert (ROOT / "csrc" / "include" / "triton_fast" / "wire").is_dir()
+    assert before == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_import_is_found(planted, name):
+    path, line, expected = PLANTED[name]
+    (found,) = planted(path, line)
+    assert found.startswith(f"{path}: ")
+    assert expected in found
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_an_allowed_import_is_not(planted, name):
+    assert planted(*ALLOWED[name]) == []

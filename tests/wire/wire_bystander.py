@@ -1,0 +1,47 @@
+"""A thread that shows whether a native call lets others run."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+
+class Bystander:
+    """A thread that counts whenever the interpreter lets it, which it does only when told to.
+
+    With a switch interval of minutes nobody is interrupted: the count moves during a native call if
+    and only if that call lets go of the interpreter.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self.count += 1
+            time.sleep(0)
+
+    def __enter__(self) -> Self:
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(600)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setswitchinterval(self._interval)
+        self._stopped = True
+        self._thread.join()
+
+    def moves_during(self, call: Callable[[], object]) -> bool:
+        time.sleep(0)
+        before = self.count
+        call()
+        return self.count != before
