@@ -18,8 +18,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench soak lint fuzz clean check-core check-fuzz check-python \
-  wheel FORCE
+.PHONY: help demo test bench soak lint fuzz wheel clean check-core check-fuzz check-python \
+  check-planted check-benchmarks FORCE
 
 STAMPS := .venv/.stamps
 RUN := .venv/bin/python
@@ -28,8 +28,8 @@ CMAKE := .build-venv/bin/cmake
 
 # What the goals need of the machine; setup.sh knows what it is called there.
 NEEDS := $(if $(filter-out help lint clean,$(MAKECMDGOALS)),compiler headers) \
-  $(if $(filter demo test bench soak check-python,$(MAKECMDGOALS)),libpython) \
-  $(if $(filter fuzz soak $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(MAKECMDGOALS)),libfuzzer)
+  $(if $(filter demo test bench soak check-python check-benchmarks,$(MAKECMDGOALS)),libpython) \
+  $(if $(filter fuzz soak check-planted $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(MAKECMDGOALS)),libfuzzer)
 
 # What the wheel is made of. Folders too: their times tell that a file has gone.
 SOURCES := $(shell find pyproject.toml CMakeLists.txt LICENSE README.md protos csrc/include csrc/src \
@@ -47,7 +47,7 @@ demo: $(STAMPS)/group-demo $(STAMPS)/package $(STAMPS)/server ## a real model on
 test: lint check-core check-fuzz check-python ## lint, and all tests but the soak (under 10 minutes)
 
 bench: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server ## measure beside tritonclient; writes results/
-	@PYTHONSAFEPATH=1 $(RUN) -m pytest benchmarks $(PYTEST_ARGS)
+	@PYTHONSAFEPATH=1 $(RUN) benchmarks
 
 soak: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAMPS)/server ## the long campaigns: hours
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh $(SOAK_FUZZ)
@@ -74,7 +74,8 @@ clean: ## remove all that make made here, the environments too
 check-core: .build-venv/.stamps/tools
 	@echo "==> the C++ core's own tests"
 	@mkdir -p build/core
-	@{ $(CMAKE) -S . -B build/core -DTRITON_FAST_PYTHON=OFF -DTRITON_FAST_TESTS=ON && \
+	@{ $(CMAKE) -S . -B build/core -DTRITON_FAST_PYTHON=OFF -DTRITON_FAST_TESTS=ON \
+	    -DTRITON_FAST_SANITIZE=address,undefined && \
 	  $(CMAKE) --build build/core --parallel 2; } >build/core/build.log 2>&1 || \
 	  { cat build/core/build.log; exit 1; }
 	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error
@@ -88,6 +89,16 @@ check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAM
 	@echo "==> tests"
 	@env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
 	  $(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
+
+# --- What .ci/run adds ----------------------------------------------------------------------------
+
+check-planted: .build-venv/.stamps/tools
+	@echo "==> planted bugs, which fuzzing must find"
+	@CMAKE=$(CMAKE) csrc/fuzz/run.sh --planted
+
+check-benchmarks: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server
+	@echo "==> benchmarks, as a trial"
+	@PYTHONSAFEPATH=1 $(RUN) benchmarks --smoke --output build/benchmarks
 
 # --- Set-up ---------------------------------------------------------------------------------------
 

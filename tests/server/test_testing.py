@@ -7,6 +7,7 @@ or the process that started them end.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import http.client
 import json
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -48,7 +50,8 @@ pytestmark = pytest.mark.server
 
 # The configurations here are complete; without this, Python models are loaded twice.
 COMPLETE = ["--disable-auto-complete-config"]
-ROOT = Path(__file__).resolve().parents[2]
+# Where triton_fast is imported from: the processes that tests start are to import the same.
+IMPORTED_FROM = Path(server_module.__file__).resolve().parents[2]
 
 VALUES = {
     "BOOL": np.array([True, False, True]),
@@ -694,7 +697,7 @@ os._exit(5)""",
 
 
 def python(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    environment = {**os.environ, "PYTHONPATH": str(IMPORTED_FROM), **options.pop("env", {})}
     return subprocess.Popen(
         [sys.executable, *arguments],
         env=environment,
@@ -820,6 +823,28 @@ def test_python_models_with_strings_need_numpy_1(tmp_path):
     else:
         server.start()
     server.kill()
+
+
+@pytest.mark.parametrize(
+    ("version", "suffix", "chosen"),
+    [
+        ("1.26.4", sysconfig.get_config_var("EXT_SUFFIX"), True),
+        ("1.26.4", ".cpython-38-x86_64-linux-gnu.so", False),
+        ("2.0.0", sysconfig.get_config_var("EXT_SUFFIX"), False),
+    ],
+)
+def test_numpy_1_beside_the_wheel_comes_first(tmp_path, version, suffix, chosen):
+    (tmp_path / "nvidia_pytriton.libs").mkdir()
+    (tmp_path / "numpy" / "core").mkdir(parents=True)
+    (tmp_path / "numpy" / "core" / f"_multiarray_umath{suffix}").touch()
+    (tmp_path / f"numpy-{version}.dist-info").mkdir()
+    metadata = tmp_path / f"numpy-{version}.dist-info" / "METADATA"
+    metadata.write_text(f"Metadata-Version: 2.1\nName: numpy\nVersion: {version}\n")
+    wheel = dataclasses.replace(find_tritonserver(), libraries=tmp_path / "nvidia_pytriton.libs")
+    backend = python_backend.PythonBackend.of(wheel, "")
+    assert (backend.packages[0] == tmp_path) is chosen
+    assert (backend.numpy_version == version) is chosen
+    assert backend.has_numpy_1 is (chosen or not NUMPY_2)
 
 
 def test_the_backend_of_a_python_without_numpy(monkeypatch):

@@ -22,32 +22,32 @@ from wire_oracle import (
     parse,
     without_parameters,
 )
-from wire_strategies import cuts, field_soup, mutated, responses
+from wire_strategies import altered, cuts, field_soup, mutated, responses
 
 from triton_fast.errors import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 SAMPLES = [pytest.param(encoded, id=name) for name, encoded in RESPONSES.items()]
 
 
-def agree(encoded: bytes, cuts: Iterable[int] = ()) -> str:
+def agree(encoded: bytes, cuts: Iterable[int] = (), shared_memory: Sequence[str] = ()) -> str:
     """Compare ours with the official package on any bytes; return what became of them."""
     message = parse(encoded)
     if message is None:
         with pytest.raises(WireError):
-            decode(encoded, cuts)
+            decode(encoded, cuts, shared_memory=shared_memory)
         return "not protobuf"
     try:
-        expected = answer(message)
+        expected = answer(message, shared_memory)
     except RefusedError as refused:
         with pytest.raises(WireError):
-            decode(encoded, cuts)
+            decode(encoded, cuts, shared_memory=shared_memory)
         return str(refused)
-    decoded = decode(encoded, cuts)
+    decoded = decode(encoded, cuts, shared_memory=shared_memory)
     if drops_parameters(message):
         decoded, expected = without_parameters(decoded), without_parameters(expected)
     assert decoded == expected
@@ -88,6 +88,18 @@ def test_mutated_responses(response: tuple[ModelInferResponse, bytes], data: st.
     _, encoded = response
     damaged = data.draw(mutated(encoded))
     agree(damaged, data.draw(cuts(damaged)))
+
+
+@given(response=responses(), data=st.data())
+def test_altered_responses(response: tuple[ModelInferResponse, bytes], data: st.DataObject) -> None:
+    """Tensors that do not add up, with and without outputs in shared memory."""
+    message, _ = response
+    encoded = data.draw(altered(message))
+    output_names = [output.name for output in message.outputs]
+    shared_memory = data.draw(
+        st.lists(st.sampled_from(output_names)) if output_names else st.just([])
+    )
+    agree(encoded, data.draw(cuts(encoded)), shared_memory)
 
 
 @given(encoded=field_soup(), data=st.data())

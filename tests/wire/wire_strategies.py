@@ -436,6 +436,54 @@ def mutated(draw: st.DrawFn, encoded: bytes) -> bytes:
 
 
 @st.composite
+def altered(draw: st.DrawFn, message: ModelInferResponse) -> bytes:
+    """Make a message that is protobuf all right, and perhaps no answer any more."""
+    altered = ModelInferResponse()
+    altered.CopyFrom(message)
+    raws = altered.raw_output_contents
+    for _ in range(draw(st.integers(1, 2))):
+        if not altered.outputs:
+            altered.outputs.add(name="y", datatype="INT8", shape=(1,))
+        output = draw(st.sampled_from(list(altered.outputs)))
+        kind = draw(st.sampled_from(["shape", "datatype", "name", "raw", "contents", "output"]))
+        if kind == "shape":
+            shape = list(output.shape)
+            at = draw(st.integers(0, len(shape)))
+            shape[at : at + draw(st.integers(0, 1))] = draw(
+                st.lists(st.integers(-1, 4) | st.sampled_from([2**31, 2**62]), max_size=2)
+            )
+            output.shape[:] = shape
+        elif kind == "datatype":
+            output.datatype = draw(st.sampled_from([*DATATYPES, "", "FP8", "TYPE_FP32"]))
+        elif kind == "name":
+            output.name = draw(st.sampled_from([other.name for other in altered.outputs] + ["z"]))
+        elif kind == "raw":
+            if not raws:
+                raws.append(draw(st.binary(max_size=4)))
+            else:
+                at = draw(st.integers(0, len(raws) - 1))
+                raws[at : at + 1] = draw(
+                    st.sampled_from(
+                        [[], [raws[at][:-1]], [raws[at] + b"\0"], [raws[at] + bytes(4)], [b"", b""]]
+                    )
+                )
+        elif kind == "contents":
+            field = draw(st.sampled_from(CONTENT_FIELDS))
+            values: list[Any] = {
+                "bool_contents": [True],
+                "int_contents": [127, 128, -129, 40000, -1],
+                "uint_contents": [255, 256, 65536, 1],
+                "bytes_contents": [b"", b"x"],
+            }.get(field, [1])
+            getattr(output.contents, field).append(draw(st.sampled_from(values)))
+        else:
+            altered.outputs.add().CopyFrom(output)
+            if raws and draw(st.booleans()):
+                raws.append(draw(st.sampled_from(list(raws))))
+    return altered.SerializeToString()
+
+
+@st.composite
 def field_soup(draw: st.DrawFn, depth: int = 0) -> bytes:
     """Draw a message of well-formed fields that follow no schema, many of them nested."""
     soup = []

@@ -97,22 +97,19 @@ class PythonBackend:
             )
         library = _bundled_libpython(installation.libraries) or _find_libpython()
         packages = tuple(_package_folders(installation, python_path))
-        found = importlib.metadata.distributions(
-            name="numpy", path=[str(path) for path in packages]
-        )
-        numpy = next(iter(found), None)
-        if numpy is None:
+        numpy_version = _numpy_version(packages)
+        if numpy_version is None:
             raise PythonBackendUnavailable(
                 "Triton's Python backend needs numpy, and there is none in "
                 f"{', '.join(map(str, packages))}"
             )
         files = [path for path in (installation.backends / "python").iterdir() if path.is_file()]
-        return cls((*files, stub), library, _python_home(library), packages, numpy.version)
+        return cls((*files, stub), library, _python_home(library), packages, numpy_version)
 
     @property
     def has_numpy_1(self) -> bool:
         """Whether the numpy is the one that the stub was built for."""
-        return self.numpy_version.startswith(("0.", "1."))
+        return self.numpy_version.startswith("1.")
 
     def check(self, config: str, model: str) -> None:
         """Refuse a model that the stub would garble.
@@ -184,14 +181,26 @@ class PythonBackend:
         }
 
 
+def _numpy_version(folders: Iterable[Path]) -> str | None:
+    """Return the version of the first numpy in these folders."""
+    paths = [str(folder) for folder in folders]
+    found = importlib.metadata.distributions(name="numpy", path=paths)
+    return next((numpy.version for numpy in found), None)
+
+
 def _package_folders(installation: Installation, python_path: str) -> Iterable[Path]:
     """Return the folders that Python models import from, in order and each once."""
     # Not all of sys.path: a test folder with a model.py in it would hide every model's own.
     names = ("site-packages", "dist-packages")
     folders = [path for path in python_path.split(os.pathsep) if path]
     if installation.libraries is not None:
-        # What was installed beside the wheel was meant for it: numpy 1, above all.
-        folders.append(str(installation.libraries.parent))
+        # numpy 1 beside the wheel was meant for it, if it is for this version of Python.
+        beside = installation.libraries.parent
+        modules = beside.glob(
+            f"numpy/core/_multiarray_umath{sysconfig.get_config_var('EXT_SUFFIX')}"
+        )
+        if any(modules) and (_numpy_version([beside]) or "").startswith("1."):
+            folders.append(str(beside))
     folders += [path for path in sys.path if Path(path).name in names]
     folders += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     return dict.fromkeys(Path(path).absolute() for path in folders if Path(path).is_dir())
