@@ -46,7 +46,7 @@ def main() -> int:
                 *(["-k", options.k] if options.k else []),
             ]
         )
-    if status == pytest.ExitCode.OK:
+    if json_path.exists():
         report.write(json_path)
     return int(status)
 

@@ -28,16 +28,21 @@ def measure(server: Addresses, byte_size: int, smoke: bool) -> Measure:
 
     def measured() -> dict[str, tuple[Samples, list[int]]]:
         if not results:
-            results.update({cls.name: (Samples(), []) for cls in COMPETING})
-            for _ in range(1 if smoke else 2):
-                for name, (samples, peaks) in results.items():
-                    seen = _one_call(name, server, byte_size)
-                    samples.readings.append((seen["start"], seen["end"]))
-                    samples.cpu_seconds.append(seen["cpu_seconds"])
-                    peaks.append(int(seen["peak"]))
+            results.update(_compete(server, byte_size, turns=1 if smoke else 2))
         return results
 
     return measured
+
+
+def _compete(server: Addresses, byte_size: int, turns: int) -> dict[str, tuple[Samples, list[int]]]:
+    results: dict[str, tuple[Samples, list[int]]] = {cls.name: (Samples(), []) for cls in COMPETING}
+    for _ in range(turns):
+        for name, (samples, peaks) in results.items():
+            seen = _one_call(name, server, byte_size)
+            samples.readings.append((seen["start"], seen["end"]))
+            samples.cpu_seconds.append(seen["cpu_seconds"])
+            peaks.append(int(seen["peak"]))
+    return results
 
 
 def _one_call(name: str, server: Addresses, byte_size: int) -> dict[str, float]:

@@ -5,80 +5,109 @@
 ...     result = client.infer("densenet", {"data_0": image})
 ...     scores = result["fc6_1"]
 
-Importing it loads numpy and our own compiled codec, and neither grpc nor protobuf.
+Each name is loaded when it is first asked for: a program that calls pays for no more than it uses,
+and pytest, which imports this package for its plugin wherever it is installed, for nothing. Neither
+grpc nor protobuf is loaded before the first call that needs it.
 """
 
-from .client import Client
-from .datatypes import DATATYPES
-from .errors import (
-    Aborted,
-    AlreadyExists,
-    Cancelled,
-    ClosedError,
-    DataLoss,
-    DeadlineExceeded,
-    FailedPrecondition,
-    Internal,
-    InvalidArgument,
-    InvalidOption,
-    InvalidTensor,
-    MissingDependency,
-    NotFound,
-    OutOfRange,
-    PermissionDenied,
-    ResourceExhausted,
-    ServerError,
-    StatusCode,
-    TritonFastError,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
-    Unknown,
-    WireError,
-)
-from .metadata import ModelConfig, ModelMetadata, ServerMetadata, TensorMetadata
-from .model import Model
-from .request import RequestedOutput
-from .response import InferResult
-from .signature import Signature
-from .tensor import Tensor
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import Client as Client
+    from .datatypes import DATATYPES as DATATYPES
+    from .errors import Aborted as Aborted
+    from .errors import AlreadyExists as AlreadyExists
+    from .errors import Cancelled as Cancelled
+    from .errors import ClosedError as ClosedError
+    from .errors import DataLoss as DataLoss
+    from .errors import DeadlineExceeded as DeadlineExceeded
+    from .errors import FailedPrecondition as FailedPrecondition
+    from .errors import Internal as Internal
+    from .errors import InvalidArgument as InvalidArgument
+    from .errors import InvalidOption as InvalidOption
+    from .errors import InvalidTensor as InvalidTensor
+    from .errors import MissingDependency as MissingDependency
+    from .errors import NotFound as NotFound
+    from .errors import OutOfRange as OutOfRange
+    from .errors import PermissionDenied as PermissionDenied
+    from .errors import ResourceExhausted as ResourceExhausted
+    from .errors import ServerError as ServerError
+    from .errors import StatusCode as StatusCode
+    from .errors import TritonFastError as TritonFastError
+    from .errors import Unauthenticated as Unauthenticated
+    from .errors import Unavailable as Unavailable
+    from .errors import Unimplemented as Unimplemented
+    from .errors import Unknown as Unknown
+    from .errors import WireError as WireError
+    from .metadata import ModelConfig as ModelConfig
+    from .metadata import ModelMetadata as ModelMetadata
+    from .metadata import ServerMetadata as ServerMetadata
+    from .metadata import TensorMetadata as TensorMetadata
+    from .model import Model as Model
+    from .request import RequestedOutput as RequestedOutput
+    from .response import InferResult as InferResult
+    from .signature import Signature as Signature
+    from .tensor import Tensor as Tensor
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DATATYPES",
-    "Aborted",
-    "AlreadyExists",
-    "Cancelled",
-    "Client",
-    "ClosedError",
-    "DataLoss",
-    "DeadlineExceeded",
-    "FailedPrecondition",
-    "InferResult",
-    "Internal",
-    "InvalidArgument",
-    "InvalidOption",
-    "InvalidTensor",
-    "MissingDependency",
-    "Model",
-    "ModelConfig",
-    "ModelMetadata",
-    "NotFound",
-    "OutOfRange",
-    "PermissionDenied",
-    "RequestedOutput",
-    "ResourceExhausted",
-    "ServerError",
-    "ServerMetadata",
-    "Signature",
-    "StatusCode",
-    "Tensor",
-    "TensorMetadata",
-    "TritonFastError",
-    "Unauthenticated",
-    "Unavailable",
-    "Unimplemented",
-    "Unknown",
-    "WireError",
-]
+# The public names, by the module that owns them; tests hold the imports above to it.
+_NAMES = {
+    "client": ("Client",),
+    "datatypes": ("DATATYPES",),
+    "errors": (
+        "Aborted",
+        "AlreadyExists",
+        "Cancelled",
+        "ClosedError",
+        "DataLoss",
+        "DeadlineExceeded",
+        "FailedPrecondition",
+        "Internal",
+        "InvalidArgument",
+        "InvalidOption",
+        "InvalidTensor",
+        "MissingDependency",
+        "NotFound",
+        "OutOfRange",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "ServerError",
+        "StatusCode",
+        "TritonFastError",
+        "Unauthenticated",
+        "Unavailable",
+        "Unimplemented",
+        "Unknown",
+        "WireError",
+    ),
+    "metadata": (
+        "ModelConfig",
+        "ModelMetadata",
+        "ServerMetadata",
+        "TensorMetadata",
+    ),
+    "model": ("Model",),
+    "request": ("RequestedOutput",),
+    "response": ("InferResult",),
+    "signature": ("Signature",),
+    "tensor": ("Tensor",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(_HOMES)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'triton_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"triton_fast.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

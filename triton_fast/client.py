@@ -6,7 +6,6 @@ Turns arguments into prepared requests and call options. Imports neither grpc no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,15 +13,17 @@ from .channels.base import Channel, Compression
 from .connection import Connection, HeaderHook, Out
 from .errors import DeadlineExceeded, InvalidOption, NotFound, Unavailable
 from .headers import HeaderSource
-from .metadata import ModelConfig, ModelMetadata, ServerMetadata
 from .model import Model
 from .request import UNSET, Outputs, prepare
 from .response import InferResult
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from google.protobuf.message import Message
 
     from .channels.grpc import Keepalive
+    from .metadata import ModelConfig, ModelMetadata, ServerMetadata
     from .tls import TLS
 
 __all__ = ["Client"]
@@ -354,6 +355,8 @@ class Client:
         ------
         inference.proto, ServerMetadata.
         """
+        from .metadata import ServerMetadata  # noqa: PLC0415 - management only
+
         return ServerMetadata.from_message(self._unary("ServerMetadata", timeout, headers))
 
     def model_metadata(
@@ -385,6 +388,8 @@ class Client:
         inference.proto, ModelMetadata.
         """
         message = self._unary("ModelMetadata", timeout, headers, name=name, version=version)
+        from .metadata import ModelMetadata  # noqa: PLC0415 - management only
+
         metadata = ModelMetadata.from_message(message)
         self._connection.remember(metadata, (name, version))
         return metadata
@@ -418,6 +423,8 @@ class Client:
         inference.proto, ModelConfig; Triton's "model configuration extension".
         """
         message: Any = self._unary("ModelConfig", timeout, headers, name=name, version=version)
+        from .metadata import ModelConfig  # noqa: PLC0415 - management only
+
         return ModelConfig.from_message(message.config)
 
     def _unary(

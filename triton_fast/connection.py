@@ -10,7 +10,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,18 +18,19 @@ from ._core._wire import Request
 from .channels.base import CallOptions, Channel, Compression
 from .deadline import deadline_after, seconds
 from .errors import ClosedError, InvalidOption, InvalidTensor, TritonFastError, Unimplemented
-from .future import CallFuture
 from .headers import HeaderSource, checked_headers
 from .messages import message_class, method_path
-from .metadata import ModelConfig, ModelMetadata
 from .request import UNSET, Prepared, encode_request, input_tensors
 from .response import InferResult, Receiver
-from .signature import Signature
 from .unary import MessageIn, MessageOut
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from google.protobuf.message import Message
 
+    from .metadata import ModelMetadata
+    from .signature import Signature
     from .tensor import InputTensor
 
 __all__ = ["ChannelFactory", "Connection", "HeaderHook", "Out"]
@@ -180,6 +180,8 @@ class Connection:
         out: Out | None,
     ) -> Future[InferResult]:
         """Run a model without waiting; see `triton_fast.Client.submit`."""
+        from .future import CallFuture  # noqa: PLC0415 - concurrent.futures takes its time
+
         channel = self._open_channel()
         request, receiver = self._encode(prepared, inputs, request_id, options, out)
         future: CallFuture[InferResult] = CallFuture()
@@ -249,6 +251,9 @@ class Connection:
 
     def fetch_signature(self, prepared: Prepared, options: CallOptions) -> Signature | None:
         """Ask the server for a signature, within the deadline of the call that wants it."""
+        from .metadata import ModelConfig, ModelMetadata  # noqa: PLC0415 - management only
+        from .signature import Signature  # noqa: PLC0415
+
         key = (prepared.model_name, prepared.model_version)
         fields = dict(zip(("name", "version"), key, strict=True))
         metadata = ModelMetadata.from_message(self.exchange("ModelMetadata", fields, options))
@@ -264,6 +269,8 @@ class Connection:
 
     def remember(self, metadata: ModelMetadata, key: tuple[str, str]) -> None:
         """Check calls of a model against metadata that was fetched, unless more is known."""
+        from .signature import Signature  # noqa: PLC0415 - management only
+
         signature = Signature.from_metadata(metadata)
         if signature is not None:
             self._signatures.setdefault(key, signature)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidOption, InvalidTensor
 from .request import UNSET
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from .channels.base import CallOptions, Compression
     from .connection import Connection, Out
     from .headers import HeaderSource

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._core import _wire
 from .datatypes import datatype_of, dtype_of
 from .errors import InvalidTensor
-from .metadata import TensorMetadata
+
+if TYPE_CHECKING:
+    from .metadata import TensorMetadata
 
 __all__ = ["InferResult", "Receiver"]
 
@@ -165,6 +167,8 @@ class Receiver:
             if own:
                 output_parameters[name] = own
             if payload is None:
+                from .metadata import TensorMetadata  # noqa: PLC0415 - rare
+
                 shared_memory[name] = TensorMetadata(name, datatype, shape)
             elif payload is True:
                 arrays[name] = self._out[name]

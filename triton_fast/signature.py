@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import InvalidTensor
-from .metadata import ModelConfig, ModelMetadata, TensorMetadata
 
 if TYPE_CHECKING:
+    from .metadata import ModelConfig, ModelMetadata, TensorMetadata
     from .tensor import InputTensor
 
 __all__ = ["Signature"]

@@ -161,6 +161,34 @@ def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
     assert run_fork(script, server.target).endswith("done\n")
 
 
+def test_somebody_elses_call_costs_the_child_its_channel_too(server):
+    """Not made through a channel of ours, so that nobody can wait for it; but it can be noticed."""
+    script = """
+    import grpc
+    theirs = grpc.insecure_channel(target)
+    long = threading.Thread(target=theirs.unary_unary("/test.Echo/Sleep"), args=(b"2",))
+    long.start()
+    time.sleep(0.5)
+
+    def child():
+        try:
+            call(GrpcChannel(target))
+        except errors.FailedPrecondition as error:
+            assert "not through us" in str(error), error
+        else:
+            raise AssertionError("called")
+
+    join([fork(child) for _ in range(8)])
+    long.join()
+    call(channel)
+    def usable():
+        call(GrpcChannel(target))
+    join([fork(usable) for _ in range(8)])
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
 @pytest.mark.parametrize("switch", ["0", "False"])
 def test_without_fork_support_the_child_says_so(server, switch):
     script = """

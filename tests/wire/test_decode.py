@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -1001,6 +1002,9 @@ ANNOUNCED = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits address space")
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs address space"
+)
 def test_announcements_take_no_memory() -> None:
     """Of two gibibytes, in a few bytes: in a process that could not have them."""
     headers = [header + wf.varint(2**31 - 80) for header in ANNOUNCED.values()]

@@ -469,18 +469,19 @@ def altered(draw: st.DrawFn, message: ModelInferResponse) -> bytes:
                 )
         elif kind == "contents":
             field = draw(st.sampled_from(CONTENT_FIELDS))
-            values: list[Any] = {
+            special: dict[str, list[Any]] = {
                 "bool_contents": [True],
                 "int_contents": [127, 128, -129, 40000, -1],
                 "uint_contents": [255, 256, 65536, 1],
                 "bytes_contents": [b"", b"x"],
-            }.get(field, [1])
+            }
+            values = special.get(field, [1])
             getattr(output.contents, field).append(draw(st.sampled_from(values)))
         else:
             altered.outputs.add().CopyFrom(output)
             if raws and draw(st.booleans()):
                 raws.append(draw(st.sampled_from(list(raws))))
-    return altered.SerializeToString()
+    return bytes(altered.SerializeToString())
 
 
 @st.composite

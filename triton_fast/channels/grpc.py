@@ -184,10 +184,11 @@ class GrpcChannel:
 
     Fork: a channel belongs to the process whose call opened it; in a forked child it raises
     `ClosedError`, and the child makes another. For that one to work, grpcio must be at rest during
-    the fork. So a fork holds up new calls and waits up to a second for those that run; if any runs
-    longer, or ``GRPC_ENABLE_FORK_SUPPORT`` is off, calls in the child raise `FailedPrecondition`,
-    because grpcio would hang or crash there. Calls in the parent are not disturbed. Calls that
-    others make through grpcio cannot be seen from here.
+    the fork. So a fork holds up new calls and waits up to a second for those that run. If one runs
+    longer, or somebody else's through grpcio does, or ``GRPC_ENABLE_FORK_SUPPORT`` is off, calls in
+    the child raise `FailedPrecondition`, because grpcio would hang or crash there. The parent goes
+    on undisturbed in any case. Before grpcio 1.80, 1 child in 200 sees one call fail with
+    `Unavailable`.
     """
 
     def __init__(
@@ -641,16 +642,29 @@ class _ForkGate:
         for channel in opened:
             channel._leave_to_parent()
         if self._support_off:
-            self.unusable = (
-                f"grpcio cannot be used in this forked process, because {_FORK_SWITCH} is off: "
-                "unset it, or start the process with the spawn or forkserver method"
-            )
+            why = f"{_FORK_SWITCH} is off: unset it"
         elif running:
-            self.unusable = (
-                f"grpcio cannot be used in this forked process, because {running} call"
-                f"{' was' if running == 1 else 's were'} running in the parent during the fork: "
-                "fork while none is, or start the process with the spawn or forkserver method"
+            calls = "1 call was" if running == 1 else f"{running} calls were"
+            why = f"{calls} running in the parent during the fork: fork while none is"
+        elif opened and _is_only_thread():
+            # grpcio starts its threads again in a child, unless it found itself in use and let the
+            # fork pass; what it leaves behind then crashes sooner or later.
+            why = (
+                "another thread of the parent was using grpcio, not through us: fork while none is"
             )
+        else:
+            return
+        self.unusable = (
+            f"grpcio cannot be used in this forked process, because {why}, or start the process "
+            "with the spawn or forkserver method"
+        )
+
+
+def _is_only_thread() -> bool:
+    try:
+        return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208  no Path for a fork handler
+    except OSError:
+        return False  # not Linux: nobody knows
 
 
 _gate = _ForkGate()
