@@ -5,11 +5,13 @@
 #
 #   PYTHON=...       the Python to use (3.11 or later; another one than before makes new environments)
 #   PYTEST_ARGS=...  more arguments for pytest, as in PYTEST_ARGS="-k shape -x"
+#   BENCH_ARGS=...   more arguments for the benchmarks, as in BENCH_ARGS="-k BYTES"
 #   TESTS=...        which tests, as a pytest marker expression
 #   FUZZ=...         how long to fuzz: 60s, a number of inputs, or 0 for not at all
 
 PYTHON ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 TESTS ?= not soak and not slow
 FUZZ ?= 20s
 SOAK_FUZZ ?= 1000000
@@ -25,6 +27,10 @@ STAMPS := .venv/.stamps
 RUN := .venv/bin/python
 BUILD := .build-venv/bin/python
 CMAKE := .build-venv/bin/cmake
+
+# Against the installed wheel: neither this folder nor the caller's PYTHONPATH comes before it.
+PYTEST = env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
+  $(RUN) -m pytest
 
 # What the goals need of the machine; setup.sh knows what it is called there.
 NEEDS := $(if $(filter-out help lint clean,$(MAKECMDGOALS)),compiler headers) \
@@ -42,16 +48,18 @@ help: ## show this
 # --- What people ask for --------------------------------------------------------------------------
 
 demo: $(STAMPS)/group-demo $(STAMPS)/package $(STAMPS)/server ## a real model on a real Triton server, beside tritonclient
-	@$(RUN) examples/digits/demo.py
+	@env -u PYTHONPATH $(RUN) examples/digits/demo.py
 
 test: lint check-core check-fuzz check-python ## lint, and all tests but the soak (under 10 minutes)
 
+# From another folder, so that no process finds this one's triton_fast before the installed one.
 bench: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server ## measure beside tritonclient; writes results/
-	@PYTHONSAFEPATH=1 $(RUN) benchmarks
+	@mkdir -p build
+	@cd build && env -u PYTHONPATH ../$(RUN) ../benchmarks --output ../results $(BENCH_ARGS)
 
 soak: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAMPS)/server ## the long campaigns: hours
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh $(SOAK_FUZZ)
-	@TRITON_FAST_SOAK=1 PYTHONSAFEPATH=1 $(RUN) -m pytest --timeout=0 $(PYTEST_ARGS)
+	@TRITON_FAST_SOAK=1 $(PYTEST) --timeout=0 $(PYTEST_ARGS)
 
 lint: $(STAMPS)/group-test $(STAMPS)/group-lint ## ruff and mypy
 	@echo "==> lint"
@@ -66,8 +74,9 @@ fuzz: .build-venv/.stamps/tools ## find what crashes the decoder: a million inpu
 wheel: dist/.stamp ## build the wheel, into dist/
 
 clean: ## remove all that make made here, the environments too
-	rm -rf .venv .build-venv build dist results .benchmarks .hypothesis .mypy_cache .pytest_cache \
-	  .ruff_cache
+	@for folder in .venv .build-venv; do \
+	  if [ -e $$folder/.stamps/adopted ]; then rm -r $$folder/.stamps; else rm -rf $$folder; fi; done
+	@rm -rf build dist results .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # --- The parts of `make test` ---------------------------------------------------------------------
 
@@ -84,11 +93,9 @@ check-fuzz: .build-venv/.stamps/tools
 	@if [ "$(FUZZ)" = 0 ]; then echo "==> no fuzzing (FUZZ=0)"; else \
 	  echo "==> fuzzing ($(FUZZ))"; CMAKE=$(CMAKE) csrc/fuzz/run.sh $(FUZZ); fi
 
-# Against the installed wheel: neither this folder nor the caller's PYTHONPATH comes before it.
 check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAMPS)/server
 	@echo "==> tests"
-	@env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
-	  $(RUN) -m pytest -m "$(TESTS)" $(PYTEST_ARGS)
+	@$(PYTEST) -m "$(TESTS)" $(PYTEST_ARGS)
 
 # --- What .ci/run adds ----------------------------------------------------------------------------
 
@@ -98,7 +105,8 @@ check-planted: .build-venv/.stamps/tools
 
 check-benchmarks: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server
 	@echo "==> benchmarks, as a trial"
-	@PYTHONSAFEPATH=1 $(RUN) benchmarks --smoke --output build/benchmarks
+	@mkdir -p build
+	@cd build && env -u PYTHONPATH ../$(RUN) ../benchmarks --smoke --output benchmarks
 
 # --- Set-up ---------------------------------------------------------------------------------------
 

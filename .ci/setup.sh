@@ -15,13 +15,16 @@ cd "$(dirname "$0")/.."
 
 say() { echo "==> $*"; }
 fail() {
-  printf 'setup: %s\n' "$@" >&2
+  printf 'setup: %s\n' "$1" >&2
+  shift
+  [ $# = 0 ] || printf '%s\n' "$@" >&2
   exit 1
 }
 
 # --- Python ---------------------------------------------------------------------------------------
 
-# Facts about a Python, as shell assignments. LIBPYTHON is empty where there is no shared library.
+# Facts about a Python, as shell assignments: py_stub, whether the Triton wheel can run models of this
+# version, and py_library, whether there is the shared libpython that it takes.
 # shellcheck disable=SC2016
 probe='
 import importlib.util, os, shlex, sys, sysconfig
@@ -73,9 +76,11 @@ find_python() {
     find_python ""
     return
   fi
-  fail "triton_fast needs Python 3.11 or later, and there is none here (looked for python3," \
-    "python3.11 to python3.14 and /usr/bin/python3). Install one, or say where it is:" \
-    "  make PYTHON=/path/to/python3 ..."
+  set -- "triton_fast needs Python 3.11 or later, and there is none here." \
+    "Looked for python3, python3.11 to python3.14, and /usr/bin/python3." \
+    "Install one, or say where it is: make PYTHON=/path/to/python3 ..."
+  ! can_get python3 || set -- "$@" "  sudo apt-get install python3"
+  fail "$@"
 }
 
 # --- System packages ------------------------------------------------------------------------------
@@ -208,8 +213,9 @@ hopeless() {
   for need in $1; do echo "  - $(why "$need")" >&2; done
   case " $1" in
     *" libpython "*)
-      set -- "$@" "Another Python may have it (make PYTHON=/path/to/python3 ...); one built from" \
-        "source has it if it was configured with --enable-shared."
+      can_get "libpython$py_version" ||
+        set -- "$@" "Another Python may have what Triton needs (make PYTHON=/path/to/python3 ...)." \
+          "One that is built from source has it when configured with --enable-shared."
       ;;
   esac
   case " $1" in

@@ -13,7 +13,7 @@ CASES = [
     (numbers(64, "FP32, 64 B"), Plan(100, 20, 10)),
     (numbers(4 << 10, "FP32, 4 KiB"), Plan(100, 20, 10)),
     (numbers(602_112, "FP32, 602,112 B"), Plan(100, 5, 5)),
-    (numbers(4 << 20, "FP32, 4 MiB"), Plan(40, 4, 3)),
+    (numbers(4 << 20, "FP32, 4 MiB"), Plan(30, 4, 2)),
     (numbers(16 << 20, "FP32, 16 MiB"), Plan(16, 4, 2)),
     (strings(10_000, 20, "BYTES, 10,000 of 20 B"), Plan(60, 2, 3)),
 ]

@@ -164,7 +164,7 @@ def _targets(groups: Groups) -> str:
                 [
                     target.group,
                     target.limit,
-                    f"{seen_ratio.median:.3f}× {seen_ratio.spread}",
+                    f"{seen_ratio.median:.4g}× {seen_ratio.spread}",
                     f"{verdict} (within the spread)" if within else verdict,
                 ]
             )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import signal
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
 pytest_plugins = ["server_level"]
+
+# A shell starts what it runs in the background (as CI may) with SIGINT ignored, and so would every
+# process be that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

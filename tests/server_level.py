@@ -1,13 +1,12 @@
 """pytest plugin: where a Triton server is required, a run that did not test against it fails.
 
-A skipped test proves nothing and looks well. With ``TRITON_FAST_REQUIRE_SERVER=1``, which .ci/run
-sets, a run fails in which a test of the real-server level was skipped, or in which none ran. The
-level is every test that is marked ``server`` or asks for a fixture of `triton_fast.testing`.
+A skipped test proves nothing and looks well. With ``--require-server``, which .ci/run gives, a run
+fails in which a test of the real-server level was skipped, or in which none ran. The level is every
+test that is marked ``server`` or asks for a fixture of `triton_fast.testing`.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,16 @@ import pytest
 _FIXTURES = {"triton_server", "triton_server_factory"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-server",
+        action="store_true",
+        help="fail if a test that needs a Triton server was skipped, or if there was none",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if os.environ.get("TRITON_FAST_REQUIRE_SERVER") == "1":
+    if config.getoption("--require-server"):
         config.pluginmanager.register(ServerLevel(), "triton_fast_server_level")
 
 

@@ -101,7 +101,7 @@ class ServerError(TritonFastError):
     Parameters
     ----------
     message : str
-        What the server (or the channel) said, unchanged.
+        What the server said, unchanged; or the channel, with a hint where no server was reached.
     status : StatusCode, optional
         The status; the subclass's own when left out.
     call : str, default ""

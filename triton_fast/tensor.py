@@ -7,6 +7,7 @@ what cannot be sent as it lies: other byte orders, strided arrays, strings.
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -265,7 +266,7 @@ def _from_dlpack(name: str, value: Any) -> InputTensor:
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
-        dimensions = tuple(int(dimension) for dimension in shape)
+        dimensions = tuple(operator.index(dimension) for dimension in shape)
     except (TypeError, ValueError) as error:
         raise InvalidTensor(f"a shape is a sequence of whole numbers, not {shape!r}") from error
     if any(dimension < 0 for dimension in dimensions):

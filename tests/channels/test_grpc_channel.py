@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -63,18 +65,30 @@ def both_ways(channel, method: str, message: bytes = b"", **options) -> BaseExce
     return raised.value
 
 
-def run_python(script: str, *arguments: str, timeout: float = 60, **environment: str):
+def run_python(
+    script: str, *arguments: str, timeout: float = 60, quiet: bool = False, **environment: str
+):
     """Run a script that can import what this file can; return its output, or fail with it."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
+    # Python 3.12 and later warn of every fork with threads; some of these scripts are about that.
+    warnings = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+    process = subprocess.Popen(
+        [sys.executable, *warnings, "-c", textwrap.dedent(script), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path)), **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    try:
+        output, complaints = process.communicate(timeout=timeout)
+    finally:
+        # And with it the children that it forked, which hang where a test fails.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == 0, output + complaints
+    assert not quiet or complaints == ""
+    return output
 
 
 # --- what is carried ------------------------------------------------------------------------------
@@ -377,7 +391,7 @@ def test_a_deadline_ends_the_call_and_the_server_is_told(channel, server, size):
     message = b"30".ljust(size)
     for way in ("call", "start"):
         began = time.monotonic()
-        deadline_ns = within(0.7)
+        deadline_ns = within(0.5)
         if way == "call":
             with pytest.raises(errors.DeadlineExceeded) as raised:
                 call(channel, "Sleep", message, deadline_ns=deadline_ns, call="Model X")
@@ -388,7 +402,7 @@ def test_a_deadline_ends_the_call_and_the_server_is_told(channel, server, size):
             assert type(error) is errors.DeadlineExceeded
             assert answer.told == []
         assert isinstance(error, TimeoutError)
-        assert 0.6 < time.monotonic() - began < 5
+        assert 0.4 < time.monotonic() - began < 5
         assert server.ended_early.acquire(timeout=5)
 
 
@@ -448,7 +462,7 @@ INTERRUPTED = """
     def interrupt():
         sent.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
-    threading.Timer(1.0, interrupt).start()
+    threading.Timer(0.5, interrupt).start()
     try:
         channel.call("/test.Echo/Sleep", Message(message), Answer(), CallOptions())
     except KeyboardInterrupt as kept:
@@ -637,6 +651,30 @@ def test_dropping_a_channel_closes_it(server):
 
 def _is_frame(thing: object) -> bool:
     return type(thing).__name__ in ("frame", "list_iterator")
+
+
+@pytest.mark.parametrize("way", ["idle", "future", "thread"])
+def test_a_program_may_end_without_closing(server, way):
+    """Also during a call; and says nothing about it."""
+    script = """
+        import sys, threading, time
+        from channel_peers import Answer, Ending, Message
+        from triton_fast.channels.base import CallOptions
+        from triton_fast.channels.grpc import GrpcChannel
+
+        channel = GrpcChannel(sys.argv[1])
+        call = ("/test.Echo/Sleep", Message(b"30"), Answer(), CallOptions())
+        channel.call("/test.Echo/Echo", *call[1:])
+        if sys.argv[2] == "future":
+            channel.start(*call, Ending())
+        elif sys.argv[2] == "thread":
+            threading.Thread(target=channel.call, args=call, daemon=True).start()
+        time.sleep(0.2)
+        print("over")
+    """
+    began = time.monotonic()
+    assert run_python(script, server.target, way, quiet=True) == "over\n"
+    assert time.monotonic() - began < 10
 
 
 def test_peak_memory_of_a_large_call(server):

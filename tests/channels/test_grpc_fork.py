@@ -100,7 +100,7 @@ def test_forking_while_other_threads_call(server, switch):
             failed.append(error)
 
     ways = (call, call, started, started, lambda c: call(c, "Sleep", b"0.1"))
-    threads = [threading.Thread(target=hammer, args=(way,)) for way in ways]
+    threads = [threading.Thread(target=hammer, args=(way,), daemon=True) for way in ways]
     for thread in threads:
         thread.start()
     for _ in range(4):
@@ -120,7 +120,7 @@ def test_forking_while_other_threads_call(server, switch):
 
 def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
     script = """
-    long = threading.Thread(target=call, args=(channel, "Sleep", b"3"))
+    long = threading.Thread(target=call, args=(channel, "Sleep", b"2.5"))
     long.start()
     time.sleep(0.5)
 
@@ -156,34 +156,6 @@ def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
     def usable():
         call(GrpcChannel(target))
     join([fork(usable)])
-    print("done")
-    """
-    assert run_fork(script, server.target).endswith("done\n")
-
-
-def test_somebody_elses_call_costs_the_child_its_channel_too(server):
-    """Not made through a channel of ours, so that nobody can wait for it; but it can be noticed."""
-    script = """
-    import grpc
-    theirs = grpc.insecure_channel(target)
-    long = threading.Thread(target=theirs.unary_unary("/test.Echo/Sleep"), args=(b"2",))
-    long.start()
-    time.sleep(0.5)
-
-    def child():
-        try:
-            call(GrpcChannel(target))
-        except errors.FailedPrecondition as error:
-            assert "not through us" in str(error), error
-        else:
-            raise AssertionError("called")
-
-    join([fork(child) for _ in range(8)])
-    long.join()
-    call(channel)
-    def usable():
-        call(GrpcChannel(target))
-    join([fork(usable) for _ in range(8)])
     print("done")
     """
     assert run_fork(script, server.target).endswith("done\n")
@@ -249,6 +221,43 @@ def test_a_channel_that_was_not_opened_belongs_to_whoever_opens_it(server):
     assert run_fork(script, server.target).endswith("done\n")
 
 
+def test_forking_after_a_large_call(server):
+    script = """
+    call(channel, message=bytes(33 << 20))
+    started(channel, message=bytes(33 << 20))
+    began = time.monotonic()
+    join([fork(child)])
+    assert time.monotonic() - began < 0.9  # there is nothing to wait for
+    print("done")
+    """
+    assert run_fork(script, server.target).endswith("done\n")
+
+
+def test_a_fork_handler_that_calls(server):
+    """Registered before the channel's own, so that it runs while that one has not yet."""
+    prelude, first_use, _ = PRELUDE.partition("    channel = GrpcChannel(target)\n")
+    script = """
+    failed = []
+    def in_child():
+        try:
+            began = time.monotonic()
+            call(GrpcChannel(target))
+            assert time.monotonic() - began < 3
+        except BaseException as error:
+            failed.append(error)
+    os.register_at_fork(after_in_child=in_child)
+    channel = GrpcChannel(target)
+    call(channel)
+    def check():
+        assert failed == [], failed
+    join([fork(check) for _ in range(4)])
+    call(channel)
+    print("done")
+    """
+    assert first_use
+    assert run_python(prelude + script, server.target).endswith("done\n")
+
+
 def test_multiprocessing(server):
     script = """
     def work(n):
@@ -277,7 +286,7 @@ def test_children_that_leave_by_sys_exit(server, busy):
     """The interpreter's own end, with all that was inherited, neither hangs nor crashes."""
     script = """
     if sys.argv[2] == "True":
-        long = threading.Thread(target=call, args=(channel, "Sleep", b"2.5"))
+        long = threading.Thread(target=call, args=(channel, "Sleep", b"1.8"))
         long.start()
         time.sleep(0.3)
     pids = []
@@ -318,7 +327,7 @@ def test_deadlines_and_large_messages_in_a_child(server):
 
 def test_a_call_waits_for_a_fork_no_longer_than_its_deadline(server):
     script = """
-    long = threading.Thread(target=call, args=(channel, "Sleep", b"2"))
+    long = threading.Thread(target=call, args=(channel, "Sleep", b"1.6"))
     long.start()
     time.sleep(0.3)
     forking = threading.Thread(target=lambda: join([fork(lambda: None)]))

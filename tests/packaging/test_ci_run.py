@@ -45,7 +45,7 @@ exit {status}
     assert not result.stderr
     lines = result.stdout.splitlines()
     goals = "check-planted check-benchmarks test"
-    variables = "TESTS=not soak PYTEST_ARGS=--junit-xml=build/ci/pytest.xml"
+    variables = "TESTS=not soak PYTEST_ARGS=--require-server --junit-xml=build/ci/pytest.xml"
     assert lines[0] == f"make: --keep-going {goals} {variables}, true, 1"
     return result.returncode, lines[-1]
 

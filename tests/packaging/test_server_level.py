@@ -67,18 +67,13 @@ pytestmark = pytest.mark.server
 }
 
 
-def run(folder: Path, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_planted.py").write_text(text)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = server\n")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "server_level", "-p", "no:cacheprovider", "-rs"],
+        [sys.executable, "-m", "pytest", "-p", "server_level", "-p", "no:cacheprovider", *options],
         cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(TESTS),
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            **environment,
-        },
+        env={**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -87,20 +82,20 @@ def run(folder: Path, text: str, **environment: str) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_level_ran(tmp_path, name):
-    result = run(tmp_path, RUNS[name], TRITON_FAST_REQUIRE_SERVER="1")
+    result = run(tmp_path, RUNS[name], "--require-server")
     assert result.returncode == 0, result.stdout
     assert "none was skipped" in result.stdout
 
 
 @pytest.mark.parametrize("name", SKIPS)
 def test_the_level_was_skipped(tmp_path, name):
-    result = run(tmp_path, SKIPS[name], TRITON_FAST_REQUIRE_SERVER="1")
+    result = run(tmp_path, SKIPS[name], "--require-server")
     assert result.returncode == 1, result.stdout
     assert "a Triton server is required here" in result.stdout
     assert ("no server" if "no server" in SKIPS[name] else "not one test") in result.stdout
 
 
 def test_elsewhere_a_skip_is_a_skip(tmp_path):
-    result = run(tmp_path, SKIPS["by mark"], TRITON_FAST_REQUIRE_SERVER="0")
+    result = run(tmp_path, SKIPS["by mark"])
     assert result.returncode == 0, result.stdout
     assert "required" not in result.stdout

@@ -53,7 +53,7 @@ def test_model_metadata(client):
 def test_model_config(client):
     config = client.model_config("add_sub")
     assert config.name == "add_sub"
-    assert config.backend == "python"
+    assert config.backend == "triton_fast_computing"
     assert config.max_batch_size == 8
     assert [(t.name, t.datatype, t.dims) for t in config.inputs] == [
         ("INPUT0", "FP32", (16,)),

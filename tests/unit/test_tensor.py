@@ -231,6 +231,7 @@ def test_what_is_no_tensor_is_refused_by_name(value, message):
         ((b"1234", "FP8", [4]), "no datatype 'FP8'"),
         ((b"", "FP32", [-1]), "negative"),
         ((b"", "FP32", 3), "sequence of whole numbers"),
+        ((bytes(8), "FP32", [2.9]), "sequence of whole numbers"),
         ((b"\3\0\0\0ab", "BYTES", [1]), "cut off"),
         ((b"\1\0\0\0a", "BYTES", [2]), r"BYTES \[2\] has 2 elements, and the 5 bytes hold 1"),
         ((3.5, "FP32", [1]), "no buffer"),

@@ -32,7 +32,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile(
-    "soak", settings.get_profile("push"), derandomize=False, max_examples=20_000
+    "soak", settings.get_profile("push"), derandomize=False, max_examples=10_000
 )
 settings.load_profile("soak" if IS_SOAK else "push")
 

@@ -45,6 +45,7 @@ from triton_fast._core.csrc cimport (
     encode_elements,
     encode_fixed_bytes,
     encode_fixed_ucs4,
+    expect_to_fill,
     kInputParameters,
     kRequestedOutputParameters,
     kRequestParameters,
@@ -341,6 +342,7 @@ cdef class Request:
         else:
             # Nobody else knows the new object yet, and the holds keep the tensors in place.
             with nogil:
+                expect_to_fill(out, self.writer.byte_size())
                 self.writer.render(out)
         return message
 

@@ -33,6 +33,8 @@ cdef extern from "triton_fast/wire/buffer.hpp" namespace "triton_fast::wire" nog
         uint8_t* data() noexcept
         size_t size() noexcept
 
+    void expect_to_fill(void* memory, size_t size) noexcept
+
 
 cdef extern from "<utility>" namespace "std" nogil:
     OwnedBuffer move(OwnedBuffer) noexcept

@@ -16,6 +16,7 @@ import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, TypeAlias
 
 from ..errors import (
@@ -33,7 +34,7 @@ from .base import Call, CallOptions, Incoming, Outgoing
 
 __all__ = ["ChannelOption", "GrpcChannel", "Keepalive"]
 
-ChannelOption: TypeAlias = int | str | bytes | object | None
+ChannelOption: TypeAlias = int | str | bytes | None
 """Value of a grpcio channel option; None leaves the option as grpcio has it."""
 
 # What every channel starts from; the user's options replace these one by one. None of them is for
@@ -185,10 +186,11 @@ class GrpcChannel:
     Fork: a channel belongs to the process whose call opened it; in a forked child it raises
     `ClosedError`, and the child makes another. For that one to work, grpcio must be at rest during
     the fork. So a fork holds up new calls and waits up to a second for those that run. If one runs
-    longer, or somebody else's through grpcio does, or ``GRPC_ENABLE_FORK_SUPPORT`` is off, calls in
-    the child raise `FailedPrecondition`, because grpcio would hang or crash there. The parent goes
-    on undisturbed in any case. Before grpcio 1.80, 1 child in 200 sees one call fail with
-    `Unavailable`.
+    longer, or ``GRPC_ENABLE_FORK_SUPPORT`` is off, calls in the child raise `FailedPrecondition`,
+    because grpcio would hang or crash there. The parent goes on undisturbed in any case. Calls that
+    others make through grpcio cannot be seen from here, and a fork is safe only between them, too.
+    Leave that variable unset: where it is 1, grpcio hangs a child that is forked during a call.
+    With grpcio before 1.80 a call in a child fails with `Unavailable` now and then, under TLS most.
     """
 
     def __init__(
@@ -227,35 +229,12 @@ class GrpcChannel:
         """Make one unary call; see `triton_fast.channels.base.Channel.call`."""
         if self._ended is not None:
             raise ClosedError(self._ended)
-        self._remaining(options)
-        request = _OneMessage(outgoing.render())
-        flight = _Flight(self, threading.get_ident())
-        try:
-            _gate.enter(flight, options, self.target)
-            unary, streaming = self._methods.get(method) or self._open(method, options)
-            try:
-                if _goes_as_stream(request, options):
-                    # As a future, for a blocking stream that is interrupted while it sends leaves
-                    # its thread behind, with the message.
-                    future = self._future(unary, streaming, request, options)
-                    try:
-                        response = future.result()
-                    except BaseException:
-                        future.cancel()
-                        raise
-                else:
-                    response = unary(
-                        next(request),
-                        self._remaining(options),
-                        options.headers or None,
-                        None,
-                        None,
-                        self._compression(options),
-                    )
-            except (self._grpc.RpcError, ValueError, TypeError) as error:
-                raise self._failure(error, options) from error
-        finally:
-            _gate.leave(flight)
+        if options.deadline_ns is not None:
+            self._remaining(options)
+        if _goes_as_stream(outgoing, options):
+            response = self._call_as_stream(method, outgoing, options)
+        else:
+            response = self._call(method, outgoing, options)
         try:
             incoming.begin(len(response))
             incoming.feed(response)
@@ -278,6 +257,7 @@ class GrpcChannel:
         """
         if self._ended is not None:
             raise ClosedError(self._ended)
+        as_stream = _goes_as_stream(outgoing, options)
         request = _OneMessage(outgoing.render())
         started = _StartedCall(self, incoming, options, on_done)
         future = None
@@ -285,7 +265,10 @@ class GrpcChannel:
             _gate.enter(started.flight, options, self.target)
             unary, streaming = self._methods.get(method) or self._open(method, options)
             try:
-                future = self._future(unary, streaming, request, options)
+                if as_stream:
+                    future = streaming.future(request, *self._settings(options))
+                else:
+                    future = unary.future(next(request), *self._settings(options))
             except (self._grpc.RpcError, ValueError, TypeError) as error:
                 raise self._failure(error, options) from error
             started.watch(future)
@@ -346,21 +329,62 @@ class GrpcChannel:
         )
         return grpc.secure_channel(self._address, credentials, self._options)
 
-    def _future(
-        self, unary: Any, streaming: Any, request: _OneMessage, options: CallOptions
-    ) -> Any:
-        """Return the grpcio call for a request, started."""
-        as_stream = _goes_as_stream(request, options)
-        return (streaming if as_stream else unary).future(
-            request if as_stream else next(request),
-            self._remaining(options),
+    def _call(self, method: str, outgoing: Outgoing, options: CallOptions) -> bytes:
+        # Spelt out, and not by way of _settings: for small requests every function call shows.
+        message = outgoing.render()
+        flight = _Flight(self, get_ident())
+        try:
+            _gate.enter(flight, options, self.target)
+            unary, _ = self._methods.get(method) or self._open(method, options)
+            try:
+                response: bytes = unary(
+                    message,
+                    None if options.deadline_ns is None else self._remaining(options),
+                    options.headers or None,
+                    None,
+                    None,
+                    None if options.compression is None else self._algorithm(options),
+                )
+            except (self._grpc.RpcError, ValueError, TypeError) as error:
+                raise self._failure(error, options) from error
+        finally:
+            del message
+            _gate.leave(flight)
+        return response
+
+    def _call_as_stream(self, method: str, outgoing: Outgoing, options: CallOptions) -> bytes:
+        request = _OneMessage(outgoing.render())
+        flight = _Flight(self, get_ident())
+        try:
+            _gate.enter(flight, options, self.target)
+            _, streaming = self._methods.get(method) or self._open(method, options)
+            try:
+                # As a future: a blocking stream that is interrupted while it sends leaves its
+                # thread behind, with the message.
+                future = streaming.future(request, *self._settings(options))
+                try:
+                    response: bytes = future.result()
+                except BaseException:
+                    future.cancel()
+                    raise
+            except (self._grpc.RpcError, ValueError, TypeError) as error:
+                raise self._failure(error, options) from error
+        finally:
+            _gate.leave(flight)
+        return response
+
+    def _settings(self, options: CallOptions) -> tuple[Any, ...]:
+        """Return what grpcio's callables take after the request, in their order."""
+        return (
+            None if options.deadline_ns is None else self._remaining(options),
             options.headers or None,
             None,
             None,
-            self._compression(options),
+            None if options.compression is None else self._algorithm(options),
         )
 
     def _remaining(self, options: CallOptions) -> float | None:
+        """Return the seconds to the deadline, or raise if there are none."""
         if options.deadline_ns is None:
             return None
         remaining = (options.deadline_ns - time.monotonic_ns()) * 1e-9
@@ -372,9 +396,7 @@ class GrpcChannel:
             )
         return remaining
 
-    def _compression(self, options: CallOptions) -> Any:
-        if options.compression is None:
-            return None
+    def _algorithm(self, options: CallOptions) -> Any:
         algorithms = self._grpc.Compression
         return algorithms.Gzip if options.compression == "gzip" else algorithms.Deflate
 
@@ -442,11 +464,10 @@ class GrpcChannel:
 class _OneMessage:
     """A request on its way into grpcio, given out once and then forgotten."""
 
-    __slots__ = ("_message", "byte_size")
+    __slots__ = ("_message",)
 
     def __init__(self, message: bytes) -> None:
         self._message: bytes | None = message
-        self.byte_size = len(message)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -535,9 +556,9 @@ class _ForkGate:
     """Keeps calls and forks apart: grpcio survives a fork only while no thread is inside it.
 
     Without it, of the children forked while other threads called, 7 of 720 crashed (SIGSEGV, or an
-    abort in grpcio's poller), and 8 of 96 where those calls were long; with it none of 2,400. With
-    ``GRPC_ENABLE_FORK_SUPPORT=1`` all hung without it, and none with it. grpcio 1.85, 2026-11-21;
-    1.60, 1.66, 1.73, 1.74 and 1.80 do as well with it.
+    abort in grpcio's poller), and 10 of 192 where those calls were long; with it none of 2,400
+    (grpcio 1.85, 2026-11-21). Nobody has to set ``GRPC_ENABLE_FORK_SUPPORT`` for that; where it is
+    0, every child hangs past its deadlines, and where it is 1, those forked during a call.
     """
 
     def __init__(self) -> None:
@@ -559,7 +580,8 @@ class _ForkGate:
 
     def enter(self, flight: _Flight, options: CallOptions, target: str) -> None:
         """Count a call in, once no fork is waiting; no longer than to the call's deadline."""
-        self.notice_fork()
+        if self._pid != os.getpid():
+            self.notice_fork()
         with self.lock:
             if self.forks and not getattr(_here, "delivering", False):
                 self._await_forks(options, target)
@@ -583,7 +605,7 @@ class _ForkGate:
 
     def serves(self, channel: GrpcChannel) -> bool:
         """Tell whether this very thread is in a blocking call on the channel."""
-        thread = threading.get_ident()
+        thread = get_ident()
         return any(flight.thread == thread and flight.channel is channel for flight in self.flights)
 
     def watch(self, channel: GrpcChannel) -> None:
@@ -617,11 +639,11 @@ class _ForkGate:
     def _before_fork(self) -> None:
         with self.lock:
             self.forks += 1
-            if any(flight.slow for flight in self.flights):
-                return  # the child can do nothing with grpcio anyway; do not wait a second time
+            # Where a call outlasted an earlier fork, this child has lost its channel already.
+            patient = not any(flight.slow for flight in self.flights)
             end = time.monotonic() + _FORK_PATIENCE_S
-            while self.flights and (patience := end - time.monotonic()) > 0:
-                self._condition.wait(patience)
+            while patient and self.flights and (left := end - time.monotonic()) > 0:
+                self._condition.wait(left)
             for flight in self.flights:
                 flight.slow = True
 
@@ -646,12 +668,6 @@ class _ForkGate:
         elif running:
             calls = "1 call was" if running == 1 else f"{running} calls were"
             why = f"{calls} running in the parent during the fork: fork while none is"
-        elif opened and _is_only_thread():
-            # grpcio starts its threads again in a child, unless it found itself in use and let the
-            # fork pass; what it leaves behind then crashes sooner or later.
-            why = (
-                "another thread of the parent was using grpcio, not through us: fork while none is"
-            )
         else:
             return
         self.unusable = (
@@ -660,19 +676,12 @@ class _ForkGate:
         )
 
 
-def _is_only_thread() -> bool:
-    try:
-        return len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208  no Path for a fork handler
-    except OSError:
-        return False  # not Linux: nobody knows
-
-
 _gate = _ForkGate()
 _here = threading.local()
 
 
-def _goes_as_stream(request: _OneMessage, options: CallOptions) -> bool:
-    return request.byte_size >= _LARGE_REQUEST and options.compression is None
+def _goes_as_stream(outgoing: Outgoing, options: CallOptions) -> bool:
+    return outgoing.byte_size >= _LARGE_REQUEST and options.compression is None
 
 
 def _import_grpc() -> Any:

@@ -1,6 +1,8 @@
 // OwnedBuffer on malloc and realloc.
 #include "triton_fast/wire/buffer.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -32,6 +34,21 @@ void OwnedBuffer::reserve(std::size_t capacity) {
   if (grown == nullptr) throw std::bad_alloc();
   data_ = static_cast<std::uint8_t*>(grown);
   capacity_ = capacity;
+  expect_to_fill(data_ + size_, capacity_ - size_);
+}
+
+void expect_to_fill(void* memory, std::size_t size) noexcept {
+#ifdef MADV_HUGEPAGE
+  constexpr std::size_t kLarge = std::size_t{4} << 20;
+  if (size < kLarge) return;
+  constexpr std::uintptr_t kPage = 4096;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) & ~(kPage - 1);
+  const auto end = (reinterpret_cast<std::uintptr_t>(memory) + size) & ~(kPage - 1);
+  // Advice only: a kernel that does not take it makes small pages.
+  static_cast<void>(::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
+#else
+  static_cast<void>(memory), static_cast<void>(size);
+#endif
 }
 
 void OwnedBuffer::append(const void* bytes, std::size_t size) {
