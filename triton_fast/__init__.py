@@ -36,17 +36,20 @@ from .errors import (
     Unknown,
     WireError,
 )
+from .keepalive import Keepalive
 from .metadata import ModelConfig, ModelMetadata, ServerMetadata, TensorMetadata
 from .model import Model
 from .request import RequestedOutput
 from .response import InferResult
 from .signature import Signature
 from .tensor import Tensor
+from .tls import TLS
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DATATYPES",
+    "TLS",
     "Aborted",
     "AlreadyExists",
     "Cancelled",
@@ -60,6 +63,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidOption",
     "InvalidTensor",
+    "Keepalive",
     "MissingDependency",
     "Model",
     "ModelConfig",
