@@ -126,8 +126,8 @@ class NativeChannel:
         except ImportError as error:
             raise MissingDependency(
                 "triton_fast was built without its native channel; install libnghttp2 and "
-                "pkg-config (Debian: apt-get install pkg-config libnghttp2-dev) and build it again, "
-                "or use channel='grpc'"
+                "pkg-config (Debian: apt-get install pkg-config libnghttp2-dev) and build it "
+                "again, or use channel='grpc'"
             ) from error
         address = native_address(target)
         if address is None:
@@ -297,7 +297,13 @@ def _decompressed(message: bytes, encoding: str, options: CallOptions, target: s
         ) from error
     if not decompressor.eof:
         raise Internal(
-            f"the server's {encoding} message is cut off, or longer than 2 GiB",
+            f"the server's {encoding} message is cut off, or longer than {_MOST_BYTES} bytes",
+            call=options.call,
+            target=target,
+        )
+    if decompressor.unused_data:
+        raise Internal(
+            f"the server's {encoding} message goes on after its end",
             call=options.call,
             target=target,
         )
