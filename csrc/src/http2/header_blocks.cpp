@@ -235,14 +235,15 @@ bool HeaderBlocks::passes(const std::uint8_t* head) {
     foreign_ = type != kSettings;
   }
   if (foreign_) return true;
-  if (type == kPushPromise) {
-    throw HeaderBlockError("it pushes, and was told not to", 0, false);
-  }
+  if (type == kPushPromise) return false;
   return type != kHeaders || (read_number(head + 5, 4) & 0x7fffffff) == 0 ||
          ((head[4] & kEndHeaders) != 0 && read_number(head, 3) <= kPlainFrame);
 }
 
 void HeaderBlocks::begin_frame(const std::uint8_t* head) {
+  if (!gathering_ && head[3] == kPushPromise) {
+    throw HeaderBlockError("it pushes, and was told not to", 0, false);
+  }
   const std::uint32_t length = read_number(head, 3);
   const auto id = static_cast<std::int32_t>(read_number(head + 5, 4) & 0x7fffffff);
   flags_ = head[4];

@@ -77,10 +77,13 @@ struct Session::Callbacks {
     return static_cast<nghttp2_ssize>(size);
   }
 
-  static nghttp2_ssize frame_size(nghttp2_session*, std::uint8_t, std::int32_t,
+  // No more than there is: nghttp2 takes as much memory, though it never writes to it.
+  static nghttp2_ssize frame_size(nghttp2_session*, std::uint8_t, std::int32_t id,
                                   std::int32_t session_window, std::int32_t stream_window,
-                                  std::uint32_t most, void*) {
-    return std::min<std::int64_t>({session_window, stream_window, most});
+                                  std::uint32_t most, void* user_data) {
+    const Stream* const stream = self(user_data).find(id);
+    const auto left = static_cast<std::int64_t>(stream == nullptr ? 1 : stream->left_);
+    return std::min<std::int64_t>({session_window, stream_window, most, left});
   }
 
   static int send_data(nghttp2_session*, nghttp2_frame* frame, const std::uint8_t* head,
@@ -179,13 +182,20 @@ struct Session::Callbacks {
     return 0;
   }
 
-  // Whether nghttp2 resets just the stream, or ends the connection, it has yet to decide.
+  // nghttp2 will reset the stream, and the call need not wait until that is sent. Other faults end
+  // the connection, or come to close().
   static int invalid_frame(nghttp2_session*, const nghttp2_frame* frame, int error,
                            void* user_data) {
-    if (frame == nullptr) return 0;
-    self(user_data).invalid_stream_ = frame->hd.stream_id;
-    self(user_data).invalid_error_ = error;
-    return 0;
+    if (error != NGHTTP2_ERR_HTTP_HEADER && error != NGHTTP2_ERR_HTTP_MESSAGING) return 0;
+    Session& session = self(user_data);
+    Stream* const stream = frame == nullptr ? nullptr : session.find(frame->hd.stream_id);
+    if (stream == nullptr || stream->done_) return 0;
+    return session.guard([&] {
+      session.fail(
+          *stream, Status::kInternal,
+          fault_text(session.complaint_.empty() ? nghttp2_strerror(error) : session.complaint_));
+      return 0;
+    });
   }
 
   // Only our own HEADERS can fail so in a way that matters.
@@ -367,12 +377,6 @@ void Session::feed(ConstBuffer bytes) {
     while (fault_.empty() && pump_one()) {
     }
     throw ConnectionError(complaint());
-  }
-  // Or it resets a stream, and the call need not wait until that is sent.
-  Stream* const invalid = find(std::exchange(invalid_stream_, 0));
-  if (invalid != nullptr && !invalid->done_) {
-    fail(*invalid, Status::kInternal,
-         fault_text(complaint_.empty() ? nghttp2_strerror(invalid_error_) : complaint_));
   }
 }
 

@@ -85,12 +85,8 @@ std::string encode_timeout(std::int64_t nanoseconds) {
     char letter;
     std::int64_t nanoseconds;
   };
-  constexpr Unit kUnits[] = {{'n', 1},
-                             {'u', 1000},
-                             {'m', 1000000},
-                             {'S', 1000000000},
-                             {'M', 60000000000},
-                             {'H', 3600000000000}};
+  constexpr Unit kUnits[] = {{'n', 1},          {'u', 1000},        {'m', 1000000},
+                             {'S', 1000000000}, {'M', 60000000000}, {'H', 3600000000000}};
   const std::int64_t timeout = std::max<std::int64_t>(nanoseconds, 1);
   for (const Unit& unit : kUnits) {
     const std::int64_t count = timeout / unit.nanoseconds + (timeout % unit.nanoseconds != 0);

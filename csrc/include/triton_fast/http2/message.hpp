@@ -36,10 +36,10 @@ struct CallSpec {
 struct Outcome {
   Status status = Status::kUnknown;
   std::string message;
-  bool compressed = false;        // the sink was given a compressed message
-  std::string encoding;           // grpc-encoding of the response
-  bool unseen = false;            // the server cannot have acted on it: safe to send again
-  std::exception_ptr exception;   // thrown by the sink
+  bool compressed = false;       // the sink was given a compressed message
+  std::string encoding;          // grpc-encoding of the response
+  bool unseen = false;           // the server cannot have acted on it: safe to send again
+  std::exception_ptr exception;  // thrown by the sink
 };
 
 }  // namespace triton_fast::http2

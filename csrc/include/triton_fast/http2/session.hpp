@@ -158,9 +158,7 @@ class Session {
   bool goaway_ = false;
   std::int32_t last_stream_id_ = 0x7fffffff;
   std::string goaway_reason_;
-  std::string complaint_;            // nghttp2's own words, of late
-  std::int32_t invalid_stream_ = 0;  // whose frame it has just found invalid, and why
-  int invalid_error_ = 0;
+  std::string complaint_;       // nghttp2's own words
   std::string fault_;           // what makes the connection unusable, if it is the peer's
   std::exception_ptr failure_;  // thrown in a callback, to be thrown again outside nghttp2
   std::uint64_t acknowledged_pings_ = 0;

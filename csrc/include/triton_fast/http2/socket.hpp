@@ -80,7 +80,8 @@ class Socket {
   /// @brief Sends what the kernel takes now. @return bytes; 0 if it takes none. @throws SocketError
   std::size_t send(const iovec* pieces, std::size_t count);
 
-  /// @brief Receives what is there now. @return bytes; 0 if none. @throws SocketError, also at the end
+  /// @brief Receives what is there now. @return bytes; 0 if none. @throws SocketError, also at the
+  /// end
   std::size_t receive(std::uint8_t* buffer, std::size_t size);
 
   /// @brief Waits until something can be received, or sent if `for_write`.
