@@ -1,12 +1,14 @@
-// Fuzzes HeaderBlocks with header lists that nghttp2 has encoded, and with anything else.
+// Fuzzes HeaderBlocks with header lists of all sizes, and with anything else.
 //
 // An input is read as a row of choices: header lists with names and values of all sizes, short and
-// long, how they are encoded, cut into frames and mixed with others, and how the frames come. What
-// nghttp2's own decoder then makes of what HeaderBlocks passes on must be the lists that went in.
-// With the first byte odd, the rest is fed as it is, at once and in pieces, to the same end.
+// long, how they are encoded (by nghttp2, or by ourselves), cut into frames and mixed with others,
+// and how the frames come. What nghttp2's own decoder then makes of what HeaderBlocks passes on
+// must be the lists that went in. With the first byte odd, the rest is fed as it is, at once and in
+// pieces, to the same end.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <random>
 #include <string>
@@ -83,6 +85,70 @@ std::string deflate(nghttp2_hd_deflater* deflater, const Fields& fields, std::ui
   return out;
 }
 
+/// An encoder that puts long values in the table too, which nghttp2's never does. No Huffman code.
+class Encoder {
+ public:
+  std::string block(const Fields& fields, Choices& choices) {
+    std::string out;
+    for (const auto& field : fields) {
+      const auto whole = std::find(table_.begin(), table_.end(), field);
+      const auto named = std::find_if(table_.begin(), table_.end(), [&](const auto& entry) {
+        return entry.first == field.first;
+      });
+      const std::size_t kind = choices.next(4);
+      if (whole != table_.end() && kind != 3) {
+        number(out, 7, 0x80, index_of(whole));
+        continue;
+      }
+      const bool indexed = kind <= 1;
+      const std::uint8_t first = indexed ? 0x40 : kind == 2 ? 0x10 : 0x00;
+      number(out, indexed ? 6 : 4, first, named == table_.end() ? 0 : index_of(named));
+      if (named == table_.end()) text(out, field.first);
+      text(out, field.second);
+      if (indexed) add(field);
+    }
+    return out;
+  }
+
+ private:
+  using Table = std::deque<Fields::value_type>;
+  static constexpr std::size_t kMost = 4096;
+
+  std::size_t index_of(Table::const_iterator entry) const {
+    return 62 + static_cast<std::size_t>(entry - table_.begin());
+  }
+
+  static void number(std::string& out, unsigned prefix, std::uint8_t first, std::size_t value) {
+    const std::size_t most = (std::size_t{1} << prefix) - 1;
+    out.push_back(static_cast<char>(first | std::min(value, most)));
+    if (value < most) return;
+    for (value -= most; value >= 0x80; value >>= 7) {
+      out.push_back(static_cast<char>((value & 0x7f) | 0x80));
+    }
+    out.push_back(static_cast<char>(value));
+  }
+
+  static void text(std::string& out, const std::string& value) {
+    number(out, 7, 0, value.size());
+    out += value;
+  }
+
+  void add(const Fields::value_type& field) {
+    const auto size_of = [](const Fields::value_type& entry) {
+      return entry.first.size() + entry.second.size() + 32;
+    };
+    size_ += size_of(field);
+    table_.push_front(field);
+    while (size_ > kMost) {
+      size_ -= size_of(table_.back());
+      table_.pop_back();
+    }
+  }
+
+  Table table_;
+  std::size_t size_ = 0;
+};
+
 /// HEADERS and CONTINUATION, padded perhaps.
 std::string frames_of(const std::string& block, Choices& choices) {
   static constexpr std::size_t kSizes[] = {16384, 100000, 1, 50, 3000, 16777000};
@@ -153,7 +219,13 @@ class Reader {
       const std::size_t size = std::size_t{head[0]} << 16 | std::size_t{head[1]} << 8 | head[2];
       if (passed.size() - at_ - 9 < size) return;
       if (head[3] == 1) lists.emplace_back();
-      if (head[3] == 1 || head[3] == 9) inflate(head + 9, size, (head[4] & 4) != 0);
+      if (head[3] == 1 || head[3] == 9) {
+        // What was small enough has passed with its padding.
+        const bool padded = (head[4] & 8) != 0;
+        const std::size_t front = (padded ? 1 : 0) + ((head[4] & 0x20) != 0 ? 5 : 0);
+        const std::size_t back = padded ? head[9] : 0;
+        inflate(head + 9 + front, size - front - back, (head[4] & 4) != 0);
+      }
       at_ += 9 + size;
     }
   }
@@ -193,6 +265,8 @@ void feed_lists(Choices& choices) {
   static const char* const kNames[] = {"grpc-message", ":status", "x-a", "x-b", "set-cookie"};
   static constexpr std::size_t kPieces[] = {1 << 20, 1000, 9, 16384, 65545, 300000};
   const std::size_t piece = kPieces[choices.next(std::size(kPieces))];
+  const bool ours = choices.next(2) == 1;
+  Encoder encoder;
   nghttp2_hd_deflater* deflater = nullptr;
   REQUIRE(nghttp2_hd_deflate_new(&deflater, 4096) == 0);
   std::vector<Fields> lists;
@@ -203,7 +277,7 @@ void feed_lists(Choices& choices) {
       sent += frame(kTypes[choices.next(std::size(kTypes))], choices.next(),
                     std::string(choices.next(), 'x'));
     }
-    if (choices.next(16) == 0) {
+    if (!ours && choices.next(16) == 0) {
       nghttp2_hd_deflate_change_table_size(deflater, choices.next(17) * 256);
     }
     Fields fields;
@@ -211,7 +285,8 @@ void feed_lists(Choices& choices) {
       fields.emplace_back(kNames[choices.next(std::size(kNames))], text_of(choices));
     }
     const auto flags = static_cast<std::uint8_t>(choices.next(2) * NGHTTP2_NV_FLAG_NO_INDEX);
-    sent += frames_of(deflate(deflater, fields, flags), choices);
+    sent += frames_of(ours ? encoder.block(fields, choices) : deflate(deflater, fields, flags),
+                      choices);
     lists.push_back(std::move(fields));
   }
   nghttp2_hd_deflate_del(deflater);
@@ -241,7 +316,7 @@ void feed_bytes(const std::uint8_t* data, std::size_t size, std::size_t piece) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 2) return -1;
   if (data[0] % 2 == 1) {
-    feed_bytes(data + 2, size - 2, std::size_t{data[1] % 32} + 1);
+    feed_bytes(data + 2, size - 2, static_cast<std::size_t>(data[1]) % 32 + 1);
   } else {
     Choices choices(data + 1, size - 1);
     feed_lists(choices);

@@ -11,6 +11,7 @@
 // pieces while the session sends what it has to. What must hold is in Sink, Sent and check_end().
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -40,7 +41,7 @@ using triton_fast::wire::ResponseReader;
 
 constexpr std::size_t kSettingSize = 4;
 constexpr std::size_t kSmall = 20;
-constexpr std::size_t kLarge = 150000;
+constexpr std::size_t kLarge = 70000;  // more than a window
 
 // ---- Setting ------------------------------------------------------------------------------------
 
@@ -228,7 +229,8 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
   result.status = outcome.status;
   result.text = outcome.message;
   result.encoding = outcome.encoding;
-  result.message = sink.message();
+  // How much of a message came before a sink threw is up to the pieces.
+  if (outcome.status == Status::kOk) result.message = sink.message();
   result.unseen = outcome.unseen;
   result.compressed = outcome.compressed;
   if (outcome.exception != nullptr) {
@@ -236,7 +238,8 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
     try {
       std::rethrow_exception(outcome.exception);
     } catch (const std::exception& error) {
-      result.thrown = error.what();
+      // Which of the two that may throw comes first is up to the pieces as well.
+      result.thrown = setting.throws ? "something" : error.what();
     }
   } else if (outcome.status == Status::kOk) {
     REQUIRE(sink.finished());
@@ -247,13 +250,27 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
   return result;
 }
 
+/// Whether the same came of all requests. nghttp2 finds a body that is longer than its
+/// content-length before it hands on any of the piece, and resets the stream when it can send;
+/// until then the connection may have ended.
+bool alike(const std::vector<Result>& one, const std::vector<Result>& two) {
+  const auto is_alike = [](const Result& a, const Result& b) {
+    if (a == b) return true;
+    if (a.status == Status::kOk || b.status == Status::kOk) return false;
+    return a.status == Status::kUnavailable || b.status == Status::kUnavailable;
+  };
+  return std::equal(one.begin(), one.end(), two.begin(), two.end(), is_alike);
+}
+
 /// Memory is in proportion to what has come, and to the payload.
 void check_memory(std::size_t come, const Setting& setting) {
   constexpr std::size_t kFactor = 2048;
   const std::size_t base = (std::size_t{256} << 10) + (setting.large ? 4 * kLarge : 0);
   // The eager memory of a parser, for each request.
   const std::size_t eager = setting.parsed ? (std::size_t{33} << 20) * setting.requests : 0;
-  REQUIRE(memory::peak <= base + kFactor * come + eager);
+  const std::size_t most = base + kFactor * come + eager;
+  if (memory::peak > most) std::fprintf(stderr, "%zu bytes, at most %zu\n", memory::peak, most);
+  REQUIRE(memory::peak <= most);
 }
 
 // ---- Running ------------------------------------------------------------------------------------
@@ -263,11 +280,8 @@ class Run {
   explicit Run(const Setting& setting) : setting_(setting), sent_(messages_) {
     for (std::size_t i = 0; i < setting.requests; ++i) {
       const std::size_t size = setting.large ? kLarge + i : kSmall * i;
-      // A block of its own, which the request must not be read from once it is over.
-      payloads_.emplace_back(new std::string(size, '\0'));
-      for (std::size_t k = 0; k < size; ++k) {
-        (*payloads_.back())[k] = static_cast<char>(k * (i + 3) >> 3);
-      }
+      // A block of its own, which must not be read from once the request is over.
+      payloads_.emplace_back(new std::string(pattern(), i, size));
       std::string message(1, static_cast<char>(setting.compressed ? 1 : 0));
       for (int shift = 24; shift >= 0; shift -= 8) {
         message.push_back(static_cast<char>(size >> shift));
@@ -323,6 +337,15 @@ class Run {
   }
 
  private:
+  static const std::string& pattern() {
+    static const std::string bytes = [] {
+      std::string made(kLarge + 8, '\0');
+      for (std::size_t i = 0; i < made.size(); ++i) made[i] = static_cast<char>(i * 7 >> 3);
+      return made;
+    }();
+    return bytes;
+  }
+
   static bool feed(Session& session, ConstBuffer bytes) {
     try {
       session.feed(bytes);
@@ -368,6 +391,15 @@ class Run {
   Sent sent_;
 };
 
+void print(const char* how, const std::vector<Result>& results) {
+  for (const Result& result : results) {
+    std::fprintf(stderr, "%s: status %d, \"%s\", encoding \"%s\", %zu bytes, threw \"%s\"%s%s\n",
+                 how, static_cast<int>(result.status), result.text.c_str(), result.encoding.c_str(),
+                 result.message.size(), result.thrown.c_str(), result.unseen ? ", unseen" : "",
+                 result.compressed ? ", compressed" : "");
+  }
+}
+
 // ---- How much of it gets through ----------------------------------------------------------------
 
 std::uint64_t calls = 0;
@@ -393,7 +425,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   size -= kSettingSize;
   const std::vector<Result> whole = Run(setting)(data, size, false, false);
   const std::vector<Result> pieces = Run(setting)(data, size, true, false);
-  REQUIRE(whole == pieces);
+  if (!alike(whole, pieces)) {
+    print("at once", whole);
+    print("in pieces", pieces);
+  }
+  REQUIRE(alike(whole, pieces));
   for (const Result& result : Run(setting)(data, size, true, true)) {
     ++calls;
     if (result.status == Status::kOk) ++answered;

@@ -272,6 +272,9 @@ TEST(header_blocks_that_are_broken) {
     return passed;
   };
   CHECK_THROWS(HeaderBlockError, "pushes", read(frame(5, 4, 1, std::string(4, '\0'))));
+  const std::string farewell(16384, '\0');
+  CHECK(read(frame(7, 0, 0, farewell)) == kSettings + frame(7, 0, 0, farewell));
+  CHECK_THROWS(HeaderBlockError, "GOAWAY", read(frame(7, 0, 0, farewell + "x")));
   CHECK_THROWS(HeaderBlockError, "interrupted", read(frame(1, 0, 1, "") + frame(0, 0, 1, "")));
   CHECK_THROWS(HeaderBlockError, "interrupted", read(frame(1, 0, 1, "") + frame(9, 0, 3, "")));
   CHECK_THROWS(HeaderBlockError, "padding", read(frame(1, 8, 1, "\x05xxxx")));

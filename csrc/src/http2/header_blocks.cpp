@@ -14,6 +14,7 @@ constexpr std::size_t kHead = 9;
 constexpr std::uint8_t kHeaders = 1;
 constexpr std::uint8_t kSettings = 4;
 constexpr std::uint8_t kPushPromise = 5;
+constexpr std::uint8_t kGoaway = 7;
 constexpr std::uint8_t kContinuation = 9;
 constexpr std::uint8_t kEndHeaders = 0x4;
 constexpr std::uint8_t kPadded = 0x8;
@@ -236,6 +237,8 @@ bool HeaderBlocks::passes(const std::uint8_t* head) {
   }
   if (foreign_) return true;
   if (type == kPushPromise) return false;
+  // nghttp2 takes the memory for all of it when it begins.
+  if (type == kGoaway && read_number(head, 3) > kFrameSize) return false;
   return type != kHeaders || (read_number(head + 5, 4) & 0x7fffffff) == 0 ||
          ((head[4] & kEndHeaders) != 0 && read_number(head, 3) <= kPlainFrame);
 }
@@ -243,6 +246,9 @@ bool HeaderBlocks::passes(const std::uint8_t* head) {
 void HeaderBlocks::begin_frame(const std::uint8_t* head) {
   if (!gathering_ && head[3] == kPushPromise) {
     throw HeaderBlockError("it pushes, and was told not to", 0, false);
+  }
+  if (!gathering_ && head[3] == kGoaway) {
+    throw HeaderBlockError("a GOAWAY of its is longer than 16 KiB", 0, false);
   }
   const std::uint32_t length = read_number(head, 3);
   const auto id = static_cast<std::int32_t>(read_number(head + 5, 4) & 0x7fffffff);

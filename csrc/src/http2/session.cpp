@@ -371,13 +371,6 @@ void Session::feed(ConstBuffer bytes) {
     }
     throw ConnectionError(complaint());
   }
-  // nghttp2 has found fault and will take no more, though it has yet to say so to the peer.
-  if (!goaway_ && nghttp2_session_check_request_allowed(session_) == 0 &&
-      nghttp2_session_get_next_stream_id(session_) <= 0x7fffffff) {
-    while (fault_.empty() && pump_one()) {
-    }
-    throw ConnectionError(complaint());
-  }
 }
 
 void Session::take(ConstBuffer bytes) {
@@ -386,6 +379,13 @@ void Session::take(ConstBuffer bytes) {
   if (taken == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
   if (taken < 0) {
     fault_ = nghttp2_strerror(static_cast<int>(taken));
+    throw ConnectionError(complaint());
+  }
+  // nghttp2 has found fault and will take no more, though it has yet to say so to the peer.
+  if (!goaway_ && nghttp2_session_check_request_allowed(session_) == 0 &&
+      nghttp2_session_get_next_stream_id(session_) <= 0x7fffffff) {
+    while (fault_.empty() && pump_one()) {
+    }
     throw ConnectionError(complaint());
   }
 }
