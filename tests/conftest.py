@@ -27,6 +27,12 @@ def _version(name: str) -> str:
         return "(none)"
 
 
+@pytest.fixture(scope="session", params=["native", "grpc"])
+def channel(request):
+    """Each channel in turn: whatever a client does works over both."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def ledger():
     """No test may leave a payload or a held buffer behind."""

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .errors import Unimplemented as Unimplemented
     from .errors import Unknown as Unknown
     from .errors import WireError as WireError
+    from .keepalive import Keepalive as Keepalive
     from .metadata import ModelConfig as ModelConfig
     from .metadata import ModelMetadata as ModelMetadata
     from .metadata import ServerMetadata as ServerMetadata
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .response import InferResult as InferResult
     from .signature import Signature as Signature
     from .tensor import Tensor as Tensor
+    from .tls import TLS as TLS
 
 __version__ = "0.1.0"
 
@@ -84,6 +86,7 @@ _NAMES = {
         "Unknown",
         "WireError",
     ),
+    "keepalive": ("Keepalive",),
     "metadata": (
         "ModelConfig",
         "ModelMetadata",
@@ -95,6 +98,7 @@ _NAMES = {
     "response": ("InferResult",),
     "signature": ("Signature",),
     "tensor": ("Tensor",),
+    "tls": ("TLS",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -105,6 +105,7 @@ class Connection:
         # The parent's lock may have been held, and its channel's threads do not exist here. The
         # old channel is kept: taking it down would wait for them.
         self._lock = threading.Lock()
+        self._channel.abandon()
         _inherited.append(self._channel)
         self._channel = self._new_channel()
         if self._closed:

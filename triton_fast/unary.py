@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING
 
+from ._core import _wire
 from .messages import decode
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ class MessageOut:
 
     def segments(self) -> list[Segment]:
         """Return the one piece that the message is, which lives as long as this object."""
-        address = ctypes.cast(ctypes.c_char_p(self._encoded), ctypes.c_void_p).value or 0
-        return [(address, len(self._encoded))]
+        return [_wire.address_of(self._encoded)]
 
     def render(self) -> bytes:
         """Return the message."""

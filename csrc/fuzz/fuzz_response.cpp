@@ -17,21 +17,15 @@
 #include <string>
 #include <vector>
 
+#include "memory.hpp"
 #include "require.hpp"
 #include "triton_fast/error.hpp"
 #include "triton_fast/wire/response_reader.hpp"
 #include "triton_fast/wire/strings.hpp"
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#include <sanitizer/allocator_interface.h>
-#include <sanitizer/asan_interface.h>
-#define TRITON_FAST_FUZZ_ASAN 1
-#endif
-#endif
-
 namespace {
 
+using memory::Measurement;
 using triton_fast::ConstBuffer;
 using triton_fast::TensorError;
 using triton_fast::WireError;
@@ -48,44 +42,14 @@ using triton_fast::wire::ResponseReader;
 constexpr std::size_t kSettingSize = 4;
 constexpr std::uint8_t kUntouched = 0xa5;
 
-// ---- Memory
-// --------------------------------------------------------------------------------------
-
-// Bytes that the reader has at once, and the most so far. Frees are counted like allocations, so a
-// reallocation counts both blocks for a moment.
-bool measuring = false;
-std::size_t live = 0;
-std::size_t peak = 0;
-
-#ifdef TRITON_FAST_FUZZ_ASAN
-void on_allocate(const volatile void*, std::size_t size) {
-  if (!measuring) return;
-  live += size;
-  peak = std::max(peak, live);
-}
-
-void on_free(const volatile void* block) {
-  if (!measuring || block == nullptr) return;
-  live -= std::min(live, __sanitizer_get_allocated_size(const_cast<const void*>(block)));
-}
-#endif
-
-/// Measures while it lives.
-class Measurement {
- public:
-  Measurement() { live = peak = 0, measuring = true; }
-  ~Measurement() { measuring = false; }
-  Measurement(const Measurement&) = delete;
-  Measurement& operator=(const Measurement&) = delete;
-};
-
 /// Memory is in proportion to what has come: at worst, two bytes make an output, whose record is
 /// copied as the list of them grows. On the word of a length alone no more than 32 MiB are taken.
 void check_memory(std::size_t come, std::uint64_t announced) {
   constexpr std::size_t kFactor = 512;
   constexpr std::size_t kBase = 4096;
   constexpr std::uint64_t kEager = std::uint64_t{32} << 20;
-  REQUIRE(peak <= kBase + kFactor * come + (announced > come ? std::min(announced, kEager) : 0));
+  REQUIRE(memory::peak <=
+          kBase + kFactor * come + (announced > come ? std::min(announced, kEager) : 0));
 }
 
 // ---- Setting
@@ -351,9 +315,7 @@ void print_share() {
 }  // namespace
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-#ifdef TRITON_FAST_FUZZ_ASAN
-  REQUIRE(__sanitizer_install_malloc_and_free_hooks(on_allocate, on_free) != 0);
-#endif
+  memory::install();
   std::atexit(print_share);
   return 0;
 }

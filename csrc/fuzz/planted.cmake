@@ -75,5 +75,53 @@ triton_fast_planted_bug(
   shape_size fuzz_request src/wire/request_writer.cpp "shape_size += varint_size("
   "shape_size += varint_size(INT64_MAX & ")
 
+if(TARGET triton_fast_nghttp2)
+  set(session src/http2/session.cpp)
+  set(blocks src/http2/header_blocks.cpp)
+
+  # A prefix that is cut in two is read past its piece.
+  triton_fast_planted_bug(
+    prefix fuzz_session ${session}
+    "std::min(size, sizeof stream.message_prefix_ - stream.prefix_size_)"
+    "sizeof stream.message_prefix_ - stream.prefix_size_")
+  # A second message goes to the sink of the first.
+  triton_fast_planted_bug(
+    two_messages fuzz_session ${session} "++stream.messages_ > 1" "++stream.messages_ > 2")
+  # A message that was cut off passes for whole.
+  triton_fast_planted_bug(
+    cut_off fuzz_session ${session} "if (stream.message_left_ != 0 || stream.prefix_size_ != 0) {"
+    "if (stream.prefix_size_ != 0) {")
+  # A call that the end of the connection leaves hanging.
+  triton_fast_planted_bug(
+    left_hanging fuzz_session ${session} "if (stream->done_) continue;"
+    "if (stream->done_ || stream->messages_ != 0) continue;")
+  # Sent again though it was answered.
+  triton_fast_planted_bug(
+    sent_twice fuzz_session ${session}
+    "outcome.unseen = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();"
+    "outcome.unseen = error_code == NGHTTP2_REFUSED_STREAM;")
+  # The same part of a payload in frame after frame.
+  triton_fast_planted_bug(
+    same_part fuzz_session ${session} "stream->offset_ += size;"
+    "stream->offset_ += size < 16384 ? size : size - 1;")
+  # The caller's memory, read when the call is over.
+  triton_fast_planted_bug(
+    after_close fuzz_session ${session} "streams_.erase(stream->id_);"
+    "if (stream->left_ == 0) streams_.erase(stream->id_);")
+  # Memory for as long as headers come.
+  triton_fast_planted_bug(
+    padding fuzz_session ${blocks} "if (front + back > block_.size()) {" "if (false) {")
+  # Values that came in Huffman code, cut off in the middle of a byte.
+  triton_fast_planted_bug(
+    huffman fuzz_headers ${blocks} "while (bits <= 56 &&" "while (bits <= 58 &&")
+  # A long value that should have emptied the table.
+  triton_fast_planted_bug(
+    table fuzz_headers ${blocks} "mark.append(kTableSize, '.');"
+    "mark.append(kTableSize / 2, '.');")
+  # Frames that are cut at the wrong place.
+  triton_fast_planted_bug(
+    head fuzz_headers ${blocks} "bytes.size - at < kHead ||" "bytes.size - at < kHead - 1 ||")
+endif()
+
 get_property(planted_list GLOBAL PROPERTY planted_list)
 file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/planted/list" "${planted_list}")

@@ -16,7 +16,6 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
 build="$root/build/fuzz"
 cxx="${CXX:-clang++}"
-targets="fuzz_response fuzz_strings fuzz_request"
 
 stop() {
   echo "run.sh: $1" >&2
@@ -53,6 +52,11 @@ the package libclang-rt-<version>-dev, where the version is that of: $("$cxx" --
   rm -r "$scratch"
 }
 
+# The targets of a build: without nghttp2 there are fewer.
+targets_of() {
+  cat "$1/csrc/fuzz/targets"
+}
+
 # compile DIRECTORY OPTIONS... -- TARGETS...
 compile() {
   local directory="$1" options=()
@@ -75,7 +79,10 @@ compile() {
 common() {
   echo "-max_len=1024 -malloc_limit_mb=64 -rss_limit_mb=2048 -timeout=10 -print_final_stats=1"
   if [ -n "${FUZZ_SEED:-}" ]; then echo "-seed=$FUZZ_SEED"; fi
-  if [ "$1" != fuzz_request ]; then echo "-dict=$here/inference.dict"; fi
+  case "$1" in
+    fuzz_response | fuzz_strings) echo "-dict=$here/inference.dict" ;;
+    fuzz_session) echo "-dict=$here/http2.dict" ;;
+  esac
 }
 
 # What is in the repository for a target, if anything.
@@ -103,24 +110,30 @@ run_target() {
   cov="$(grep -o -E 'cov: [0-9]+ ft: [0-9]+' "$log" | tail -1)"
   echo "$target: $runs inputs, $speed a second, no finding ($cov)"
   # A harness whose every input is refused would find nothing and look well.
-  if [ "$target" = fuzz_response ]; then
-    sed -n 's/^responses read/  responses read/p' "$log"
-    if grep -q '^responses read without an error: 0 of' "$log"; then
-      echo "$target: not one response was read; the harness is broken"
-      return 1
-    fi
+  sed -n -E 's/^(responses read|calls that were)/  \1/p' "$log"
+  if grep -q -E '^(responses read without an error|calls that were answered with OK): 0 of' "$log"
+  then
+    echo "$target: not one answer got through; the harness is broken"
+    return 1
   fi
 }
 
+# What a target gets of the time: most goes to what strangers send us.
+weight_of() {
+  case "$1" in
+    fuzz_response | fuzz_session) echo 4 ;;
+    *) echo 1 ;;
+  esac
+}
+
 run_all() {
-  compile "$build" -- $targets
-  local failed=0 target share
-  for target in $targets; do
+  compile "$build" -- fuzz_targets
+  local failed=0 target share all=0
+  for target in $(targets_of "$build"); do all=$((all + $(weight_of "$target"))); done
+  for target in $(targets_of "$build"); do
     case "$1" in
       *s)
-        # Three fifths of the time for what strangers send us.
-        share=$((${1%s} / 5))
-        if [ "$target" = fuzz_response ]; then share=$((share * 3)); fi
+        share=$((${1%s} * $(weight_of "$target") / all))
         run_target "$target" "-max_total_time=$((share > 0 ? share : 1))" || failed=1
         ;;
       *) run_target "$target" "-runs=$1" || failed=1 ;;
@@ -132,7 +145,7 @@ run_all() {
 # A bug counts as found when the patched program stops at an input that the sound one reads.
 run_planted() {
   local failed=0 name harness begin folder
-  compile "$build" -- $targets planted
+  compile "$build" -- fuzz_targets planted
   while read -r name harness; do
     folder="$build/planted/$name"
     rm -rf "$folder"
@@ -163,8 +176,8 @@ run_coverage() {
   tools="$(dirname "$(readlink -f "$(command -v "$cxx")")")"
   [ -x "$tools/llvm-cov" ] && [ -x "$tools/llvm-profdata" ] ||
     stop "no llvm-cov beside $cxx; on Debian and Ubuntu: apt-get install llvm"
-  compile "$build/coverage" -DTRITON_FAST_FUZZ_COVERAGE=ON -- $targets
-  for target in $targets; do
+  compile "$build/coverage" -DTRITON_FAST_FUZZ_COVERAGE=ON -- fuzz_targets
+  for target in $(targets_of "$build/coverage"); do
     mkdir -p "$build/corpus/$target"
     # shellcheck disable=SC2046
     LLVM_PROFILE_FILE="$build/coverage/$target.profraw" "$build/coverage/csrc/fuzz/$target" -runs=0 \

@@ -41,8 +41,8 @@ def assert_usable(client):
 
 
 @pytest.fixture
-def client(triton_server):
-    with Client(triton_server.grpc_url) as client:
+def client(triton_server, channel):
+    with Client(triton_server.grpc_url, channel=channel) as client:
         yield client
         assert_usable(client)
 
@@ -123,8 +123,8 @@ def resident():
 # What the network and the server do wrong --------------------------------------------------------
 
 
-def test_nobody_is_there():
-    with Client("127.0.0.1:9") as client:
+def test_nobody_is_there(channel):
+    with Client("127.0.0.1:9", channel=channel) as client:
         started = time.monotonic()
         with pytest.raises(Unavailable, match=r"ModelInfer\('m'\) at 127.0.0.1:9"):
             client.infer("m", ONE, timeout=20)
@@ -147,9 +147,9 @@ def test_a_deadline_in_mid_call(client):
 
 
 @pytest.mark.server
-def test_a_server_killed_in_mid_call_and_started_again(triton_server_factory):
+def test_a_server_killed_in_mid_call_and_started_again(triton_server_factory, channel):
     with triton_server_factory(models=["slow", "identity_fp32"]) as server:
-        with Client(server.grpc_url, timeout=60) as client:
+        with Client(server.grpc_url, channel=channel, timeout=60) as client:
             assert_usable(client)
             killer = threading.Timer(0.5, server.kill)
             killer.start()
@@ -180,7 +180,7 @@ class Impostor:
 
 
 @pytest.fixture
-def impostor():
+def impostor(channel):
     """Starts a server that answers as told, and gives a client of it."""
     pool = futures.ThreadPoolExecutor(2)
     server = grpc.server(pool)
@@ -188,7 +188,7 @@ def impostor():
     server.add_generic_rpc_handlers((impostor,))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with Client(f"127.0.0.1:{port}", timeout=30) as client:
+    with Client(f"127.0.0.1:{port}", channel=channel, timeout=30) as client:
         yield impostor, client
     server.stop(0).wait()
     pool.shutdown()
@@ -268,7 +268,7 @@ def test_metadata_that_has_changed_refuses_nothing(impostor):
 
 @pytest.mark.server
 @pytest.mark.parametrize("order", ["tritonclient first", "triton_fast first"])
-def test_tritonclient_in_the_same_process(triton_server, order):
+def test_tritonclient_in_the_same_process(triton_server, order, channel):
     imports = ["import tritonclient.grpc as tc", "import triton_fast"]
     if order == "triton_fast first":
         imports.reverse()
@@ -278,7 +278,7 @@ def test_tritonclient_in_the_same_process(triton_server, order):
             "import numpy as np",
             f"url = {triton_server.grpc_url!r}",
             "x = np.arange(3, dtype=np.float32)",
-            "with triton_fast.Client(url, timeout=60) as client:",
+            f"with triton_fast.Client(url, channel={channel!r}, timeout=60) as client:",
             "    assert client.is_ready()",
             "    ours = client.infer('identity_fp32', {'INPUT0': x})['OUTPUT0']",
             "given = tc.InferInput('INPUT0', [3], 'FP32').set_data_from_numpy(x)",
@@ -291,12 +291,12 @@ def test_tritonclient_in_the_same_process(triton_server, order):
 
 
 @pytest.mark.server
-def test_a_forked_child_goes_on(triton_server):
+def test_a_forked_child_goes_on(triton_server, channel):
     code = f"""
 import os, sys
 import numpy as np
 from triton_fast import Client
-client = Client({triton_server.grpc_url!r}, timeout=20)
+client = Client({triton_server.grpc_url!r}, channel={channel!r}, timeout=20)
 def call(n):
     x = np.full(1000, n, np.float32)
     assert (client.infer("identity_fp32", {{"INPUT0": x}})["OUTPUT0"] == n).all()
@@ -322,12 +322,12 @@ sys.exit(str(codes) if any(codes) else 0)
 
 
 @pytest.mark.server
-def test_ctrl_c_ends_a_call_at_once(triton_server):
+def test_ctrl_c_ends_a_call_at_once(triton_server, channel):
     code = f"""
 import os, signal, threading, time
 import numpy as np
 from triton_fast import Client
-client = Client({triton_server.grpc_url!r})
+client = Client({triton_server.grpc_url!r}, channel={channel!r})
 one = np.ones(1, np.float32)
 client.infer("identity_fp32", {{"INPUT0": one}})
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -345,12 +345,12 @@ client.close()
 
 
 @pytest.mark.server
-def test_nothing_is_left_behind(triton_server):
+def test_nothing_is_left_behind(triton_server, channel):
     def counts():
         return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
     def once():
-        with Client(triton_server.grpc_url, timeout=60) as client:
+        with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
             assert_usable(client)
             client.submit("identity_fp32", ONE).result()
             with pytest.raises(InvalidArgument):

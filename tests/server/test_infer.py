@@ -26,8 +26,8 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def client(triton_server):
-    with Client(triton_server.grpc_url, timeout=60) as client:
+def client(triton_server, channel):
+    with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
         yield client
 
 
@@ -344,8 +344,8 @@ def test_threads_share_a_client(client):
     assert not errors
 
 
-def test_closing_while_calls_run_ends_them(triton_server):
-    client = Client(triton_server.grpc_url)
+def test_closing_while_calls_run_ends_them(triton_server, channel):
+    client = Client(triton_server.grpc_url, channel=channel)
     outcomes = []
 
     def work():
@@ -386,13 +386,14 @@ def test_compression(client, compression):
         client.infer("identity_fp32", {"INPUT0": values}, compression="zstd")
 
 
-def test_headers_reach_the_server(triton_server_factory):
+def test_headers_reach_the_server(triton_server_factory, channel):
     with triton_server_factory(
         models=["identity_fp32"], extra_args=["--grpc-header-forward-pattern=x-.*"]
     ) as server:
         tokens = iter(["one", "two"])
         with Client(
             server.grpc_url,
+            channel=channel,
             timeout=60,
             headers={"X-Client": "c"},
             header_hook=lambda call: {"x-token": next(tokens), "x-call": call},

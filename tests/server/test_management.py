@@ -10,8 +10,8 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def client(triton_server):
-    with Client(triton_server.grpc_url, timeout=60) as client:
+def client(triton_server, channel):
+    with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
         yield client
 
 
@@ -24,8 +24,8 @@ def test_health(client):
     assert client.is_model_ready("no such model") is False
 
 
-def test_health_without_a_server():
-    with Client("127.0.0.1:9", timeout=5) as client:
+def test_health_without_a_server(channel):
+    with Client("127.0.0.1:9", channel=channel, timeout=5) as client:
         assert client.is_live() is False
         assert client.is_ready() is False
         assert client.is_model_ready("m") is False

@@ -611,6 +611,11 @@ def encode_fixed(array, Py_ssize_t width, bint unicode):
     return new_payload(&encoded)
 
 
+def address_of(bytes message not None):
+    """Return where in memory a bytes object's bytes are, and how many; valid while it lives."""
+    return <size_t>PyBytes_AsString(message), len(message)
+
+
 def count_encoded(data):
     """Return how many elements an encoded BYTES tensor has, or -1 if it is cut off."""
     cdef Hold held = hold(data, PyBUF_C_CONTIGUOUS)

@@ -165,3 +165,9 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
+
+    def abandon(self) -> None:
+        """Let go, in a forked child, of what is the parent's, without telling the server.
+
+        Calls raise `ClosedError` from then on.
+        """

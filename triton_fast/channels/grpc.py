@@ -7,15 +7,11 @@ no tensor; it imports errors, the TLS settings and the contract in `base`.
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import threading
 import time
-import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, TypeAlias
 
@@ -29,10 +25,12 @@ from ..errors import (
     TritonFastError,
     server_error,
 )
+from ..keepalive import Keepalive
+from ..target import checked_target
 from ..tls import TLS
 from .base import Call, CallOptions, Incoming, Outgoing
 
-__all__ = ["ChannelOption", "GrpcChannel", "Keepalive"]
+__all__ = ["ChannelOption", "GrpcChannel"]
 
 ChannelOption: TypeAlias = int | str | bytes | None
 """Value of a grpcio channel option; None leaves the option as grpcio has it."""
@@ -71,10 +69,7 @@ _FORK_PATIENCE_S = 1.0
 
 _FORK_SWITCH = "GRPC_ENABLE_FORK_SUPPORT"
 _OFF = ("0", "f", "false", "n", "no")
-_UNIX_PATH_LIMIT = 107  # sun_path in unix(7), less its NUL
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PASSED_ON = ("unix-abstract:", "vsock:", "xds:", "google-c2p:")
 
 _REFUSED_HEADERS = "Invalid metadata"  # in grpcio's words
 _NOT_REACHED = (
@@ -83,73 +78,6 @@ _NOT_REACHED = (
     "DNS resolution failed",
     "empty address list",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Keepalive:
-    """Ping an idle connection, so that one that died quietly is noticed.
-
-    Parameters
-    ----------
-    time : float, seconds
-        Send a ping after this long without traffic.
-    timeout : float, seconds, default 20
-        Take the connection for dead when the answer takes longer than this.
-    permit_without_calls : bool, default False
-        Ping also while no call is running.
-    max_pings_without_data : int, optional
-        How many pings may be sent in a row without a message between them; 0 for any number. Left
-        out, the transport's own limit (2 in grpcio).
-
-    Raises
-    ------
-    InvalidOption
-        If a time is not a positive number, or a count is negative.
-
-    Notes
-    -----
-    A Triton server closes the connection of a client that pings it, while idle, more often than its
-    ``--grpc-http2-min-recv-ping-interval-without-data`` allows: every 300 s unless set otherwise.
-    """
-
-    time: float
-    timeout: float = 20.0
-    permit_without_calls: bool = False
-    max_pings_without_data: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("time", "timeout"):
-            seconds = getattr(self, name)
-            if (
-                isinstance(seconds, bool)
-                or not isinstance(seconds, int | float)
-                or not math.isfinite(seconds)
-                or not 0.001 <= seconds <= 2_147_483
-            ):
-                raise InvalidOption(
-                    f"keepalive: {name} is a number of seconds, from 0.001 to 2147483, "
-                    f"not {seconds!r}"
-                )
-        pings = self.max_pings_without_data
-        if pings is not None and (
-            isinstance(pings, bool) or not isinstance(pings, int) or pings < 0
-        ):
-            raise InvalidOption(
-                f"keepalive: max_pings_without_data is a count, 0 for any number, not {pings!r}"
-            )
-
-    def options(self) -> dict[str, ChannelOption]:
-        """Return these settings as grpcio channel options."""
-        options: dict[str, ChannelOption] = {
-            "grpc.keepalive_time_ms": round(self.time * 1000),
-            "grpc.keepalive_timeout_ms": round(self.timeout * 1000),
-            # What grpcio goes by in fact, and 60 s unless set (tried with 1.60, 1.73 and 1.85).
-            "grpc.http2.ping_timeout_ms": round(self.timeout * 1000),
-            "grpc.keepalive_permit_without_calls": int(self.permit_without_calls),
-        }
-        if self.max_pings_without_data is not None:
-            options["grpc.http2.max_pings_without_data"] = self.max_pings_without_data
-        return options
 
 
 class GrpcChannel:
@@ -202,7 +130,7 @@ class GrpcChannel:
         keepalive: Keepalive | None = None,
     ) -> None:
         self.target = target
-        self._address = _checked_target(target)
+        self._address = checked_target(target)
         if isinstance(tls, bool):
             tls = TLS() if tls else None
         if tls is not None:
@@ -212,7 +140,7 @@ class GrpcChannel:
         self._tls = tls
         merged = dict(_DEFAULT_OPTIONS)
         if keepalive is not None:
-            merged.update(keepalive.options())
+            merged.update(_keepalive_options(keepalive))
         if tls is not None and tls.server_name is not None:
             merged["grpc.ssl_target_name_override"] = tls.server_name
             merged["grpc.default_authority"] = tls.server_name
@@ -303,6 +231,9 @@ class GrpcChannel:
             threading.Thread(target=channel.close, name="triton_fast close", daemon=True).start()
         else:
             channel.close()
+
+    def abandon(self) -> None:
+        """Do nothing: the channel sees to it itself, in an order with grpcio's own hooks."""
 
     def _open(self, method: str, options: CallOptions) -> tuple[Any, Any]:
         """Return the callables for a method, having made the grpcio channel if there is none."""
@@ -721,86 +652,15 @@ def _checked_options(
     return checked
 
 
-def _checked_target(target: str) -> str:
-    """Return the address to give to grpcio, or say what to write instead."""
-    if not isinstance(target, str):
-        raise InvalidOption(f"a target is a str such as 'localhost:8001', not {target!r}")
-    if not target or target != target.strip() or any(not c.isprintable() for c in target):
-        raise InvalidOption(f"target {target!r}: write host:port, such as 'localhost:8001'")
-    if target.startswith("unix:"):
-        return _checked_unix_target(target)
-    if target.startswith(("ipv4:", "ipv6:")):
-        family, addresses = target.split(":", 1)
-        for address in addresses.split(","):
-            _check_host_port(target, address.strip(), numeric=family)
-        return target
-    if target.startswith(_PASSED_ON):
-        return target
-    if target.startswith("dns:"):
-        name = target.removeprefix("dns:")
-        if name.startswith("//"):
-            _authority, slash, name = name[2:].partition("/")
-            if not slash:
-                raise InvalidOption(
-                    f"target {target!r}: write three slashes, 'dns:///{_authority or 'host:port'}'"
-                )
-        _check_host_port(target, name)
-        return target
-    if scheme := _SCHEME.match(target):
-        rest = target[scheme.end() :].split("/", 1)[0].rpartition("@")[2] or "host:port"
-        secure = " with tls=TLS()" if scheme[1].lower() in ("https", "grpcs") else ""
-        raise InvalidOption(
-            f"target {target!r}: a gRPC target has no {scheme[1]}://; write {rest!r}{secure} "
-            "(Triton's gRPC port is 8001 unless set otherwise)"
-        )
-    _check_host_port(target, target)
-    return target
-
-
-def _check_host_port(target: str, address: str, numeric: str = "") -> None:
-    if "/" in address:
-        raise InvalidOption(f"target {target!r}: a gRPC target ends with the port, without a path")
-    host, colon, port = address.rpartition(":")
-    if address.startswith("[") and address.endswith("]"):
-        host, colon, port = address, "", ""
-    if not colon:
-        raise InvalidOption(f"target {target!r} has no port; write '{address}:8001'")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise InvalidOption(
-            f"target {target!r}: write an IPv6 address in brackets, such as '[::1]:8001'"
-        )
-    if not host or any(c.isspace() for c in host):
-        raise InvalidOption(f"target {target!r} has no host; write 'localhost:{port}' for this one")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise InvalidOption(f"target {target!r}: {port!r} is not a port from 1 to 65535")
-    if numeric:
-        # Not through ipaddress or socket: grpcio takes zone names (fe80::1%eth0) that they may not.
-        pattern = r"\d{1,3}(\.\d{1,3}){3}" if numeric == "ipv4" else r"\[[0-9A-Fa-f:.]+(%\w+)?\]"
-        if not re.fullmatch(pattern, host, re.ASCII):
-            raise InvalidOption(
-                f"target {target!r}: {host!r} is not an {numeric} address; write names as "
-                f"'dns:///{host}:{port}'"
-            )
-
-
-def _checked_unix_target(target: str) -> str:
-    path = target.removeprefix("unix:")
-    if path.startswith("//"):
-        path = path[2:]
-        if not path.startswith("/"):
-            raise InvalidOption(
-                f"target {target!r}: write 'unix:/path' or 'unix:///path', or 'unix:path' for a "
-                "relative one"
-            )
-    if not path:
-        raise InvalidOption(f"target {target!r} names no socket file; write 'unix:/path'")
-    if "," in path:
-        raise InvalidOption(
-            f"target {target!r}: grpcio cannot reach a socket with a comma in its path"
-        )
-    if len(os.fsencode(path)) > _UNIX_PATH_LIMIT:
-        raise InvalidOption(
-            f"target {target!r}: the path of a Unix socket has at most {_UNIX_PATH_LIMIT} bytes"
-        )
-    # grpcio reads this as a URI, where #, ? and % mean something; a file may have them in its name.
-    return "unix:" + urllib.parse.quote(path)
+def _keepalive_options(keepalive: Keepalive) -> dict[str, ChannelOption]:
+    """Return the settings as grpcio channel options."""
+    options: dict[str, ChannelOption] = {
+        "grpc.keepalive_time_ms": round(keepalive.time * 1000),
+        "grpc.keepalive_timeout_ms": round(keepalive.timeout * 1000),
+        # What grpcio goes by in fact, and 60 s unless set (tried with 1.60, 1.73 and 1.85).
+        "grpc.http2.ping_timeout_ms": round(keepalive.timeout * 1000),
+        "grpc.keepalive_permit_without_calls": int(keepalive.permit_without_calls),
+    }
+    if keepalive.max_pings_without_data is not None:
+        options["grpc.http2.max_pings_without_data"] = keepalive.max_pings_without_data
+    return options

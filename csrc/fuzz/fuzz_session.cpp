@@ -1,0 +1,438 @@
+// Fuzzes Session with bytes that a hostile or broken server might send.
+//
+// An input is four bytes of setting and then the bytes:
+//   0  how they are cut into pieces
+//   1  the requests: two bits for how many, then, one bit each: compressed, a large payload, parsed
+//      by ResponseReader, a sink that throws, the last request is given up half-way
+//   2  how much of what the session has to send is taken at a time
+//   3  seed of the cuts, where they are at random
+//
+// The bytes go through three sessions: at once and in pieces, which must come to the same, and in
+// pieces while the session sends what it has to. What must hold is in Sink, Sent and check_end().
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "memory.hpp"
+#include "require.hpp"
+#include "triton_fast/bridge.hpp"
+#include "triton_fast/http2/session.hpp"
+
+namespace {
+
+using memory::Measurement;
+using triton_fast::ConstBuffer;
+using triton_fast::ReaderSink;
+using triton_fast::http2::CallSpec;
+using triton_fast::http2::ConnectionError;
+using triton_fast::http2::MessageSink;
+using triton_fast::http2::Outcome;
+using triton_fast::http2::Session;
+using triton_fast::http2::Status;
+using triton_fast::http2::Stream;
+using triton_fast::wire::ResponseReader;
+
+constexpr std::size_t kSettingSize = 4;
+constexpr std::size_t kSmall = 20;
+constexpr std::size_t kLarge = 70000;  // more than a window
+
+// ---- Setting ------------------------------------------------------------------------------------
+
+struct Setting {
+  explicit Setting(const std::uint8_t* data)
+      : cuts(data[0]),
+        requests(data[1] & 3),
+        compressed((data[1] & 4) != 0),
+        large((data[1] & 8) != 0),
+        parsed((data[1] & 16) != 0),
+        throws((data[1] & 32) != 0),
+        gives_up((data[1] & 64) != 0),
+        takes(data[2]),
+        seed(data[3]) {}
+
+  std::uint8_t cuts;
+  std::size_t requests;
+  bool compressed;
+  bool large;
+  bool parsed;
+  bool throws;
+  bool gives_up;
+  std::uint8_t takes;
+  std::uint8_t seed;
+};
+
+/// Where the pieces end.
+class Cuts {
+ public:
+  Cuts(std::uint8_t pattern, std::uint8_t seed) : pattern_(pattern % 8), random_(seed + 1u) {}
+
+  std::size_t next(std::size_t left) {
+    static constexpr std::size_t kSizes[] = {1, 2, 3, 5, 9, 17, 64};
+    const std::size_t size = pattern_ < std::size(kSizes) ? kSizes[pattern_] : random_() % 24;
+    return std::min(size, left);  // 0 now and then: an empty piece must do no harm
+  }
+
+ private:
+  std::size_t pattern_;
+  std::minstd_rand random_;
+};
+
+// ---- What must hold -----------------------------------------------------------------------------
+
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Is told of one message, in the right order, and of no more than was announced.
+class Sink final : public MessageSink {
+ public:
+  explicit Sink(const Setting& setting) : throws_(setting.throws) {
+    if (setting.parsed) {
+      reader_ = std::make_unique<ResponseReader>();
+      next_ = std::make_unique<ReaderSink>(reader_.get());
+    }
+  }
+
+  void begin(std::uint64_t size) override {
+    REQUIRE(!begun_);
+    begun_ = true;
+    announced_ = size;
+    if (next_ != nullptr) next_->begin(size);
+  }
+  void feed(ConstBuffer piece) override {
+    REQUIRE(begun_ && !finished_ && piece.size != 0);
+    REQUIRE(piece.size <= announced_ - message_.size());
+    message_.append(reinterpret_cast<const char*>(piece.data), piece.size);
+    if (throws_ && message_.size() > 10) throw Refusal("that is enough");
+    if (next_ != nullptr) next_->feed(piece);
+  }
+  void finish() override {
+    REQUIRE(begun_ && !finished_ && message_.size() == announced_);
+    finished_ = true;
+    if (next_ != nullptr) next_->finish();
+  }
+
+  bool finished() const { return finished_; }
+  const std::string& message() const { return message_; }
+
+ private:
+  bool throws_;
+  bool begun_ = false;
+  bool finished_ = false;
+  std::uint64_t announced_ = 0;
+  std::string message_;
+  std::unique_ptr<ResponseReader> reader_;
+  std::unique_ptr<ReaderSink> next_;
+};
+
+/// What the session has sent: frames that are whole, and of each message no byte but its own.
+class Sent {
+ public:
+  explicit Sent(const std::vector<std::string>& messages) : messages_(messages) {}
+
+  void add(const std::uint8_t* data, std::size_t size) {
+    rest_.append(reinterpret_cast<const char*>(data), size);
+    if (!preface_) {
+      static const std::string kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+      if (rest_.size() < kPreface.size()) return;
+      REQUIRE(rest_.compare(0, kPreface.size(), kPreface) == 0);
+      rest_.erase(0, kPreface.size());
+      preface_ = true;
+    }
+    std::size_t at = 0;
+    while (rest_.size() - at >= 9) {
+      const auto* const head = reinterpret_cast<const std::uint8_t*>(rest_.data()) + at;
+      const std::size_t length = std::size_t{head[0]} << 16 | std::size_t{head[1]} << 8 | head[2];
+      if (rest_.size() - at - 9 < length) break;
+      const std::uint32_t id = std::uint32_t{head[5]} << 24 | std::uint32_t{head[6]} << 16 |
+                               std::uint32_t{head[7]} << 8 | head[8];
+      check(head[3], head[4], id, rest_.substr(at + 9, length));
+      at += 9 + length;
+    }
+    rest_.erase(0, at);
+  }
+
+ private:
+  void check(std::uint8_t type, std::uint8_t flags, std::uint32_t id, const std::string& payload) {
+    if (first_) REQUIRE(type == 4);
+    first_ = false;
+    switch (type) {
+      case 0: {  // DATA
+        REQUIRE(id % 2 == 1 && id / 2 < messages_.size());
+        const std::string& message = messages_[id / 2];
+        std::size_t& position = positions_[id / 2];
+        REQUIRE(payload.size() <= message.size() - position);
+        REQUIRE(message.compare(position, payload.size(), payload) == 0);
+        position += payload.size();
+        REQUIRE(((flags & 1) != 0) == (position == message.size()));
+        return;
+      }
+      case 1:  // HEADERS
+        REQUIRE(id % 2 == 1 && id / 2 < messages_.size() && (flags & 0xd) == 4);
+        return;
+      case 3:  // RST_STREAM
+        REQUIRE(id != 0 && payload.size() == 4);
+        return;
+      case 4:  // SETTINGS
+        REQUIRE(id == 0 && payload.size() % 6 == 0);
+        return;
+      case 6:  // PING
+        REQUIRE(id == 0 && payload.size() == 8);
+        return;
+      case 7:  // GOAWAY
+        REQUIRE(id == 0 && payload.size() >= 8);
+        return;
+      case 8:  // WINDOW_UPDATE
+        REQUIRE(payload.size() == 4);
+        return;
+      default:
+        REQUIRE(false);
+    }
+  }
+
+  const std::vector<std::string>& messages_;
+  std::size_t positions_[4] = {};
+  bool preface_ = false;
+  bool first_ = true;
+  std::string rest_;
+};
+
+/// What came of one request.
+struct Result {
+  Status status = Status::kUnknown;
+  std::string text;
+  std::string encoding;
+  std::string message;
+  std::string thrown;
+  bool unseen = false;
+  bool compressed = false;
+
+  bool operator==(const Result& other) const {
+    return status == other.status && text == other.text && encoding == other.encoding &&
+           message == other.message && thrown == other.thrown && unseen == other.unseen &&
+           compressed == other.compressed;
+  }
+};
+
+Result check_end(const Stream& stream, const Sink& sink, const Setting& setting) {
+  REQUIRE(stream.done());
+  const Outcome& outcome = stream.outcome();
+  REQUIRE(static_cast<unsigned>(outcome.status) <= 16);
+  Result result;
+  result.status = outcome.status;
+  result.text = outcome.message;
+  result.encoding = outcome.encoding;
+  // How much of a message came before a sink threw is up to the pieces.
+  if (outcome.status == Status::kOk) result.message = sink.message();
+  result.unseen = outcome.unseen;
+  result.compressed = outcome.compressed;
+  if (outcome.exception != nullptr) {
+    REQUIRE(outcome.status != Status::kOk);
+    try {
+      std::rethrow_exception(outcome.exception);
+    } catch (const std::exception& error) {
+      // Which of the two that may throw comes first is up to the pieces as well.
+      result.thrown = setting.throws ? "something" : error.what();
+    }
+  } else if (outcome.status == Status::kOk) {
+    REQUIRE(sink.finished());
+  }
+  // What is sent again must not have been answered.
+  REQUIRE(!outcome.unseen || (sink.message().empty() && outcome.status == Status::kUnavailable));
+  REQUIRE(!outcome.compressed || setting.compressed);
+  return result;
+}
+
+/// Whether the same came of all requests. nghttp2 finds a body that is longer than its
+/// content-length before it hands on any of the piece, and resets the stream when it can send;
+/// until then the connection may have ended.
+bool alike(const std::vector<Result>& one, const std::vector<Result>& two) {
+  const auto is_alike = [](const Result& a, const Result& b) {
+    if (a == b) return true;
+    if (a.status == Status::kOk || b.status == Status::kOk) return false;
+    return a.status == Status::kUnavailable || b.status == Status::kUnavailable;
+  };
+  return std::equal(one.begin(), one.end(), two.begin(), two.end(), is_alike);
+}
+
+/// Memory is in proportion to what has come, and to the payload.
+void check_memory(std::size_t come, const Setting& setting) {
+  constexpr std::size_t kFactor = 2048;
+  const std::size_t base = (std::size_t{256} << 10) + (setting.large ? 4 * kLarge : 0);
+  // The eager memory of a parser, for each request.
+  const std::size_t eager = setting.parsed ? (std::size_t{33} << 20) * setting.requests : 0;
+  const std::size_t most = base + kFactor * come + eager;
+  if (memory::peak > most) std::fprintf(stderr, "%zu bytes, at most %zu\n", memory::peak, most);
+  REQUIRE(memory::peak <= most);
+}
+
+// ---- Running ------------------------------------------------------------------------------------
+
+class Run {
+ public:
+  explicit Run(const Setting& setting) : setting_(setting), sent_(messages_) {
+    for (std::size_t i = 0; i < setting.requests; ++i) {
+      const std::size_t size = setting.large ? kLarge + i : kSmall * i;
+      // A block of its own, which must not be read from once the request is over.
+      payloads_.emplace_back(new std::string(pattern(), i, size));
+      std::string message(1, static_cast<char>(setting.compressed ? 1 : 0));
+      for (int shift = 24; shift >= 0; shift -= 8) {
+        message.push_back(static_cast<char>(size >> shift));
+      }
+      messages_.push_back(message + *payloads_.back());
+    }
+  }
+
+  std::vector<Result> operator()(const std::uint8_t* data, std::size_t size, bool pieces,
+                                 bool sends) {
+    const Measurement measurement;
+    Session session("localhost:8001");
+    std::vector<std::unique_ptr<Sink>> sinks;
+    std::vector<Stream*> streams;
+    for (const auto& payload : payloads_) {
+      CallSpec call;
+      call.path = "/inference.GRPCInferenceService/ModelInfer";
+      call.segments = {{reinterpret_cast<const std::uint8_t*>(payload->data()), payload->size()}};
+      call.message_size = payload->size();
+      if (setting_.compressed) call.encoding = "gzip";
+      sinks.push_back(std::make_unique<Sink>(setting_));
+      streams.push_back(session.open(call, 1000000000, sinks.back().get()));
+    }
+    send(session, SIZE_MAX, true);
+
+    Cuts cuts(setting_.cuts, setting_.seed);
+    bool ended = false;
+    for (std::size_t at = 0; at != size && !ended;) {
+      const std::size_t part = pieces ? cuts.next(size - at) : size - at;
+      // Nothing beyond the piece may be read, and nothing of it afterwards.
+      const std::unique_ptr<std::uint8_t[]> copy(new std::uint8_t[part]);
+      std::copy_n(data + at, part, copy.get());
+      ended = !feed(session, {copy.get(), part});
+      at += part;
+      if (sends && !ended) {
+        send(session, setting_.takes, false);
+        static_cast<void>(session.usable());
+        if (setting_.gives_up && at > size / 2 && !streams.empty()) {
+          forget(session, streams, sinks);
+        }
+      }
+    }
+    if (!ended) session.end("the server closed the connection");
+    std::vector<Result> results;
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      results.push_back(check_end(*streams[i], *sinks[i], setting_));
+    }
+    check_memory(size, setting_);
+    while (!streams.empty()) forget(session, streams, sinks);
+    // Whatever is left to be sent comes from the session's own memory.
+    if (sends && !session.borrows()) send(session, SIZE_MAX, false);
+    return results;
+  }
+
+ private:
+  static const std::string& pattern() {
+    static const std::string bytes = [] {
+      std::string made(kLarge + 8, '\0');
+      for (std::size_t i = 0; i < made.size(); ++i) made[i] = static_cast<char>(i * 7 >> 3);
+      return made;
+    }();
+    return bytes;
+  }
+
+  static bool feed(Session& session, ConstBuffer bytes) {
+    try {
+      session.feed(bytes);
+      return true;
+    } catch (const ConnectionError& error) {
+      session.end(error.what());
+      return false;
+    }
+  }
+
+  /// Takes what the session has to send: all of it, or a bit.
+  void send(Session& session, std::size_t most, bool first) {
+    iovec pieces[8];
+    try {
+      for (std::size_t round = 0; most == SIZE_MAX || round < 3; ++round) {
+        const std::size_t count = session.gather(pieces, std::size(pieces));
+        if (count == 0) return;
+        std::size_t taken = 0;
+        for (std::size_t i = 0; i < count && taken < most; ++i) {
+          const std::size_t size = std::min(pieces[i].iov_len, most - taken);
+          sent_.add(static_cast<const std::uint8_t*>(pieces[i].iov_base), size);
+          taken += size;
+        }
+        session.sent(taken);
+      }
+    } catch (const ConnectionError&) {
+      REQUIRE(!first);
+    }
+  }
+
+  /// Closes the last request; its memory goes, unless the session still has it in its list.
+  void forget(Session& session, std::vector<Stream*>& streams,
+              std::vector<std::unique_ptr<Sink>>& sinks) {
+    session.close(streams.back());
+    streams.pop_back();
+    sinks.pop_back();
+    if (!session.borrows()) payloads_[streams.size()].reset();
+  }
+
+  const Setting& setting_;
+  std::vector<std::unique_ptr<std::string>> payloads_;
+  std::vector<std::string> messages_;
+  Sent sent_;
+};
+
+void print(const char* how, const std::vector<Result>& results) {
+  for (const Result& result : results) {
+    std::fprintf(stderr, "%s: status %d, \"%s\", encoding \"%s\", %zu bytes, threw \"%s\"%s%s\n",
+                 how, static_cast<int>(result.status), result.text.c_str(), result.encoding.c_str(),
+                 result.message.size(), result.thrown.c_str(), result.unseen ? ", unseen" : "",
+                 result.compressed ? ", compressed" : "");
+  }
+}
+
+// ---- How much of it gets through ----------------------------------------------------------------
+
+std::uint64_t calls = 0;
+std::uint64_t answered = 0;
+
+void print_share() {
+  std::fprintf(stderr, "calls that were answered with OK: %llu of %llu\n",
+               static_cast<unsigned long long>(answered), static_cast<unsigned long long>(calls));
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  memory::install();
+  std::atexit(print_share);
+  return 0;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size < kSettingSize) return -1;
+  const Setting setting(data);
+  data += kSettingSize;
+  size -= kSettingSize;
+  const std::vector<Result> whole = Run(setting)(data, size, false, false);
+  const std::vector<Result> pieces = Run(setting)(data, size, true, false);
+  if (!alike(whole, pieces)) {
+    print("at once", whole);
+    print("in pieces", pieces);
+  }
+  REQUIRE(alike(whole, pieces));
+  for (const Result& result : Run(setting)(data, size, true, true)) {
+    ++calls;
+    if (result.status == Status::kOk) ++answered;
+  }
+  return 0;
+}

@@ -1,0 +1,107 @@
+// Pool: the connections to one server, one call on each at a time.
+//
+// Any thread may use a pool and its calls; a call is one thread's, but for cancel(). Locks are held
+// for bookkeeping only, never while a call waits.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "triton_fast/http2/connection.hpp"
+
+namespace triton_fast::http2 {
+
+/// The pool was closed.
+class ClosedPool : public Error {
+ public:
+  using Error::Error;
+};
+
+class Call;
+
+class Pool {
+ public:
+  /// @param most connections at a time; calls wait for one to be free
+  /// @param idle_ns how long one is kept unused
+  Pool(Address address, std::string authority, std::size_t most, std::int64_t idle_ns);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  /// @brief Ends the calls that are running and refuses further ones. Idempotent; does not wait.
+  void close() noexcept;
+
+  /// @brief Lets go of the descriptors in a forked child, where no call is running.
+  void abandon() noexcept;
+
+ private:
+  friend class Call;
+
+  std::unique_ptr<Connection> take_idle();
+  bool reserve(std::int64_t until_ns);
+  void give(std::unique_ptr<Connection> connection) noexcept;
+
+  const Address address_;
+  const std::string authority_;
+  const std::size_t most_;
+  const std::int64_t idle_ns_;
+  std::mutex mutex_;
+  std::condition_variable freed_;
+  std::vector<std::unique_ptr<Connection>> idle_;  // the most recently used one last
+  std::unordered_set<Call*> running_;
+  std::size_t reserved_ = 0;  // connections that calls have or are making
+  bool closed_ = false;
+};
+
+/// @brief One call: takes a connection, makes the call, gives the connection back.
+class Call {
+ public:
+  /// @param sink told the response; borrowed, like the segments in `spec`, until end()
+  Call(std::shared_ptr<Pool> pool, CallSpec spec, MessageSink* sink, std::int64_t deadline_ns,
+       const Keepalive& keepalive, std::int64_t busy_ns);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  /// @brief Goes on with the call. @return kInterrupted when signals should be looked at
+  /// @throws std::bad_alloc; whatever else goes wrong is the outcome
+  Progress run();
+
+  /// @brief Ends the call, which is cancelled if it is not done. Nothing is borrowed afterwards.
+  Outcome end() noexcept;
+
+  /// @brief Has run() end the call with CANCELLED. Any thread, at any time before destruction.
+  void cancel() noexcept;
+
+ private:
+  friend class Pool;
+
+  Progress advance();
+  bool connect(std::int64_t slice_end_ns);
+  void retry();
+  void conclude(Status status, std::string message);
+
+  const std::shared_ptr<Pool> pool_;
+  const CallSpec spec_;
+  MessageSink* const sink_;
+  const std::int64_t deadline_ns_;
+  const Keepalive keepalive_;
+  const std::int64_t busy_ns_;
+  bool reserved_ = false;
+  bool begun_ = false;
+  bool retried_ = false;
+  bool done_ = false;
+  std::unique_ptr<Connecting> connecting_;
+  std::unique_ptr<Connection> connection_;
+  Outcome outcome_;
+  // Guarded by the pool's mutex.
+  bool cancelled_ = false;
+  Connection* interruptible_ = nullptr;
+};
+
+}  // namespace triton_fast::http2

@@ -1,0 +1,124 @@
+// Socket: a connected stream socket, and the address that it was made from.
+//
+// Owns the descriptor. Everything waits on a monotonic deadline in nanoseconds, never longer.
+#pragma once
+
+#include <netdb.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "triton_fast/error.hpp"
+#include "triton_fast/span.hpp"
+
+namespace triton_fast::http2 {
+
+/// No deadline.
+inline constexpr std::int64_t kNever = INT64_MAX;
+
+/// Nanoseconds of CLOCK_MONOTONIC, as Python's time.monotonic_ns() has them.
+std::int64_t monotonic_ns() noexcept;
+
+/// A connection could not be made, or broke.
+class SocketError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The deadline passed first.
+class DeadlineError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Where to connect: a host and port, or the path of a Unix socket.
+struct Address {
+  std::string host;
+  std::string port;
+  std::string unix_path;  // wins if it is not empty
+};
+
+/// @brief A descriptor that wakes a thread from Socket::wait().
+class Wake {
+ public:
+  Wake();
+  ~Wake();
+  Wake(const Wake&) = delete;
+  Wake& operator=(const Wake&) = delete;
+
+  /// Makes waits return at once from now on. Any thread.
+  void set() noexcept;
+  void clear() noexcept;
+  int descriptor() const noexcept { return read_end_; }
+
+ private:
+  int read_end_ = -1;
+  int write_end_ = -1;
+};
+
+enum class Waited { kReady, kTimeout, kInterrupted, kWoken };
+
+class Socket {
+ public:
+  Socket() = default;
+  /// Takes ownership of a descriptor; a negative one is none.
+  explicit Socket(int descriptor) noexcept : descriptor_(descriptor) {}
+  ~Socket();
+  Socket(Socket&& other) noexcept;
+  Socket& operator=(Socket&& other) noexcept;
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+
+  bool open() const noexcept { return descriptor_ >= 0; }
+  int descriptor() const noexcept { return descriptor_; }
+  void close() noexcept;
+
+  /// @brief Sends what the kernel takes now. @return bytes; 0 if it takes none. @throws SocketError
+  std::size_t send(const iovec* pieces, std::size_t count);
+
+  /// @brief Receives what is there now. @return bytes; 0 if none. @throws SocketError, also at the
+  /// end
+  std::size_t receive(std::uint8_t* buffer, std::size_t size);
+
+  /// @brief Waits until something can be received, or sent if `for_write`.
+  Waited wait(bool for_write, const Wake* wake, std::int64_t deadline_ns) const;
+
+ private:
+  int descriptor_ = -1;
+};
+
+/// @brief A connection being made: looks a name up, then tries its addresses in turn.
+class Connecting {
+ public:
+  explicit Connecting(Address address);
+
+  /// @brief Goes on until connected, a signal comes, or the slice ends.
+  /// @return whether connected
+  /// @throws SocketError, DeadlineError
+  bool step(std::int64_t deadline_ns, std::int64_t slice_end_ns);
+
+  /// The socket; once step() has returned true.
+  Socket take() noexcept { return std::move(socket_); }
+
+ private:
+  struct Lookup;
+
+  bool resolve(std::int64_t deadline_ns, std::int64_t slice_end_ns);
+  bool try_next();
+  void open(int family, const sockaddr* address, socklen_t size);
+  std::string name() const;
+
+  Address address_;
+  std::shared_ptr<Lookup> lookup_;
+  const addrinfo* next_ = nullptr;
+  bool resolved_ = false;
+  bool tried_unix_ = false;
+  Socket socket_;
+  int error_ = 0;
+};
+
+}  // namespace triton_fast::http2

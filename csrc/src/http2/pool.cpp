@@ -1,0 +1,222 @@
+// Which connection a call gets, and when it may be made a second time.
+#include "triton_fast/http2/pool.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace triton_fast::http2 {
+namespace {
+
+// How long to wait before signals are looked at, if none interrupts the wait.
+constexpr std::int64_t kSlice = 200000000;
+
+}  // namespace
+
+Pool::Pool(Address address, std::string authority, std::size_t most, std::int64_t idle_ns)
+    : address_(std::move(address)),
+      authority_(std::move(authority)),
+      most_(std::max<std::size_t>(most, 1)),
+      idle_ns_(idle_ns) {}
+
+Pool::~Pool() = default;
+
+void Pool::close() noexcept {
+  std::vector<std::unique_ptr<Connection>> dropped;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = true;
+    dropped.swap(idle_);
+    for (Call* const call : running_) {
+      call->cancelled_ = true;
+      if (call->interruptible_ != nullptr) call->interruptible_->interrupt();
+    }
+  }
+  freed_.notify_all();
+}
+
+void Pool::abandon() noexcept {
+  // A thread that does not exist in this process may have held the mutex, and left the list half
+  // changed; its descriptors then stay open until exec or exit.
+  if (!mutex_.try_lock()) return;
+  closed_ = true;
+  idle_.clear();
+  mutex_.unlock();
+}
+
+std::unique_ptr<Connection> Pool::take_idle() {
+  std::vector<std::unique_ptr<Connection>> dropped;  // closed after the lock is gone
+  std::unique_lock<std::mutex> lock(mutex_);
+  const std::int64_t now = monotonic_ns();
+  // The longest unused are in front.
+  const auto fresh = std::find_if(idle_.begin(), idle_.end(), [&](const auto& connection) {
+    return now - connection->idle_since() <= idle_ns_;
+  });
+  std::move(idle_.begin(), fresh, std::back_inserter(dropped));
+  idle_.erase(idle_.begin(), fresh);
+  while (!idle_.empty()) {
+    std::unique_ptr<Connection> connection = std::move(idle_.back());
+    idle_.pop_back();
+    lock.unlock();
+    if (connection->usable()) return connection;
+    connection.reset();
+    lock.lock();
+  }
+  return nullptr;
+}
+
+bool Pool::reserve(std::int64_t until_ns) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    if (closed_) throw ClosedPool("the channel was closed");
+    if (reserved_ < most_) {
+      ++reserved_;
+      return true;
+    }
+    const std::int64_t left = until_ns - monotonic_ns();
+    if (left <= 0) return false;
+    freed_.wait_for(lock, std::chrono::nanoseconds(left));
+  }
+}
+
+void Pool::give(std::unique_ptr<Connection> connection) noexcept {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    --reserved_;
+    if (connection != nullptr && connection->open() && !closed_) {
+      try {
+        idle_.push_back(std::move(connection));
+      } catch (const std::bad_alloc&) {
+        // It is closed instead of kept.
+      }
+    }
+  }
+  freed_.notify_one();
+}
+
+Call::Call(std::shared_ptr<Pool> pool, CallSpec spec, MessageSink* sink, std::int64_t deadline_ns,
+           const Keepalive& keepalive, std::int64_t busy_ns)
+    : pool_(std::move(pool)),
+      spec_(std::move(spec)),
+      sink_(sink),
+      deadline_ns_(deadline_ns),
+      keepalive_(keepalive),
+      busy_ns_(busy_ns) {
+  const std::lock_guard<std::mutex> lock(pool_->mutex_);
+  if (pool_->closed_) throw ClosedPool("the channel is closed");
+  pool_->running_.insert(this);
+}
+
+Call::~Call() {
+  end();
+  const std::lock_guard<std::mutex> lock(pool_->mutex_);
+  pool_->running_.erase(this);
+}
+
+Progress Call::run() {
+  while (!done_) {
+    try {
+      if (advance() == Progress::kInterrupted) return Progress::kInterrupted;
+    } catch (const DeadlineError& error) {
+      conclude(Status::kDeadlineExceeded, error.what());
+    } catch (const ClosedPool& error) {
+      conclude(Status::kCancelled, error.what());
+    } catch (const Error& error) {
+      conclude(Status::kUnavailable, error.what());
+    }
+  }
+  return Progress::kDone;
+}
+
+Progress Call::advance() {
+  if (!begun_) {
+    if (!connect(monotonic_ns() + kSlice)) return Progress::kInterrupted;
+    begun_ = true;
+    connection_->begin_call(spec_, sink_, deadline_ns_, keepalive_);
+  }
+  if (connection_->run(busy_ns_) == Progress::kInterrupted) return Progress::kInterrupted;
+  outcome_ = connection_->end_call();
+  // A connection that idled may turn out to be dead. Once more, but only if the server cannot have
+  // acted on the request.
+  if (outcome_.unseen && !retried_ && outcome_.exception == nullptr) {
+    retry();
+  } else {
+    done_ = true;
+  }
+  return Progress::kDone;
+}
+
+void Call::conclude(Status status, std::string message) {
+  outcome_ = Outcome{};
+  outcome_.status = status;
+  outcome_.message = std::move(message);
+  done_ = true;
+}
+
+bool Call::connect(std::int64_t slice_end_ns) {
+  {
+    const std::lock_guard<std::mutex> lock(pool_->mutex_);
+    if (cancelled_) throw ClosedPool("the call was cancelled");
+  }
+  if (monotonic_ns() >= deadline_ns_) {
+    throw DeadlineError("the deadline passed before the request was sent");
+  }
+  const std::int64_t until = std::min(deadline_ns_, slice_end_ns);
+  if (!reserved_) {
+    if (!pool_->reserve(until)) {
+      if (monotonic_ns() < deadline_ns_) return false;
+      throw DeadlineError("the deadline passed while waiting for a connection");
+    }
+    reserved_ = true;
+  }
+  if (connecting_ == nullptr) connection_ = retried_ ? nullptr : pool_->take_idle();
+  if (connection_ == nullptr) {
+    if (connecting_ == nullptr) connecting_ = std::make_unique<Connecting>(pool_->address_);
+    if (!connecting_->step(deadline_ns_, slice_end_ns)) return false;
+    connection_ = std::make_unique<Connection>(connecting_->take(), pool_->authority_);
+    connecting_.reset();
+  }
+  const std::lock_guard<std::mutex> lock(pool_->mutex_);
+  interruptible_ = connection_.get();
+  if (cancelled_) connection_->interrupt();
+  return true;
+}
+
+void Call::retry() {
+  retried_ = true;
+  begun_ = false;
+  {
+    const std::lock_guard<std::mutex> lock(pool_->mutex_);
+    interruptible_ = nullptr;
+  }
+  connection_.reset();
+}
+
+Outcome Call::end() noexcept {
+  {
+    const std::lock_guard<std::mutex> lock(pool_->mutex_);
+    interruptible_ = nullptr;
+  }
+  if (connection_ != nullptr && begun_ && !done_) {
+    try {
+      outcome_ = connection_->end_call();
+    } catch (...) {
+      connection_.reset();
+    }
+  }
+  done_ = true;
+  connecting_.reset();
+  if (reserved_) {
+    reserved_ = false;
+    pool_->give(std::move(connection_));
+  }
+  return std::move(outcome_);
+}
+
+void Call::cancel() noexcept {
+  const std::lock_guard<std::mutex> lock(pool_->mutex_);
+  cancelled_ = true;
+  if (interruptible_ != nullptr) interruptible_->interrupt();
+  pool_->freed_.notify_all();
+}
+
+}  // namespace triton_fast::http2

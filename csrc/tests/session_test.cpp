@@ -1,0 +1,511 @@
+// Session against a server of nghttp2's, without a socket.
+#include "triton_fast/http2/session.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "check.hpp"
+#include "http2_server.hpp"
+
+namespace {
+
+using test::Fields;
+using test::kHeaders;
+using test::kTrailers;
+using test::Server;
+using test::with_prefix;
+using triton_fast::ConstBuffer;
+using triton_fast::http2::CallSpec;
+using triton_fast::http2::ConnectionError;
+using triton_fast::http2::MessageSink;
+using triton_fast::http2::Session;
+using triton_fast::http2::Status;
+using triton_fast::http2::Stream;
+
+ConstBuffer buffer(const std::string& text) {
+  return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
+}
+
+struct Sink final : MessageSink {
+  void begin(std::uint64_t size) override {
+    ++begun;
+    announced = size;
+    if (throw_in_begin) throw std::runtime_error("no, thank you");
+  }
+  void feed(ConstBuffer piece) override {
+    message.append(reinterpret_cast<const char*>(piece.data), piece.size);
+  }
+  void finish() override { ++finished; }
+
+  bool throw_in_begin = false;
+  int begun = 0;
+  int finished = 0;
+  std::uint64_t announced = 0;
+  std::string message;
+};
+
+/// Borrows the message.
+CallSpec call_of(std::string_view message) {
+  CallSpec call;
+  call.path = "/service/Method";
+  call.segments = {{reinterpret_cast<const std::uint8_t*>(message.data()), message.size()}};
+  call.message_size = message.size();
+  return call;
+}
+
+/// Moves bytes both ways until neither side has any. `piece` is what goes at a time, 0 for all.
+void exchange(Session& session, Server& server, std::size_t piece = 0) {
+  for (bool moved = true; moved;) {
+    moved = false;
+    iovec pieces[16];
+    while (const std::size_t count = session.gather(pieces, 16)) {
+      std::string sent;
+      for (std::size_t i = 0; i < count; ++i) {
+        sent.append(static_cast<const char*>(pieces[i].iov_base), pieces[i].iov_len);
+      }
+      if (piece != 0) sent.resize(std::min(piece, sent.size()));
+      session.sent(sent.size());
+      server.feed(buffer(sent));
+      moved = true;
+    }
+    const std::string back = server.take();
+    for (std::size_t at = 0; at < back.size();) {
+      const std::size_t size = std::min(piece == 0 ? back.size() : piece, back.size() - at);
+      const std::string part = back.substr(at, size);
+      session.feed(buffer(part));
+      at += size;
+      moved = true;
+    }
+  }
+}
+
+std::string text_of(std::size_t size, unsigned seed) {
+  std::minstd_rand random(seed + 1);
+  std::string text(size, '\0');
+  for (char& c : text) c = static_cast<char>(random());
+  return text;
+}
+
+}  // namespace
+
+TEST(session_makes_a_call) {
+  for (const std::size_t piece : {std::size_t{0}, std::size_t{1}, std::size_t{3}}) {
+    Session session("example.com:8001");
+    Server server;
+    Sink sink;
+    const std::string parts[] = {"one", "", "two", text_of(100000, 1)};
+    CallSpec call;
+    call.path = "/a.B/C";
+    call.metadata = {{"authorization", "Bearer x"}, {"x-bin", "AAEC"}, {"x-more", "1"}};
+    for (const std::string& part : parts) {
+      call.segments.push_back(buffer(part));
+      call.message_size += part.size();
+    }
+    Stream* const stream = session.open(call, 1500000000, &sink);
+    exchange(session, server, piece);
+    CHECK(!stream->done() && stream->listed() && !stream->answered() && !session.borrows());
+    const Server::Request& request = server.requests[stream->id()];
+    CHECK(request.complete);
+    CHECK(request[":method"] == "POST" && request[":scheme"] == "http");
+    CHECK(request[":path"] == "/a.B/C" && request[":authority"] == "example.com:8001");
+    CHECK(request["te"] == "trailers" && request["content-type"] == "application/grpc");
+    CHECK(request["grpc-timeout"] == "1500000u");
+    CHECK(request["authorization"] == "Bearer x" && request["x-bin"] == "AAEC");
+    CHECK(request["grpc-encoding"] == "(none)");
+    CHECK(request.body == with_prefix(parts[0] + parts[2] + parts[3]));
+
+    const std::string answer = text_of(50000, 2);
+    server.answer(stream->id(), kHeaders, with_prefix(answer), kTrailers);
+    exchange(session, server, piece);
+    CHECK(stream->done() && stream->outcome().status == Status::kOk);
+    CHECK(sink.message == answer && sink.announced == answer.size());
+    CHECK(sink.begun == 1 && sink.finished == 1);
+    session.close(stream);
+    exchange(session, server, piece);
+    CHECK(server.requests[1].closed && server.requests[1].error_code == NGHTTP2_NO_ERROR);
+    CHECK(session.usable());
+  }
+}
+
+TEST(session_makes_many_calls_at_once) {
+  Session session("x");
+  Server server;
+  std::vector<std::string> messages;
+  std::vector<Stream*> streams;
+  std::vector<std::unique_ptr<Sink>> sinks;
+  for (unsigned i = 0; i < 20; ++i) messages.push_back(text_of(1000 * i, i));
+  for (const std::string& message : messages) {
+    sinks.push_back(std::make_unique<Sink>());
+    streams.push_back(session.open(call_of(message), -1, sinks.back().get()));
+  }
+  exchange(session, server, 1000);
+  for (std::size_t i = streams.size(); i-- != 0;) {
+    CHECK(server.requests[streams[i]->id()].body == with_prefix(messages[i]));
+    CHECK(server.requests[streams[i]->id()]["grpc-timeout"] == "(none)");
+    server.answer(streams[i]->id(), kHeaders, with_prefix(messages[i]), kTrailers);
+  }
+  exchange(session, server, 1000);
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    CHECK(streams[i]->outcome().status == Status::kOk && sinks[i]->message == messages[i]);
+    session.close(streams[i]);
+  }
+}
+
+TEST(session_takes_an_empty_message) {
+  Session session("x");
+  Server server;
+  Sink sink;
+  Stream* const stream = session.open(call_of(""), -1, &sink);
+  exchange(session, server);
+  CHECK(server.requests[1].body == with_prefix(""));
+  server.answer(1, kHeaders, with_prefix(""), kTrailers);
+  exchange(session, server);
+  CHECK(stream->outcome().status == Status::kOk && sink.finished == 1 && sink.message.empty());
+}
+
+TEST(session_keeps_to_windows_and_copies_nothing) {
+  // Windows that open by odd amounts, writes that are cut anywhere, frames of the smallest size.
+  const std::string message = text_of(3000000, 1);
+  Session session("x");
+  Server server({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1000}}, false);
+  session.feed(buffer(server.take()));
+  Sink sink;
+  Stream* const stream = session.open(call_of(message), -1, &sink);
+  std::minstd_rand random(7);
+  std::string& body = server.requests[stream->id()].body;
+  std::size_t lent = 0;
+  while (!server.requests[stream->id()].complete) {
+    iovec pieces[100];
+    const std::size_t count = session.gather(pieces, 1 + random() % 100);
+    std::string sent;
+    for (std::size_t i = 0; i < count; ++i) {
+      const char* const from = static_cast<const char*>(pieces[i].iov_base);
+      const bool inside = from >= message.data() && from < message.data() + message.size();
+      CHECK(inside || pieces[i].iov_len < 1000);
+      if (inside) lent += pieces[i].iov_len;
+      sent.append(from, pieces[i].iov_len);
+    }
+    if (count != 0) {
+      const std::size_t part = 1 + random() % sent.size();
+      // What was not sent is listed again.
+      std::size_t over = sent.size() - part;
+      for (std::size_t i = count; i-- != 0 && over != 0;) {
+        const std::size_t back = std::min(over, pieces[i].iov_len);
+        const char* const from = static_cast<const char*>(pieces[i].iov_base);
+        if (from >= message.data() && from < message.data() + message.size()) lent -= back;
+        over -= back;
+      }
+      session.sent(part);
+      server.feed(buffer(sent.substr(0, part)));
+    } else {
+      server.open_windows(stream->id(), static_cast<std::int32_t>(1 + random() % 100000));
+    }
+    session.feed(buffer(server.take()));
+  }
+  CHECK(body == with_prefix(message));
+  CHECK(lent == message.size());
+}
+
+TEST(session_lists_no_more_than_is_needed) {
+  // Two thousand frames' worth of window; nghttp2 would list them all.
+  Session session("x");
+  Server server({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 0x7fffffff}});
+  server.open_windows(0, 0x7fffffff - 65535);
+  session.feed(buffer(server.take()));
+  Sink sink;
+  const std::string message = text_of(40000000, 1);
+  Stream* const stream = session.open(call_of(message), -1, &sink);
+  std::vector<iovec> pieces(100000);
+  const std::size_t count = session.gather(pieces.data(), pieces.size());
+  CHECK(count > 500 && count < 1100);
+  CHECK(!stream->listed() && session.borrows() && session.wants_write());
+  exchange(session, server);
+  CHECK(server.requests[1].complete && server.requests[1].body == with_prefix(message));
+}
+
+TEST(session_takes_changes_of_the_window_below_zero) {
+  Session session("x");
+  Server server({}, false);
+  Sink sink;
+  const std::string message = text_of(200000, 1);
+  session.open(call_of(message), -1, &sink);
+  exchange(session, server);  // 65535 bytes are on their way
+  CHECK(server.requests[1].body.size() == 65535);
+  server.change({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 10}});
+  server.open_windows(1, 60000);  // still 5525 below zero
+  exchange(session, server);
+  CHECK(server.requests[1].body.size() == 65535 && !session.wants_write());
+  server.open_windows(1, 5526);
+  exchange(session, server);
+  CHECK(server.requests[1].body.size() == 65536);
+  server.change({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1000000}});
+  server.open_windows(1, 1000000);
+  exchange(session, server);
+  CHECK(server.requests[1].complete && server.requests[1].body == with_prefix(message));
+}
+
+TEST(session_takes_answers_without_a_body) {
+  const Fields fields = {{":status", "200"},
+                         {"content-type", "application/grpc"},
+                         {"grpc-status", "5"},
+                         {"grpc-message", "no such %E2%9C%93 model"}};
+  Session session("x");
+  Server server;
+  Sink sink;
+  Stream* const stream = session.open(call_of("x"), -1, &sink);
+  exchange(session, server);
+  server.informational(1, {{":status", "103"}, {"grpc-status", "13"}});
+  server.answer(1, fields);
+  exchange(session, server);
+  CHECK(stream->outcome().status == Status::kNotFound);
+  CHECK(stream->outcome().message == "no such \xe2\x9c\x93 model" && sink.begun == 0);
+}
+
+TEST(session_takes_header_lists_of_any_size) {
+  Session session("x");
+  Server server;
+  Sink sink;
+  for (const std::size_t size : {1000, 70000, 3000000}) {
+    std::string text = text_of(size, 1);
+    for (char& c : text) c = static_cast<char>('a' + (c & 15));
+    Fields trailers = {{"grpc-status", "13"}, {"grpc-message", text}};
+    for (int i = 0; i < 1000; ++i) trailers.emplace_back("x-" + std::to_string(i), "some value");
+    Stream* const stream = session.open(call_of("x"), -1, &sink);
+    exchange(session, server);
+    server.answer(stream->id(), kHeaders, with_prefix("y"), trailers);
+    exchange(session, server, 10000);
+    CHECK(stream->outcome().status == Status::kInternal && stream->outcome().message == text);
+    session.close(stream);
+  }
+}
+
+TEST(session_tells_the_peer_of_a_call_that_is_given_up) {
+  Session session("x");
+  Server server;
+  Sink sink;
+  Stream* stream = session.open(call_of("x"), -1, &sink);
+  exchange(session, server);
+  session.cancel(stream);
+  CHECK(stream->done() && stream->outcome().status == Status::kCancelled);
+  session.close(stream);
+  exchange(session, server);
+  CHECK(server.requests[1].closed && server.requests[1].error_code == NGHTTP2_CANCEL);
+  // Before it was sent at all: the peer never hears of it.
+  stream = session.open(call_of("x"), -1, &sink);
+  const std::int32_t id = stream->id();
+  session.close(stream);
+  exchange(session, server);
+  CHECK(server.requests.count(id) == 0 && session.usable());
+}
+
+TEST(session_leaves_the_memory_of_a_closed_call_alone) {
+  // In every state: not sent, waiting for a window, listed in part, answered early.
+  for (int state = 0; state < 4; ++state) {
+    Session session("x");
+    Server server({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, state == 1 ? 0u : 0x7fffffffu}}, false);
+    if (state >= 2) server.open_windows(0, 0x7fffffff - 65535);
+    if (state != 0) session.feed(buffer(server.take()));
+    Sink sink;
+    auto message = std::make_unique<std::string>(text_of(30000000, 1));
+    Stream* const stream = session.open(call_of(*message), -1, &sink);
+    const std::int32_t id = stream->id();
+    iovec pieces[2000];
+    if (state != 0) {
+      const std::size_t count = session.gather(pieces, 2000);
+      std::size_t size = 0;
+      for (std::size_t i = 0; i < count; ++i) {
+        server.feed({static_cast<const std::uint8_t*>(pieces[i].iov_base), pieces[i].iov_len});
+        size += pieces[i].iov_len;
+      }
+      session.sent(size);
+      CHECK(session.borrows() == false && !stream->listed());
+    }
+    if (state == 3) {
+      server.answer(id, {{":status", "200"}, {"grpc-status", "8"}});
+      session.feed(buffer(server.take()));
+      CHECK(stream->done() && stream->outcome().status == Status::kResourceExhausted);
+    }
+    session.close(stream);
+    std::memset(message->data(), 0xee, message->size());
+    message.reset();  // for the address sanitizer
+    if (state != 0) server.open_windows(0, 1);
+    exchange(session, server);
+    CHECK(!session.borrows() && session.usable());
+    CHECK(server.requests[id].body.find("\xee\xee\xee\xee\xee\xee\xee\xee") == std::string::npos);
+    CHECK(state == 0 || server.requests[id].closed);
+    // And the session goes on.
+    Stream* const next = session.open(call_of("next"), -1, &sink);
+    exchange(session, server);
+    if (state == 1) server.open_windows(next->id(), 100);
+    exchange(session, server);
+    CHECK(server.requests[next->id()].body == with_prefix("next"));
+  }
+}
+
+TEST(session_says_which_calls_the_server_cannot_have_seen) {
+  Sink sink;
+  {
+    Session session("x");
+    Server server;
+    Stream* const first = session.open(call_of("1"), -1, &sink);
+    Stream* const second = session.open(call_of("2"), -1, &sink);
+    exchange(session, server);
+    server.go_away(first->id(), NGHTTP2_NO_ERROR, "max_age");
+    exchange(session, server);
+    CHECK(!first->done() && second->done() && second->outcome().unseen);
+    CHECK(second->outcome().status == Status::kUnavailable);
+    CHECK(second->outcome().message == "the server is going away: max_age");
+    CHECK(!session.usable());
+    Stream* const late = session.open(call_of("3"), -1, &sink);
+    exchange(session, server);
+    CHECK(late->done() && late->outcome().unseen && server.requests.count(late->id()) == 0);
+    server.answer(first->id(), kHeaders, with_prefix("y"), kTrailers);
+    exchange(session, server);
+    CHECK(first->outcome().status == Status::kOk && !first->outcome().unseen);
+  }
+  for (const std::uint32_t code : {NGHTTP2_REFUSED_STREAM, NGHTTP2_CANCEL}) {
+    for (const bool answered : {false, true}) {
+      Session session("x");
+      Server server;
+      Stream* const stream = session.open(call_of("1"), -1, &sink);
+      exchange(session, server);
+      if (answered) server.informational(1, {{":status", "100"}});
+      exchange(session, server);
+      server.reset(1, code);
+      exchange(session, server);
+      CHECK(stream->done());
+      CHECK(stream->outcome().unseen == (code == NGHTTP2_REFUSED_STREAM && !answered));
+    }
+  }
+  {
+    Session session("x");
+    Server server;
+    Stream* const stream = session.open(call_of("1"), -1, &sink);
+    exchange(session, server);
+    session.end("the server closed the connection");
+    CHECK(stream->outcome().status == Status::kUnavailable && !stream->outcome().unseen);
+    CHECK(stream->outcome().message == "the server closed the connection");
+  }
+}
+
+TEST(session_hands_on_what_a_sink_throws) {
+  Session session("x");
+  Server server;
+  Sink sink;
+  sink.throw_in_begin = true;
+  Stream* const stream = session.open(call_of("x"), -1, &sink);
+  exchange(session, server);
+  server.answer(1, kHeaders, with_prefix(text_of(100000, 1)), kTrailers);
+  exchange(session, server);
+  CHECK(stream->done() && stream->outcome().exception != nullptr);
+  CHECK_THROWS(std::runtime_error, "no, thank you",
+               std::rethrow_exception(stream->outcome().exception));
+  CHECK(sink.begun == 1 && sink.message.empty());
+  session.close(stream);
+  sink.throw_in_begin = false;
+  Stream* const next = session.open(call_of("x"), -1, &sink);
+  exchange(session, server);
+  server.answer(next->id(), kHeaders, with_prefix("y"), kTrailers);
+  exchange(session, server);
+  CHECK(next->outcome().status == Status::kOk && sink.message == "y");
+}
+
+TEST(session_compresses_only_when_asked) {
+  for (const bool asked : {false, true}) {
+    for (const char* encoding : {"gzip", "identity", ""}) {
+      Session session("x");
+      Server server;
+      Sink sink;
+      CallSpec call = call_of("x");
+      if (asked) call.encoding = "gzip";
+      Stream* const stream = session.open(call, -1, &sink);
+      exchange(session, server);
+      CHECK(server.requests[1].body == with_prefix("x", asked ? 1 : 0));
+      CHECK(server.requests[1]["grpc-encoding"] == (asked ? "gzip" : "(none)"));
+      Fields fields = kHeaders;
+      if (*encoding != '\0') fields.emplace_back("grpc-encoding", encoding);
+      server.answer(1, fields, with_prefix("y", 1), kTrailers);
+      exchange(session, server);
+      const bool taken = asked && std::string(encoding) == "gzip";
+      CHECK(stream->outcome().status == (taken ? Status::kOk : Status::kInternal));
+      CHECK(stream->outcome().compressed == taken && sink.begun == (taken ? 1 : 0));
+    }
+  }
+}
+
+TEST(session_counts_pings) {
+  Session session("x");
+  Server server;
+  exchange(session, server);
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    CHECK(session.acknowledged_pings() == i);
+    session.ping();
+    exchange(session, server);
+  }
+  CHECK(session.acknowledged_pings() == 3);
+}
+
+TEST(session_refuses_requests_that_lie_about_their_size) {
+  Session session("x");
+  Sink sink;
+  const std::string message = "four";
+  for (const std::uint64_t size : {0, 3, 5}) {
+    CallSpec call = call_of(message);
+    call.message_size = size;
+    CHECK_THROWS(ConnectionError, "as long as", session.open(call, -1, &sink));
+  }
+  CHECK(session.usable());
+}
+
+TEST(session_refuses_headers_that_are_too_large_to_send) {
+  Session session("x");
+  Server server;
+  Sink sink;
+  CallSpec call = call_of("x");
+  call.metadata = {{"x-large", std::string(std::size_t{17} << 20, 'x')}};
+  Stream* const stream = session.open(call, -1, &sink);
+  exchange(session, server);
+  CHECK(stream->done() && stream->outcome().status == Status::kResourceExhausted);
+  CHECK(!stream->outcome().unseen);
+  session.close(stream);
+  Stream* const next = session.open(call_of("x"), -1, &sink);
+  exchange(session, server);
+  CHECK(server.requests.size() == 1 && server.requests[next->id()].complete);
+}
+
+TEST(session_says_what_the_peer_is_if_not_http2) {
+  const std::pair<std::string, const char*> cases[] = {
+      {"HTTP/1.1 400 Bad Request\r\n\r\n", "HTTP/1"},
+      {"HTTP/1.", "HTTP/1"},
+      {std::string("\x15\x03\x01\x00\x02\x02\x46", 7), "TLS"},
+      {"SSH-2.0-OpenSSH_9.2\r\n", "does not keep to HTTP/2"},
+      {"", "it closed"},
+  };
+  for (const auto& [sent, expected] : cases) {
+    for (const std::size_t piece : {std::size_t{1}, std::size_t{1000}}) {
+      Session session("x");
+      Sink sink;
+      Stream* const stream = session.open(call_of("x"), -1, &sink);
+      iovec pieces[10];
+      session.gather(pieces, 10);
+      try {
+        for (std::size_t at = 0; at < sent.size(); at += piece) {
+          session.feed(buffer(sent.substr(at, piece)));
+        }
+        session.end("it closed");
+      } catch (const ConnectionError& error) {
+        session.end(error.what());
+      }
+      CHECK(stream->done() && stream->outcome().status == Status::kUnavailable);
+      CHECK(stream->outcome().message.find(expected) != std::string::npos);
+    }
+  }
+}

@@ -1,0 +1,30 @@
+from collections.abc import Sequence
+from typing import Any
+
+from ._wire import Response
+
+def versions() -> tuple[str, str]: ...
+
+class Pool:
+    def __init__(
+        self, host: str, port: str, unix_path: bytes, authority: str, most: int, idle_ns: int
+    ) -> None: ...
+    def close(self) -> None: ...
+    def abandon(self) -> None: ...
+
+class Call:
+    def __init__(
+        self,
+        pool: Pool,
+        path: str,
+        outgoing: Any,
+        incoming: Response | None,
+        metadata: Sequence[tuple[str, str]],
+        encoding: str,
+        deadline_ns: int | None,
+        keepalive: tuple[int, int],
+        busy_ns: int,
+    ) -> None: ...
+    def run(self) -> None: ...
+    def end(self) -> tuple[int, str, bool, str, bytes | None]: ...
+    def cancel(self) -> None: ...
