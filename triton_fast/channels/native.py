@@ -186,13 +186,14 @@ class NativeChannel:
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
         self._closed = True
+        if self._pool.inherited:
+            return  # the threads are the parent's, and so may be a lock that is held
         self._pool.close()
         self._threads.close()
 
     def abandon(self) -> None:
-        """Let go of the parent's connections in a forked child, without telling the server."""
+        """Refuse calls in a forked child; the connections were closed there by the fork."""
         self._closed = True
-        self._pool.abandon()
 
     def _prepare(
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
@@ -225,7 +226,7 @@ class NativeChannel:
         except TritonFastError:
             raise
         except RuntimeError as error:
-            if self._closed:
+            if self._closed or self._pool.inherited:
                 raise ClosedError(f"the channel to {self.target} is closed") from error
             raise
 
