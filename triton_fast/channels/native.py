@@ -10,6 +10,7 @@ import atexit
 import base64
 import contextlib
 import heapq
+import os
 import queue
 import threading
 import time
@@ -188,14 +189,20 @@ class NativeChannel:
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
         self._closed = True
-        if self._pool.inherited:
+        if self.inherited:
             return  # the threads are the parent's, and so may be a lock that is held
         self._pool.close()
         self._threads.close()
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a copy, in a forked child, of the parent's."""
+        return self._pool.inherited
+
     def abandon(self) -> None:
         """Refuse calls in a forked child; the connections were closed there by the fork."""
         self._closed = True
+        self._threads.abandon()
 
     def _prepare(
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
@@ -228,7 +235,7 @@ class NativeChannel:
         except TritonFastError:
             raise
         except RuntimeError as error:
-            if self._closed or self._pool.inherited:
+            if self._closed or self.inherited:
                 raise ClosedError(f"the channel to {self.target} is closed") from error
             raise
 
@@ -374,6 +381,11 @@ class _Threads:
             for _ in range(self._count):
                 self._queue.put(None)
 
+    def abandon(self) -> None:
+        """Forget, in a forked child, the threads and a lock that one of them may have held."""
+        self._lock = threading.Lock()
+        self._closed = True
+
     def _add_thread(self) -> None:
         self._count += 1
         try:
@@ -441,3 +453,12 @@ def _close_all() -> None:
     # Threads that wait in native code would otherwise be cut off in mid-call.
     for channel in list(_channels):
         channel.close()
+
+
+def _abandon_all() -> None:
+    for channel in list(_channels):
+        if channel.inherited:  # others that forked children run may have made new ones
+            channel.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
