@@ -1,4 +1,4 @@
-"""Proxies for the tests; one that is not installed skips them, and fails them in CI."""
+"""Proxies and servers for the tests; a proxy that is not installed skips them, or fails in CI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 
 import pytest
 from peer_proxies import PROXIES
+from peer_server import PeerServer
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +34,16 @@ def start_proxy(tmp_path_factory):
 def program(request):
     """Name each proxy in turn."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def start_server():
+    servers = []
+
+    def start(**options):
+        servers.append(PeerServer(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

@@ -18,6 +18,8 @@ from triton_fast.testing.server import _free_port
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
+# The kernel ends the program when this process ends, however that happens.
+_ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 class Proxy:
@@ -111,8 +113,7 @@ class Proxy:
         with (self.folder / "log").open("ab") as log:
             self._processes.append(
                 subprocess.Popen(
-                    # The kernel ends it when this process ends, however that happens.
-                    ["setpriv", "--pdeathsig", "TERM", str(self.executable()), *arguments],
+                    [*_ENDS_WITH_US, str(self.executable()), *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -133,7 +134,7 @@ class Nginx(Proxy):
     package = "nginx"
 
     def arguments(self) -> list[str]:
-        return ["-p", str(self.folder), "-c", "configuration", "-e", "stderr"]
+        return ["-p", str(self.folder), "-c", "configuration"]
 
     def reload(self) -> None:
         # The new workers have the sockets from the master: nobody is refused meanwhile.

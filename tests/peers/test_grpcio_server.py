@@ -9,78 +9,13 @@ import threading
 import time
 
 import pytest
-from peer_server import SERVICE, PeerServer
+from peer_calls import Caller, told
 
 from triton_fast import errors
-from triton_fast.channels.base import CallOptions
-from triton_fast.channels.choice import channel_factory
 from triton_fast.errors import StatusCode
-from triton_fast.headers import checked_headers
 from triton_fast.keepalive import Keepalive
-from triton_fast.unary import MessageIn, MessageOut
 
 SLACK = 3.0  # seconds that a loaded machine may take
-
-
-class Bytes:
-    """Stands for a protobuf message, in MessageOut."""
-
-    def __init__(self, message):
-        self.SerializeToString = lambda: message
-
-
-class Caller:
-    """A channel, and calls of plain bytes on it."""
-
-    def __init__(self, target, channel, keepalive=None):
-        self.channel = channel_factory(
-            target, channel, tls=None, keepalive=keepalive, busy_poll=0.0, options=None
-        )()
-
-    def __call__(self, method, message=b"", *, timeout=30.0, headers=None, compression=None):
-        answer = MessageIn("")
-        options = self.options(timeout, headers, compression)
-        self.channel.call(SERVICE + method, MessageOut(Bytes(message)), answer, options)
-        return bytes(answer._encoded)
-
-    def start(self, method, message=b"", *, timeout=30.0):
-        answer, ending = MessageIn(""), Ending()
-        options = self.options(timeout)
-        call = self.channel.start(
-            SERVICE + method, MessageOut(Bytes(message)), answer, options, ending
-        )
-        return call, ending
-
-    @staticmethod
-    def options(timeout, headers=None, compression=None):
-        deadline = None if timeout is None else time.monotonic_ns() + round(timeout * 1e9)
-        return CallOptions(deadline, checked_headers(headers), compression, "a call")
-
-
-class Ending:
-    def __init__(self):
-        self._over = threading.Event()
-
-    def __call__(self, error):
-        self.error = error
-        self._over.set()
-
-    def wait(self, timeout=20.0):
-        assert self._over.wait(timeout), "the call did not end"
-        return self.error
-
-
-@pytest.fixture(scope="module")
-def start_server():
-    servers = []
-
-    def start(**options):
-        servers.append(PeerServer(**options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +44,6 @@ def call(open_caller, server):
 
 
 # What the server is told --------------------------------------------------------------------------
-
-
-def told(call, **options):
-    return json.loads(call("Told", **options))
 
 
 def test_headers_arrive_as_they_are(call):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 
 import numpy as np
 import pytest
+from peer_calls import Caller, told
 
 from triton_fast import (
     Client,
@@ -122,6 +124,28 @@ def test_many_threads(client):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_what_a_server_of_another_make_is_told(start_proxy, program, start_server, channel):
+    server = start_server()
+    proxy = start_proxy(program, server.target)
+    call = Caller(proxy.target, channel)
+    sent = {"x-text": "a b", "x-all-bin": bytes(range(256)), "x-long": "l" * 3000}
+    received = told(call, headers=sent, timeout=20)
+    headers = {
+        name: base64.b64decode(value["base64"]) if isinstance(value, dict) else value
+        for name, value in received["headers"]
+    }
+    assert {name: headers[name] for name in sent} == sent
+    assert 20 - SLACK < received["time_left"] <= 20
+    for compression in (None, "gzip"):
+        message = bytes(range(256)) * 4000
+        assert call("Echo", message, compression=compression) == message
+    with pytest.raises(DeadlineExceeded):
+        call("Sleep", b"60", timeout=0.2)
+    assert call("GivenUp") == b"yes"
+    call.channel.close()
+    proxy.stop()
 
 
 # How it ends --------------------------------------------------------------------------------------
