@@ -184,19 +184,10 @@ def test_what_the_server_has_not(call):
         call("Raise", "no, größer".encode())
 
 
-@pytest.mark.parametrize("byte_size", [6000, 20_000, 60_000])
+@pytest.mark.parametrize("byte_size", [6000, 20_000, 60_000, 1_000_000])
 def test_large_headers(call, byte_size):
-    assert call("Headers", str(byte_size).encode()) == b"fine"
-
-
-def test_a_header_of_a_megabyte(call, channel):
-    """One field of that size is more than nghttp2 takes; it ends the connection, not the client."""
-    if channel == "grpc":
-        assert call("Headers", b"1000000") == b"fine"
-        return
-    for _ in range(3):
-        with pytest.raises((errors.Unavailable, errors.ResourceExhausted)):
-            call("Headers", b"1000000")
+    for _ in range(2):
+        assert call("Headers", str(byte_size).encode()) == b"fine"
 
 
 # Servers with other settings ----------------------------------------------------------------------
