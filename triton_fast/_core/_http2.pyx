@@ -4,6 +4,7 @@ Thin over ``csrc/http2``. A `Pool` may be used by any thread; a `Call` is one th
 `Call.cancel`. The GIL is not held while a call waits, and no native callback takes it.
 """
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cython.operator cimport dereference
 from libc.stdint cimport int64_t, uint8_t
@@ -64,6 +65,7 @@ cdef class Pool:
         return dereference(self.pool).inherited()
 
 
+@cython.no_gc_clear  # a call that is not over reads its outgoing's memory until it is freed
 cdef class Call:
     """One unary call.
 
@@ -146,16 +148,18 @@ cdef class Call:
             What a signal handler raised, KeyboardInterrupt say; the call is over then too.
         """
         cdef http2.Progress progress
-        while True:
-            with nogil:
-                progress = self.call.run()
-            if progress == http2.Progress.kDone:
-                return
-            try:
+        try:
+            while True:
+                with nogil:
+                    progress = self.call.run()
+                if progress == http2.Progress.kDone:
+                    return
                 PyErr_CheckSignals()
-            except BaseException:
+        except BaseException:
+            # The caller's memory goes when this gets to it.
+            with nogil:
                 self.call.end()
-                raise
+            raise
 
     def end(self):
         """Say what came of the call; afterwards nothing of the caller's is borrowed.

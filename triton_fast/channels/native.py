@@ -307,7 +307,13 @@ def _decompressed(message: bytes, encoding: str, options: CallOptions, target: s
         ) from error
     if not decompressor.eof:
         raise Internal(
-            f"the server's {encoding} message is cut off, or longer than 2 GiB",
+            f"the server's {encoding} message is cut off, or longer than {_MOST_BYTES} bytes",
+            call=options.call,
+            target=target,
+        )
+    if decompressor.unused_data:
+        raise Internal(
+            f"the server's {encoding} message goes on after its end",
             call=options.call,
             target=target,
         )

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
+#include "triton_fast/error.hpp"
 #include "triton_fast/http2/message.hpp"
 #include "triton_fast/wire/buffer.hpp"
 #include "triton_fast/wire/request_writer.hpp"
@@ -28,6 +30,10 @@ class ReaderSink final : public http2::MessageSink {
 class BufferSink final : public http2::MessageSink {
  public:
   void begin(std::uint64_t size) override {
+    if (size > kMost) {
+      throw WireError("the answer is " + std::to_string(size) + " bytes long; protobuf allows " +
+                      std::to_string(kMost));
+    }
     buffer_.clear();
     // The announced size is a stranger's word; beyond this, memory is taken as bytes arrive.
     buffer_.reserve(static_cast<std::size_t>(std::min<std::uint64_t>(size, kEager)) + 1);
@@ -39,6 +45,7 @@ class BufferSink final : public http2::MessageSink {
   const wire::OwnedBuffer& buffer() const noexcept { return buffer_; }
 
  private:
+  static constexpr std::uint64_t kMost = 0x7fffffff;
   static constexpr std::uint64_t kEager = std::uint64_t{16} << 20;
 
   wire::OwnedBuffer buffer_;

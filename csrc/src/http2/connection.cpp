@@ -11,6 +11,13 @@ namespace {
 // the processor's second-level cache on its way to the tensor.
 constexpr std::size_t kReceiveBuffer = std::size_t{256} << 10;
 constexpr std::size_t kMostPieces = 512;  // below IOV_MAX everywhere
+// What is done before the clock is looked at again, however much the peer sends or takes.
+constexpr int kMostReceives = 16;
+constexpr int kMostSends = 16;
+// How often an idle connection may have something, of an answer that was given up say.
+constexpr int kMostLeftovers = 8;
+// What a server may send during a call that it does not answer.
+constexpr std::uint64_t kNoise = std::uint64_t{64} << 10;
 // How long to sleep before signals are looked at, if none wakes us: one may come just before.
 constexpr std::int64_t kSlice = 200000000;
 
@@ -29,6 +36,7 @@ void Connection::begin_call(const CallSpec& call, MessageSink* sink, std::int64_
       call, deadline_ns == kNever ? -1 : std::max<std::int64_t>(deadline_ns - now, 1), sink);
   deadline_ns_ = deadline_ns;
   sent_any_ = false;
+  received_before_ = session_.received();
   overruled_ = false;
   outcome_ = Outcome{};
   keepalive_ = keepalive;
@@ -43,26 +51,28 @@ Progress Connection::run(std::int64_t busy_ns) {
     while (!stream_->done() && !overruled_) {
       if (interrupted_.exchange(false)) {
         wake_.clear();
-        expire(Status::kCancelled, "the call was cancelled");
+        overrule(Status::kCancelled, "the call was cancelled");
         break;
       }
-      flush();
+      send_some();
+      if (stream_->done()) break;
       if (session_.ended()) throw ConnectionError(session_.complaint());
-      if (busy_ns > 0) {
+      bool came = false;
+      if (busy_ns > 0 && !session_.wants_write()) {
         // Ask instead of sleeping: a sleep costs more than a small answer takes to come.
-        bool came = false;
         if (busy_until == 0) busy_until = monotonic_ns() + busy_ns;
         while (!(came = receive()) && monotonic_ns() < busy_until) {
         }
-        if (came) continue;
+        if (stream_->done()) break;
       }
       const std::int64_t now = monotonic_ns();
       if (now >= deadline_ns_) {
-        expire(Status::kDeadlineExceeded, "the deadline passed");
+        expire();
         break;
       }
+      if (now >= slice_end) return Progress::kInterrupted;
       keep_alive(now);
-      if (overruled_) break;
+      if (came) continue;
       std::int64_t until = std::min(deadline_ns_, slice_end);
       if (keepalive_.after_ns > 0) {
         until = std::min(until, pinged_ns_ != 0 ? pinged_ns_ + keepalive_.timeout_ns
@@ -70,16 +80,11 @@ Progress Connection::run(std::int64_t busy_ns) {
       }
       switch (socket_.wait(session_.wants_write(), &wake_, until)) {
         case Waited::kReady:
-          while (!stream_->done() && receive()) {
-          }
+          receive_some();
           break;
         case Waited::kInterrupted:
           return Progress::kInterrupted;
         case Waited::kTimeout:
-          if (monotonic_ns() >= slice_end && monotonic_ns() < deadline_ns_) {
-            return Progress::kInterrupted;
-          }
-          break;
         case Waited::kWoken:
           break;
       }
@@ -91,8 +96,12 @@ Progress Connection::run(std::int64_t busy_ns) {
     if (!overruled_) {
       overruled_ = true;
       outcome_ = stream_->outcome();
-      outcome_.unseen = outcome_.unseen || !sent_any_;
+      outcome_.unseen = outcome_.unseen || (!sent_any_ && !stream_->answered());
     }
+    say_goodbye();
+  } catch (...) {
+    broken_ = true;  // nghttp2 does not go on once it was out of memory
+    throw;
   }
   return Progress::kDone;
 }
@@ -100,17 +109,26 @@ Progress Connection::run(std::int64_t busy_ns) {
 Outcome Connection::end_call() {
   if (stream_ == nullptr) return outcome_;
   Outcome outcome = overruled_ ? std::move(outcome_) : stream_->outcome();
+  if (!overruled_ && outcome.status == Status::kCancelled && outcome.exception == nullptr &&
+      monotonic_ns() >= deadline_ns_) {
+    // The server keeps to the deadline too, and a moment ago its word came first.
+    outcome.status = Status::kDeadlineExceeded;
+    outcome.message = "the deadline passed, and the server gave up: " + outcome.message;
+  }
+  // What is still coming of an answer that was given up would be in the way of the next one.
+  const bool noisy =
+      overruled_ && (stream_->answered() || session_.received() - received_before_ > kNoise);
   session_.close(stream_);
   stream_ = nullptr;
   if (!broken_) {
     try {
       flush();  // a RST_STREAM, if there is one, and acknowledgements
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       broken_ = true;  // told to the next call by usable()
     }
   }
   // What the kernel has not taken lies in the caller's memory, which is about to go.
-  if (session_.borrows()) broken_ = true;
+  if (session_.borrows() || noisy) broken_ = true;
   if (broken_) socket_.close();
   idle_since_ = monotonic_ns();
   return outcome;
@@ -124,7 +142,8 @@ void Connection::interrupt() noexcept {
 bool Connection::usable() noexcept {
   if (broken_ || !socket_.open()) return false;
   try {
-    while (receive()) {
+    for (int i = 0; receive(); ++i) {
+      if (i == kMostLeftovers) throw ConnectionError("the server sends, and was not asked to");
     }
     flush();
     interrupted_.store(false);
@@ -138,7 +157,7 @@ bool Connection::usable() noexcept {
 
 void Connection::flush() {
   iovec pieces[kMostPieces];
-  for (;;) {
+  for (int i = 0; i < kMostSends; ++i) {
     const std::size_t count = session_.gather(pieces, kMostPieces);
     if (count == 0) return;
     const std::size_t size = socket_.send(pieces, count);
@@ -148,22 +167,57 @@ void Connection::flush() {
   }
 }
 
+void Connection::send_some() {
+  try {
+    flush();
+  } catch (const SocketError&) {
+    // A server that answers before it has read all may close at once; the answer is here all the
+    // same.
+    try {
+      while (!stream_->done() && receive()) {
+      }
+    } catch (const Error&) {
+      // The first error is the one to tell, unless the server has said something itself.
+    }
+    if (!stream_->done()) throw;
+  }
+}
+
+void Connection::say_goodbye() noexcept {
+  try {
+    flush();  // GOAWAY, which tells the server's log what was wrong
+  } catch (const std::exception&) {
+    // There is nobody to tell any more.
+  }
+}
+
+void Connection::receive_some() {
+  for (int i = 0; i < kMostReceives && !stream_->done() && receive(); ++i) {
+  }
+}
+
 bool Connection::receive() {
   const std::size_t size = socket_.receive(buffer_.get(), kReceiveBuffer);
   if (size == 0) return false;
+  if (keepalive_.after_ns > 0) last_received_ns_ = monotonic_ns();
   session_.feed({buffer_.get(), size});
-  if (keepalive_.after_ns > 0) {
-    last_received_ns_ = monotonic_ns();
-    if (session_.acknowledged_pings() >= pings_) pinged_ns_ = 0;
-  }
+  if (session_.acknowledged_pings() >= pings_) pinged_ns_ = 0;
   return true;
 }
 
-void Connection::expire(Status status, const char* message) {
+void Connection::expire() {
+  const char* const phase = !stream_->listed() || session_.borrows()
+                                ? "while the request was being sent"
+                            : stream_->answered() ? "while the answer was arriving"
+                                                  : "before the server answered";
+  overrule(Status::kDeadlineExceeded, std::string("the deadline passed ") + phase);
+}
+
+void Connection::overrule(Status status, std::string message) {
   session_.cancel(stream_);
   overruled_ = true;
   outcome_.status = status;
-  outcome_.message = message;
+  outcome_.message = std::move(message);
 }
 
 void Connection::keep_alive(std::int64_t now) {

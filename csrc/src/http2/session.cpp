@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string_view>
+#include <utility>
 
 #include "triton_fast/http2/nghttp2_compat.hpp"
 
@@ -13,11 +14,12 @@ namespace {
 
 constexpr std::uint32_t kLargestWindow = 0x7fffffff;
 constexpr std::uint32_t kLargestFrame = 0xffffff;
-// All headers and trailers of one answer. Triton puts whole Python tracebacks in grpc-message.
-constexpr std::size_t kMostHeaderBytes = std::size_t{16} << 20;
 // Pieces that are queued before the peer has taken some; keeps the list short on large payloads.
 constexpr std::size_t kMostQueued = 1024;
+// What HeaderBlocks makes of a header block of the largest size, and then some.
+constexpr std::size_t kMostContinuations = 2048;
 constexpr std::size_t kBodyExcerpt = 200;
+constexpr std::string_view kGrpc = "application/grpc";
 
 nghttp2_nv field(std::string_view name, std::string_view value, bool secret = false) {
   nghttp2_nv nv{};
@@ -36,23 +38,42 @@ std::string printable(std::string_view text) {
   return out;
 }
 
-std::string reset_text(std::uint32_t error_code) {
-  return std::string("the server reset the stream: ") + nghttp2_http2_strerror(error_code);
+bool is_grpc(std::string_view content_type) {
+  return content_type.substr(0, kGrpc.size()) == kGrpc &&
+         (content_type.size() == kGrpc.size() || content_type[kGrpc.size()] == '+' ||
+          content_type[kGrpc.size()] == ';');
+}
+
+std::string fault_text(std::string_view fault) {
+  return "the server does not keep to HTTP/2: " + printable(fault);
 }
 
 }  // namespace
 
+/// Runs what a callback does; an exception waits until nghttp2 has returned.
+template <typename Body>
+int Session::guard(const Body& body) noexcept {
+  try {
+    return body();
+  } catch (...) {
+    failure_ = std::current_exception();
+    return NGHTTP2_ERR_CALLBACK_FAILURE;
+  }
+}
+
 struct Session::Callbacks {
   static Session& self(void* user_data) { return *static_cast<Session*>(user_data); }
 
+  // Streams are looked up by their number each time: nghttp2 may ask for one that was closed.
+
   // Reads nothing: says how much of the message the next frame takes, and send_data() lists it.
-  static nghttp2_ssize read(nghttp2_session*, std::int32_t, std::uint8_t*, std::size_t length,
-                            std::uint32_t* flags, nghttp2_data_source* source, void*) {
-    auto& stream = *static_cast<Stream*>(source->ptr);
-    const std::uint64_t size = std::min<std::uint64_t>(length, stream.left_);
-    stream.left_ -= size;
+  static nghttp2_ssize read(nghttp2_session*, std::int32_t id, std::uint8_t*, std::size_t length,
+                            std::uint32_t* flags, nghttp2_data_source*, void* user_data) {
+    const Stream* const stream = self(user_data).find(id);
+    if (stream == nullptr) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+    const std::uint64_t size = std::min<std::uint64_t>(length, stream->left_);
     *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
-    if (stream.left_ == 0) *flags |= NGHTTP2_DATA_FLAG_EOF;
+    if (stream->left_ == size) *flags |= NGHTTP2_DATA_FLAG_EOF;
     return static_cast<nghttp2_ssize>(size);
   }
 
@@ -63,44 +84,42 @@ struct Session::Callbacks {
   }
 
   static int send_data(nghttp2_session*, nghttp2_frame* frame, const std::uint8_t* head,
-                       std::size_t length, nghttp2_data_source* source, void* user_data) {
-    try {
-      Session& session = self(user_data);
-      auto& stream = *static_cast<Stream*>(source->ptr);
+                       std::size_t length, nghttp2_data_source*, void* user_data) {
+    Session& session = self(user_data);
+    Stream* const stream = session.find(frame->hd.stream_id);
+    if (stream == nullptr) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+    return session.guard([&] {
       session.push_owned(head, 9);
-      if (frame->data.padlen != 0) return NGHTTP2_ERR_CALLBACK_FAILURE;  // we never ask for it
       while (length != 0) {
-        const ConstBuffer& piece = stream.pieces_[stream.piece_];
-        const std::size_t size = std::min(length, piece.size - stream.offset_);
-        session.queue_.push_back({piece.data + stream.offset_, size, true});
+        const ConstBuffer& piece = stream->pieces_[stream->piece_];
+        const std::size_t size = std::min(length, piece.size - stream->offset_);
+        session.queue_.push_back({piece.data + stream->offset_, size, true});
         ++session.borrowed_;
         length -= size;
-        stream.offset_ += size;
-        if (stream.offset_ == piece.size) {
-          ++stream.piece_;
-          stream.offset_ = 0;
+        stream->left_ -= size;
+        stream->offset_ += size;
+        if (stream->offset_ == piece.size) {
+          ++stream->piece_;
+          stream->offset_ = 0;
         }
       }
-      return 0;
-    } catch (...) {
-      return NGHTTP2_ERR_CALLBACK_FAILURE;
-    }
+      // nghttp2 would go on for as long as there is a window.
+      return session.queue_.size() < kMostQueued ? 0 : NGHTTP2_ERR_PAUSE;
+    });
   }
 
   static int header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,
                     std::size_t name_size, const std::uint8_t* value, std::size_t value_size,
                     std::uint8_t, void* user_data) {
-    try {
-      Session& session = self(user_data);
-      Stream* const stream = session.find(frame->hd.stream_id);
-      if (stream != nullptr) {
-        session.on_header(*stream, {reinterpret_cast<const char*>(name), name_size},
-                          {reinterpret_cast<const char*>(value), value_size});
-      }
+    Session& session = self(user_data);
+    Stream* const stream = session.find(frame->hd.stream_id);
+    if (stream == nullptr) return 0;
+    return session.guard([&] {
+      session.on_header(*stream, {reinterpret_cast<const char*>(name), name_size},
+                        {reinterpret_cast<const char*>(value), value_size},
+                        (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) != 0);
       return 0;
-    } catch (...) {
-      return NGHTTP2_ERR_CALLBACK_FAILURE;
-    }
+    });
   }
 
   // RFC 9113 wants no blanks at either end of a value, and servers put error texts in grpc-message
@@ -130,48 +149,89 @@ struct Session::Callbacks {
 
   static int frame(nghttp2_session*, const nghttp2_frame* frame, void* user_data) {
     Session& session = self(user_data);
-    if (frame->hd.type == NGHTTP2_GOAWAY) {
-      try {
-        session.goaway_ = true;
-        session.last_stream_id_ = frame->goaway.last_stream_id;
-        const auto* text = reinterpret_cast<const char*>(frame->goaway.opaque_data);
-        session.goaway_reason_ = printable(
-            {text == nullptr ? "" : text,
-             std::min<std::size_t>(frame->goaway.opaque_data_len, kBodyExcerpt)});
-      } catch (...) {
-        return NGHTTP2_ERR_CALLBACK_FAILURE;
-      }
-    } else if (frame->hd.type == NGHTTP2_PING && (frame->hd.flags & NGHTTP2_FLAG_ACK) != 0) {
-      ++session.acknowledged_pings_;
-    } else if ((frame->hd.type == NGHTTP2_HEADERS || frame->hd.type == NGHTTP2_DATA) &&
-               (frame->hd.flags & NGHTTP2_FLAG_END_STREAM) != 0) {
-      // The answer is complete, whether or not all of the request was wanted.
-      const int rv = close(nullptr, frame->hd.stream_id, NGHTTP2_NO_ERROR, user_data);
-      if (rv != 0) return rv;
+    Stream* const stream = session.find(frame->hd.stream_id);
+    switch (frame->hd.type) {
+      case NGHTTP2_GOAWAY:
+        return session.guard([&] {
+          session.goaway_ = true;
+          session.last_stream_id_ = frame->goaway.last_stream_id;
+          const auto* text = reinterpret_cast<const char*>(frame->goaway.opaque_data);
+          session.goaway_reason_ =
+              printable({text == nullptr ? "" : text,
+                         std::min<std::size_t>(frame->goaway.opaque_data_len, kBodyExcerpt)});
+          return 0;
+        });
+      case NGHTTP2_PING:
+        if ((frame->hd.flags & NGHTTP2_FLAG_ACK) != 0) ++session.acknowledged_pings_;
+        break;
+      case NGHTTP2_RST_STREAM:
+        if (stream != nullptr) stream->reset_by_peer_ = true;
+        break;
+      case NGHTTP2_HEADERS:
+      case NGHTTP2_DATA:
+        // The answer is complete, whether or not all of the request was wanted.
+        if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) != 0)
+          return close(nullptr, frame->hd.stream_id, NGHTTP2_NO_ERROR, user_data);
+        break;
+      default:
+        break;
     }
     return 0;
   }
 
-  static int error(nghttp2_session*, int, const char* text, std::size_t size, void* user_data) {
-    try {
-      self(user_data).complaint_.assign(text, size);
-    } catch (...) {
-      return NGHTTP2_ERR_CALLBACK_FAILURE;
-    }
+  // Whether nghttp2 resets just the stream, or ends the connection, it has yet to decide.
+  static int invalid_frame(nghttp2_session*, const nghttp2_frame* frame, int error,
+                           void* user_data) {
+    if (frame == nullptr) return 0;
+    self(user_data).invalid_stream_ = frame->hd.stream_id;
+    self(user_data).invalid_error_ = error;
     return 0;
+  }
+
+  // Only our own HEADERS can fail so in a way that matters.
+  static int not_sent(nghttp2_session*, const nghttp2_frame* frame, int error, void* user_data) {
+    Session& session = self(user_data);
+    return session.guard([&] {
+      Stream* const stream = session.find(frame->hd.stream_id);
+      if (frame->hd.type == NGHTTP2_HEADERS && stream != nullptr && !stream->done_ &&
+          (error == NGHTTP2_ERR_FRAME_SIZE_ERROR || error == NGHTTP2_ERR_HEADER_COMP)) {
+        session.fail(*stream, Status::kResourceExhausted,
+                     "the request's headers are more than 16 MiB");
+      }
+      return 0;
+    });
+  }
+
+  // Our own GOAWAY says why nghttp2 gives the connection up, better than anything else does.
+  static int before_sending(nghttp2_session*, const nghttp2_frame* frame, void* user_data) {
+    Session& session = self(user_data);
+    if (frame->hd.type != NGHTTP2_GOAWAY) return 0;
+    return session.guard([&] {
+      const auto* text = reinterpret_cast<const char*>(frame->goaway.opaque_data);
+      session.fault_ = nghttp2_http2_strerror(frame->goaway.error_code);
+      if (text != nullptr && frame->goaway.opaque_data_len != 0) {
+        session.fault_ += " (" + std::string(text, frame->goaway.opaque_data_len) + ")";
+      }
+      return 0;
+    });
+  }
+
+  static int error(nghttp2_session*, int, const char* text, std::size_t size, void* user_data) {
+    Session& session = self(user_data);
+    return session.guard([&] {
+      session.complaint_.assign(text, std::min(size, kBodyExcerpt));
+      return 0;
+    });
   }
 
   static int close(nghttp2_session*, std::int32_t id, std::uint32_t error_code, void* user_data) {
     Session& session = self(user_data);
     Stream* const stream = session.find(id);
     if (stream == nullptr || stream->done_) return 0;
-    try {
+    return session.guard([&] {
       session.on_close(*stream, error_code);
-    } catch (...) {
-      stream->outcome_.exception = std::current_exception();
-      stream->done_ = true;
-    }
-    return 0;
+      return 0;
+    });
   }
 };
 
@@ -179,18 +239,21 @@ Session::Session(std::string authority) : authority_(std::move(authority)) {
   nghttp2_session_callbacks* callbacks = nullptr;
   if (nghttp2_session_callbacks_new(&callbacks) != 0) throw std::bad_alloc();
   nghttp2_session_callbacks_set_send_data_callback(callbacks, Callbacks::send_data);
-  nghttp2_session_callbacks_set_data_source_read_length_callback2(callbacks,
-                                                                  Callbacks::frame_size);
+  nghttp2_session_callbacks_set_data_source_read_length_callback2(callbacks, Callbacks::frame_size);
   nghttp2_session_callbacks_set_on_header_callback(callbacks, Callbacks::header);
   nghttp2_session_callbacks_set_on_invalid_header_callback(callbacks, Callbacks::invalid_header);
   nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, Callbacks::data);
   nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, Callbacks::frame);
+  nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(callbacks, Callbacks::invalid_frame);
+  nghttp2_session_callbacks_set_before_frame_send_callback(callbacks, Callbacks::before_sending);
+  nghttp2_session_callbacks_set_on_frame_not_send_callback(callbacks, Callbacks::not_sent);
   nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, Callbacks::close);
   nghttp2_session_callbacks_set_error_callback2(callbacks, Callbacks::error);
   nghttp2_option* option = nullptr;
   int rv = nghttp2_option_new(&option);
   if (rv == 0) {
     nghttp2_option_set_max_send_header_block_length(option, kMostHeaderBytes);
+    allow_continuations(option, kMostContinuations);
     rv = nghttp2_session_client_new2(&session_, callbacks, this, option);
     nghttp2_option_del(option);
   }
@@ -223,7 +286,10 @@ Stream* Session::open(const CallSpec& call, std::int64_t timeout_ns, MessageSink
   for (const ConstBuffer& segment : call.segments) {
     if (segment.size != 0) stream->pieces_.push_back(segment);
   }
-  stream->left_ = sizeof stream->prefix_ + call.message_size;
+  for (const ConstBuffer& piece : stream->pieces_) stream->left_ += piece.size;
+  if (stream->left_ != sizeof stream->prefix_ + call.message_size) {
+    throw ConnectionError("the request is not as long as it says");
+  }
   stream->sink_ = sink;
   stream->takes_compressed_ = !call.encoding.empty();
 
@@ -247,20 +313,20 @@ Stream* Session::open(const CallSpec& call, std::int64_t timeout_ns, MessageSink
     fields.push_back(field(name, value, name == "authorization"));
   }
 
-  nghttp2_data_provider2 provider{};
-  provider.source.ptr = stream.get();
-  provider.read_callback = Callbacks::read;
-  const std::int32_t id = nghttp2_submit_request2(session_, nullptr, fields.data(), fields.size(),
-                                                  &provider, stream.get());
-  if (id == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
-  if (id < 0) {
-    throw ConnectionError(std::string("the connection takes no new calls: ") +
-                          nghttp2_strerror(id));
-  }
-  stream->id_ = id;
+  complaint_.clear();
+  // It is in its place before nghttp2 knows of it, so that nothing can go wrong in between.
+  const auto next = static_cast<std::int32_t>(nghttp2_session_get_next_stream_id(session_));
+  stream->id_ = next;
   Stream* const opened = stream.get();
-  streams_.emplace(id, std::move(stream));
-  return opened;
+  streams_.emplace(next, std::move(stream));
+  nghttp2_data_provider2 provider{};
+  provider.read_callback = Callbacks::read;
+  const std::int32_t id =
+      nghttp2_submit_request2(session_, nullptr, fields.data(), fields.size(), &provider, nullptr);
+  if (id == next) return opened;
+  streams_.erase(next);
+  if (id == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
+  throw ConnectionError(std::string("the connection takes no new calls: ") + nghttp2_strerror(id));
 }
 
 void Session::cancel(Stream* stream) {
@@ -273,7 +339,7 @@ void Session::cancel(Stream* stream) {
 void Session::close(Stream* stream) {
   if (!stream->done_) {
     cancel(stream);
-  } else if (stream->left_ != 0) {
+  } else if (nghttp2_session_find_stream(session_, stream->id_) != nullptr) {
     // Answered before all of it was sent. No data frame is made of it once this is queued.
     nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream->id_, NGHTTP2_NO_ERROR);
   }
@@ -285,9 +351,39 @@ void Session::feed(ConstBuffer bytes) {
     opening_[received_ + i] = bytes.data[i];
   }
   received_ += bytes.size;
+  try {
+    for (ConstBuffer piece; (piece = header_blocks_.next(bytes)).size != 0;) take(piece);
+  } catch (const HeaderBlockError& error) {
+    fault_ = error.what();
+    Stream* const stream = error.too_large() ? find(error.stream_id()) : nullptr;
+    if (stream != nullptr && !stream->done_) {
+      fail(*stream, Status::kResourceExhausted, error.what());
+    }
+    throw ConnectionError(complaint());
+  }
+  // nghttp2 has found fault and will take no more, though it has yet to say so to the peer.
+  if (!goaway_ && nghttp2_session_check_request_allowed(session_) == 0 &&
+      nghttp2_session_get_next_stream_id(session_) <= 0x7fffffff) {
+    while (fault_.empty() && pump_one()) {
+    }
+    throw ConnectionError(complaint());
+  }
+  // Or it resets a stream, and the call need not wait until that is sent.
+  Stream* const invalid = find(std::exchange(invalid_stream_, 0));
+  if (invalid != nullptr && !invalid->done_) {
+    fail(*invalid, Status::kInternal,
+         fault_text(complaint_.empty() ? nghttp2_strerror(invalid_error_) : complaint_));
+  }
+}
+
+void Session::take(ConstBuffer bytes) {
   const nghttp2_ssize taken = nghttp2_session_mem_recv2(session_, bytes.data, bytes.size);
+  if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));
   if (taken == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
-  if (taken < 0) throw ConnectionError(complaint());
+  if (taken < 0) {
+    fault_ = nghttp2_strerror(static_cast<int>(taken));
+    throw ConnectionError(complaint());
+  }
 }
 
 bool Session::ended() const noexcept {
@@ -296,35 +392,57 @@ bool Session::ended() const noexcept {
 }
 
 std::string Session::complaint() const {
-  if (std::memcmp(opening_, "HTTP/1.", 7) == 0) {
-    return "the server answers in HTTP/1.1, so this is no gRPC port (Triton's is 8001 unless set "
-           "otherwise)";
-  }
-  if (opening_[0] == 0x15 && opening_[1] == 0x03) return "the server wants TLS on this port";
+  const std::string known = diagnosis();
+  if (!known.empty()) return known;
   if (goaway_) {
     return "the server is going away" + (goaway_reason_.empty() ? "" : ": " + goaway_reason_);
   }
-  return "the server does not keep to HTTP/2" +
-         (complaint_.empty() ? "" : ": " + printable(complaint_));
+  return "the connection was shut down";
+}
+
+/// What is wrong with the peer, if that is known.
+std::string Session::diagnosis() const {
+  if (std::memcmp(opening_, "HTTP/1.", 7) == 0) {
+    return "the server answers in HTTP/1, so this is no gRPC port (Triton's is 8001 unless set "
+           "otherwise)";
+  }
+  if (opening_[0] == 0x15 && opening_[1] == 0x03) {
+    return "the server wants TLS on this port; Client(tls=...) speaks it";
+  }
+  return fault_.empty() ? std::string() : fault_text(fault_);
+}
+
+bool Session::left_out(const Stream& stream) const noexcept {
+  return goaway_ && stream.id_ > last_stream_id_;
 }
 
 void Session::end(const std::string& reason) {
+  // What the peer has sent may explain more than how the connection went.
+  std::string message = diagnosis();
+  if (message.empty()) {
+    message = reason;
+    if (!goaway_reason_.empty()) message += " after it had said: " + goaway_reason_;
+  }
   for (auto& [id, stream] : streams_) {
     if (stream->done_) continue;
-    stream->outcome_.unseen = goaway_ && id > last_stream_id_;
-    fail(*stream, Status::kUnavailable, reason);
+    stream->outcome_.unseen = left_out(*stream) && !stream->answered();
+    fail(*stream, Status::kUnavailable, message);
   }
 }
 
 void Session::pump() {
-  while (queue_.size() < kMostQueued) {
-    const std::uint8_t* data = nullptr;
-    const nghttp2_ssize size = nghttp2_session_mem_send2(session_, &data);
-    if (size == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
-    if (size < 0) throw ConnectionError(nghttp2_strerror(static_cast<int>(size)));
-    if (size == 0) return;
-    push_owned(data, static_cast<std::size_t>(size));
+  while (queue_.size() < kMostQueued && pump_one()) {
   }
+}
+
+bool Session::pump_one() {
+  const std::uint8_t* data = nullptr;
+  const nghttp2_ssize size = nghttp2_session_mem_send2(session_, &data);
+  if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));
+  if (size == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
+  if (size < 0) throw ConnectionError(nghttp2_strerror(static_cast<int>(size)));
+  if (size != 0) push_owned(data, static_cast<std::size_t>(size));
+  return size != 0;
 }
 
 void Session::push_owned(const std::uint8_t* data, std::size_t size) {
@@ -360,9 +478,7 @@ void Session::sent(std::size_t size) noexcept {
   }
 }
 
-bool Session::wants_write() {
-  return !queue_.empty() || nghttp2_session_want_write(session_) != 0;
-}
+bool Session::wants_write() { return !queue_.empty() || nghttp2_session_want_write(session_) != 0; }
 
 bool Session::usable() const noexcept {
   return !goaway_ && nghttp2_session_check_request_allowed(session_) != 0 &&
@@ -376,15 +492,16 @@ Stream* Session::find(std::int32_t id) noexcept {
   return found == streams_.end() ? nullptr : found->second.get();
 }
 
-void Session::on_header(Stream& stream, std::string_view name, std::string_view value) {
-  if (stream.done_) return;
+void Session::on_header(Stream& stream, std::string_view name, std::string_view value, bool last) {
+  if (const std::string* const whole = header_blocks_.taken_out(value)) value = *whole;
   stream.header_size_ += name.size() + value.size() + 32;
   if (stream.header_size_ > kMostHeaderBytes) {
-    stream.outcome_.message = "the server sends more than 16 MiB of headers";
-    cancel(&stream);
-    stream.outcome_.status = Status::kResourceExhausted;
-    return;
+    // There is no other way to stop a block than to give up the connection.
+    const char* const text = "the server sends more than 16 MiB of headers";
+    if (!stream.done_) fail(stream, Status::kResourceExhausted, text);
+    throw ConnectionError(text);
   }
+  if (stream.done_) return;
   if (name == ":status") {
     stream.http_status_ = 0;
     for (const char c : value) stream.http_status_ = 10 * stream.http_status_ + (c - '0');
@@ -393,15 +510,18 @@ void Session::on_header(Stream& stream, std::string_view name, std::string_view 
   }
   if (!stream.final_headers_) return;  // 1xx: the real ones are yet to come
   if (name == "content-type") {
-    stream.grpc_content_ = value.substr(0, 16) == "application/grpc";
+    stream.grpc_content_ = is_grpc(value);
   } else if (name == "grpc-status") {
     Status status = Status::kUnknown;
-    stream.has_grpc_status_ = parse_status(value, status);
+    const bool read = parse_status(value, status);
+    // That all went well cannot be known before the end.
+    stream.has_grpc_status_ = read && (last || status != Status::kOk);
+    stream.broken_grpc_status_ = read ? "" : printable(value.substr(0, kBodyExcerpt));
     stream.outcome_.status = status;
   } else if (name == "grpc-message") {
     stream.outcome_.message = decode_message(value);
   } else if (name == "grpc-encoding") {
-    stream.outcome_.encoding = value;
+    stream.outcome_.encoding = value.substr(0, kBodyExcerpt);
   }
 }
 
@@ -427,13 +547,13 @@ void Session::on_data(Stream& stream, const std::uint8_t* data, std::size_t size
         return;
       }
       const std::uint8_t* const p = stream.message_prefix_;
-      const bool encoded = !stream.outcome_.encoding.empty() &&
-                           stream.outcome_.encoding != "identity";
+      const bool encoded =
+          !stream.outcome_.encoding.empty() && stream.outcome_.encoding != "identity";
       if (p[0] > 1 || (p[0] == 1 && !(encoded && stream.takes_compressed_))) {
         stream.outcome_.message =
-            p[0] > 1    ? "the server sent a message with flags that gRPC does not have"
-            : encoded   ? "the server sent a compressed message though it was not asked to"
-                        : "the server sent a compressed message and did not say how";
+            p[0] > 1  ? "the server sent a message with flags that gRPC does not have"
+            : encoded ? "the server sent a compressed message though it was not asked to"
+                      : "the server sent a compressed message and did not say how";
         cancel(&stream);
         stream.outcome_.status = Status::kInternal;
         return;
@@ -445,8 +565,7 @@ void Session::on_data(Stream& stream, const std::uint8_t* data, std::size_t size
       if (stream.message_left_ == 0) stream.sink_->finish();
       continue;
     }
-    const auto part =
-        static_cast<std::size_t>(std::min<std::uint64_t>(size, stream.message_left_));
+    const auto part = static_cast<std::size_t>(std::min<std::uint64_t>(size, stream.message_left_));
     stream.sink_->feed({data, part});
     stream.message_left_ -= part;
     data += part;
@@ -458,24 +577,33 @@ void Session::on_data(Stream& stream, const std::uint8_t* data, std::size_t size
 void Session::on_close(Stream& stream, std::uint32_t error_code) {
   Outcome& outcome = stream.outcome_;
   if (error_code != NGHTTP2_NO_ERROR && !stream.has_grpc_status_) {
-    outcome.unseen = error_code == NGHTTP2_REFUSED_STREAM ||
-                     (goaway_ && stream.id_ > last_stream_id_);
-    // nghttp2 closes streams that GOAWAY leaves out as refused.
-    fail(stream, status_from_reset(error_code),
-         goaway_ ? complaint() : reset_text(error_code));
+    if (stream.reset_by_peer_ && !left_out(stream)) {
+      outcome.unseen = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();
+      fail(stream, status_from_reset(error_code),
+           std::string("the server reset the stream: ") + nghttp2_http2_strerror(error_code));
+    } else if (error_code == NGHTTP2_REFUSED_STREAM || left_out(stream)) {
+      // GOAWAY leaves it out, or came before it was sent at all.
+      outcome.unseen = !stream.answered();
+      fail(stream, Status::kUnavailable, complaint());
+    } else {
+      fail(stream, Status::kInternal,
+           fault_text(complaint_.empty() ? nghttp2_http2_strerror(error_code) : complaint_));
+    }
     return;
   }
-  if (!stream.has_grpc_status_) {
+  const bool grpc = stream.http_status_ == 200 && stream.grpc_content_;
+  if (!stream.has_grpc_status_ || (outcome.status == Status::kOk && !grpc)) {
+    const std::string excerpt = stream.body_.empty() ? "" : ": " + printable(stream.body_);
     if (stream.http_status_ == 0) {
       fail(stream, Status::kInternal, "the server ended the call without an answer");
     } else if (stream.http_status_ != 200) {
       fail(stream, status_from_http(stream.http_status_),
-           "HTTP status " + std::to_string(stream.http_status_) +
-               (stream.body_.empty() ? "" : ": " + printable(stream.body_)));
-    } else if (!stream.grpc_content_) {
+           "HTTP status " + std::to_string(stream.http_status_) + excerpt);
+    } else if (!stream.broken_grpc_status_.empty()) {
       fail(stream, Status::kUnknown,
-           "the answer is not gRPC" +
-               (stream.body_.empty() ? "" : ": " + printable(stream.body_)));
+           "the answer's grpc-status is no number: " + stream.broken_grpc_status_);
+    } else if (!grpc) {
+      fail(stream, Status::kUnknown, "the answer is not gRPC" + excerpt);
     } else {
       fail(stream, Status::kInternal, "the answer ends without trailers");
     }

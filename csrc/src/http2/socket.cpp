@@ -20,6 +20,7 @@
 #include <ctime>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -64,8 +65,8 @@ int poll_until(pollfd* descriptors, nfds_t count, std::int64_t deadline_ns) {
   timeout.tv_nsec = static_cast<long>(left % 1000000000);
   return ::ppoll(descriptors, count, &timeout, nullptr);
 #else
-  return ::poll(descriptors, count, static_cast<int>(std::min<std::int64_t>(
-                                        (left + 999999) / 1000000, 0x7fffffff)));
+  return ::poll(descriptors, count,
+                static_cast<int>(std::min<std::int64_t>((left + 999999) / 1000000, 0x7fffffff)));
 #endif
 }
 
@@ -171,15 +172,19 @@ Connecting::Connecting(Address address) : address_(std::move(address)) {
     return;
   }
   // getaddrinfo() knows no deadline, so a name is looked up on a thread of its own.
-  std::thread([lookup = lookup_, address = address_] {
-    AddressList list;
-    const int error = look_up(address, 0, list);
-    const std::lock_guard<std::mutex> lock(lookup->mutex);
-    lookup->error = error;
-    std::swap(lookup->list.first, list.first);
-    lookup->done = true;
-    lookup->changed.notify_all();
-  }).detach();
+  try {
+    std::thread([lookup = lookup_, address = address_] {
+      AddressList list;
+      const int error = look_up(address, 0, list);
+      const std::lock_guard<std::mutex> lock(lookup->mutex);
+      lookup->error = error;
+      std::swap(lookup->list.first, list.first);
+      lookup->done = true;
+      lookup->changed.notify_all();
+    }).detach();
+  } catch (const std::system_error& error) {
+    fail("cannot start a thread to look up " + address_.host, error.code().value());
+  }
 }
 
 bool Connecting::step(std::int64_t deadline_ns, std::int64_t slice_end_ns) {
@@ -194,7 +199,8 @@ bool Connecting::step(std::int64_t deadline_ns, std::int64_t slice_end_ns) {
     if (ready < 0 && errno == EINTR) return false;
     if (ready < 0) fail("cannot wait for the connection", errno);
     if (ready == 0) {
-      if (monotonic_ns() >= deadline_ns) throw DeadlineError("the deadline passed while connecting");
+      if (monotonic_ns() >= deadline_ns)
+        throw DeadlineError("the deadline passed while connecting");
       return false;
     }
     socklen_t size = sizeof error_;
@@ -214,8 +220,8 @@ bool Connecting::resolve(std::int64_t deadline_ns, std::int64_t slice_end_ns) {
       throw DeadlineError("the deadline passed while looking up " + address_.host);
     }
     if (now >= slice_end_ns) return false;
-    lookup_->changed.wait_for(
-        lock, std::chrono::nanoseconds(std::min(deadline_ns, slice_end_ns) - now));
+    lookup_->changed.wait_for(lock,
+                              std::chrono::nanoseconds(std::min(deadline_ns, slice_end_ns) - now));
   }
   if (lookup_->error != 0) {
     throw SocketError("cannot look up " + address_.host + ": " + ::gai_strerror(lookup_->error));

@@ -59,7 +59,11 @@ class Connection {
  private:
   void flush();
   bool receive();
-  void expire(Status status, const char* message);
+  void receive_some();
+  void send_some();
+  void say_goodbye() noexcept;
+  void expire();
+  void overrule(Status status, std::string message);
   void keep_alive(std::int64_t now);
 
   Socket socket_;
@@ -70,6 +74,7 @@ class Connection {
   Stream* stream_ = nullptr;
   std::int64_t deadline_ns_ = kNever;
   bool sent_any_ = false;  // of the running call, since it began
+  std::uint64_t received_before_ = 0;
   bool broken_ = false;
   bool overruled_ = false;  // the outcome below counts, not the stream's
   Outcome outcome_;

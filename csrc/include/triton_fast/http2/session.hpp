@@ -9,12 +9,15 @@
 
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "triton_fast/error.hpp"
+#include "triton_fast/http2/header_blocks.hpp"
 #include "triton_fast/http2/message.hpp"
 
 struct nghttp2_session;
@@ -34,6 +37,10 @@ class Stream {
   std::int32_t id() const noexcept { return id_; }
   /// Valid once done().
   const Outcome& outcome() const noexcept { return outcome_; }
+  /// Whether all of the request has been listed by gather().
+  bool listed() const noexcept { return left_ == 0; }
+  /// Whether headers have come, informational ones too.
+  bool answered() const noexcept { return http_status_ != 0; }
 
  private:
   friend class Session;
@@ -50,8 +57,10 @@ class Stream {
   bool takes_compressed_ = false;
   int http_status_ = 0;
   bool has_grpc_status_ = false;
+  std::string broken_grpc_status_;
   bool grpc_content_ = false;
   bool final_headers_ = false;  // the headers that are not informational have begun
+  bool reset_by_peer_ = false;
   std::size_t header_size_ = 0;
   std::uint8_t message_prefix_[5] = {};
   std::size_t prefix_size_ = 0;
@@ -85,7 +94,7 @@ class Session {
   /// @brief Takes bytes from the peer. @throws ConnectionError if they are no HTTP/2
   void feed(ConstBuffer bytes);
 
-  /// @brief Says that the peer has closed: streams that are not done end with UNAVAILABLE.
+  /// @brief Says that the connection is no more: streams that are not done end with UNAVAILABLE.
   void end(const std::string& reason);
 
   /// @brief Lists what is to be sent, at most `most` pieces. @return how many; 0 if nothing is.
@@ -125,15 +134,22 @@ class Session {
   struct Callbacks;
   friend struct Callbacks;
 
+  void take(ConstBuffer bytes);
   void pump();
+  bool pump_one();
   void push_owned(const std::uint8_t* data, std::size_t size);
   Stream* find(std::int32_t id) noexcept;
-  void on_header(Stream& stream, std::string_view name, std::string_view value);
+  bool left_out(const Stream& stream) const noexcept;
+  std::string diagnosis() const;
+  template <typename Body>
+  int guard(const Body& body) noexcept;
+  void on_header(Stream& stream, std::string_view name, std::string_view value, bool last);
   void on_data(Stream& stream, const std::uint8_t* data, std::size_t size);
   void on_close(Stream& stream, std::uint32_t error_code);
   void fail(Stream& stream, Status status, std::string message);
 
   nghttp2_session* session_ = nullptr;
+  HeaderBlocks header_blocks_;
   std::string authority_;
   std::unordered_map<std::int32_t, std::unique_ptr<Stream>> streams_;
   std::deque<Piece> queue_;
@@ -142,7 +158,11 @@ class Session {
   bool goaway_ = false;
   std::int32_t last_stream_id_ = 0x7fffffff;
   std::string goaway_reason_;
-  std::string complaint_;  // nghttp2's own words
+  std::string complaint_;            // nghttp2's own words, of late
+  std::int32_t invalid_stream_ = 0;  // whose frame it has just found invalid, and why
+  int invalid_error_ = 0;
+  std::string fault_;           // what makes the connection unusable, if it is the peer's
+  std::exception_ptr failure_;  // thrown in a callback, to be thrown again outside nghttp2
   std::uint64_t acknowledged_pings_ = 0;
   std::uint64_t received_ = 0;
   std::uint8_t opening_[8] = {};  // the peer's first bytes, to recognise what is no HTTP/2
