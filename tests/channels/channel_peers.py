@@ -14,6 +14,8 @@ from concurrent import futures
 
 import grpc
 
+from triton_fast._core import _wire
+
 STATUS_NUMBERS = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -29,7 +31,7 @@ class Message:
         return len(self.message)
 
     def segments(self):
-        raise NotImplementedError
+        return [_wire.address_of(self.message)]
 
     def render(self) -> bytes:
         self.rendered += 1
@@ -179,6 +181,7 @@ class Relay:
 
     def __init__(self, port: int) -> None:
         self.accepted = 0
+        self.ended = 0  # by the client
         self.bytes_up = 0
         self._upstream = ("127.0.0.1", port)
         self._sockets: list[socket.socket] = []
@@ -225,8 +228,10 @@ class Relay:
             while chunk := source.recv(1 << 16):
                 self.bytes_up += len(chunk) if up else 0
                 sink.sendall(chunk)
+            self.ended += up
             sink.shutdown(socket.SHUT_WR)
         except OSError:
+            self.ended += up
             return  # cut
 
 

@@ -52,17 +52,17 @@ cdef class Pool:
         address.host = host.encode("idna" if not host.isascii() else "ascii")
         address.port = port.encode("ascii")
         address.unix_path = unix_path
-        self.pool = shared_ptr[http2.Pool](
-            new http2.Pool(address, authority.encode("ascii"), most, idle_ns))
+        self.pool = http2.make_pool(address, authority.encode("ascii"), most, idle_ns)
 
     def close(self):
         """End running calls and refuse further ones. Idempotent."""
         with nogil:
             dereference(self.pool).close()
 
-    def abandon(self):
-        """Let go of the descriptors in a forked child."""
-        dereference(self.pool).abandon()
+    @property
+    def inherited(self):
+        """Whether this is a copy, in a forked child, of the parent's: it makes no calls."""
+        return dereference(self.pool).inherited()
 
 
 @cython.no_gc_clear  # a call that is not over reads its outgoing's memory until it is freed
@@ -134,7 +134,8 @@ cdef class Call:
             busy_ns)
 
     def __dealloc__(self):
-        del self.call
+        if self.call is not NULL:
+            http2.dispose(self.call)
         del self.reader
         del self.gathered
 

@@ -53,9 +53,11 @@ cdef extern from "triton_fast/http2/connection.hpp" namespace "triton_fast::http
 
 cdef extern from "triton_fast/http2/pool.hpp" namespace "triton_fast::http2" nogil:
     cdef cppclass Pool:
-        Pool(Address address, string authority, size_t most, int64_t idle_ns) except +translate
         void close() noexcept
-        void abandon() noexcept
+        cbool inherited() noexcept
+
+    shared_ptr[Pool] make_pool(
+        Address address, string authority, size_t most, int64_t idle_ns) except +translate
 
     cdef cppclass Call:
         Call(
@@ -64,6 +66,8 @@ cdef extern from "triton_fast/http2/pool.hpp" namespace "triton_fast::http2" nog
         Progress run() except +translate
         Outcome end() noexcept
         void cancel() noexcept
+
+    void dispose(Call* call) noexcept
 
 
 cdef extern from "triton_fast/http2/nghttp2_compat.hpp" nogil:

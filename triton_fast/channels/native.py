@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
+import heapq
+import os
 import queue
 import threading
 import time
@@ -40,6 +43,7 @@ _MOST_CONNECTIONS = 128
 # Shorter than the idle timeouts of the load balancers that people put in between (60 s and up).
 _IDLE_NS = 50 * 10**9
 _MOST_THREADS = 32
+_NEVER_NS = 2**63 - 1
 
 
 class Address(NamedTuple):
@@ -180,19 +184,25 @@ class NativeChannel:
                 error = failure
             on_done(error)
 
-        self._threads.run(work)
-        return native
+        return self._threads.run(native, work, options.deadline_ns)
 
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
         self._closed = True
+        if self.inherited:
+            return  # the threads are the parent's, and so may be a lock that is held
         self._pool.close()
         self._threads.close()
 
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a copy, in a forked child, of the parent's."""
+        return self._pool.inherited
+
     def abandon(self) -> None:
-        """Let go of the parent's connections in a forked child, without telling the server."""
+        """Refuse calls in a forked child; the connections were closed there by the fork."""
         self._closed = True
-        self._pool.abandon()
+        self._threads.abandon()
 
     def _prepare(
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
@@ -225,7 +235,7 @@ class NativeChannel:
         except TritonFastError:
             raise
         except RuntimeError as error:
-            if self._closed:
+            if self._closed or self.inherited:
                 raise ClosedError(f"the channel to {self.target} is closed") from error
             raise
 
@@ -310,36 +320,135 @@ def _decompressed(message: bytes, encoding: str, options: CallOptions, target: s
     return plain
 
 
+class _Turn:
+    """A call that nobody waits for, from `NativeChannel.start` on until a thread takes it."""
+
+    __slots__ = ("_threads", "due_ns", "native", "work")
+
+    def __init__(
+        self, threads: _Threads, native: _http2.Call, work: Callable[[], None], due_ns: int
+    ) -> None:
+        self._threads = threads
+        self.native = native
+        self.work: Callable[[], None] | None = work  # None once it was taken
+        self.due_ns = due_ns
+
+    def __lt__(self, other: _Turn) -> bool:
+        return self.due_ns < other.due_ns
+
+    def cancel(self) -> None:
+        """End the call with `Cancelled`; see `triton_fast.channels.base.Call.cancel`."""
+        self.native.cancel()
+        self._threads.hurry(self)
+
+
 class _Threads:
-    """Daemon threads for calls that nobody waits for; made as they are needed, up to a limit."""
+    """Daemon threads for calls that nobody waits for; made as they are needed, up to a limit.
+
+    A call that finds all of them busy waits for its turn. If it is due before that, or cancelled,
+    one more thread takes it, where it ends at once.
+    """
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Turn | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._count = 0
-        self._idle = 0
+        self._pending = 0  # turns that are waiting or running
+        self._closed = False
+        self._due: list[_Turn] = []  # a heap of those that may have to be taken out of turn
+        self._due_changed = threading.Condition(self._lock)
+        self._watched = False  # whether there is a thread for those
 
-    def run(self, work: Callable[[], None]) -> None:
+    def run(self, native: _http2.Call, work: Callable[[], None], due_ns: int | None) -> Call:
+        turn = _Turn(self, native, work, _NEVER_NS if due_ns is None else due_ns)
         with self._lock:
-            if self._idle > 0:
-                self._idle -= 1
-            elif self._count < _MOST_THREADS:
-                self._count += 1
-                threading.Thread(target=self._serve, name="triton_fast", daemon=True).start()
-        self._work.put(work)
+            closed = self._closed
+            if not closed:
+                self._pending += 1
+                if self._pending > self._count and self._count < _MOST_THREADS:
+                    self._add_thread()
+                if self._pending > self._count and due_ns is not None:
+                    self._watch(turn)
+                self._queue.put(turn)
+        if closed:
+            work()  # closing has ended the call
+        return turn
+
+    def hurry(self, turn: _Turn) -> None:
+        """See to a turn at once, if it is still waiting."""
+        with self._lock:
+            if turn.work is not None and not self._closed:
+                turn.due_ns = 0
+                self._watch(turn)
 
     def close(self) -> None:
         with self._lock:
-            count, self._count = self._count, 0
-        for _ in range(count):
-            self._work.put(None)
+            self._closed = True
+            for _ in range(self._count):
+                self._queue.put(None)
+
+    def abandon(self) -> None:
+        """Forget, in a forked child, the threads and a lock that one of them may have held."""
+        self._lock = threading.Lock()
+        self._closed = True
+
+    def _add_thread(self) -> None:
+        self._count += 1
+        try:
+            threading.Thread(target=self._serve, name="triton_fast", daemon=True).start()
+        except RuntimeError:  # the system allows no more
+            self._count -= 1
+            if self._count == 0:
+                self._pending -= 1
+                raise
+
+    def _watch(self, turn: _Turn) -> None:
+        heapq.heappush(self._due, turn)
+        if self._watched:
+            self._due_changed.notify()
+            return
+        # Where no thread can be had, the turn comes when one of the others is free.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._serve_due, name="triton_fast", daemon=True).start()
+            self._watched = True
+
+    def _take(self, turn: _Turn) -> Callable[[], None] | None:
+        with self._lock:
+            work, turn.work = turn.work, None
+        return work
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._pending -= 1
 
     def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-            del work
-            with self._lock:
-                self._idle += 1
+        while (turn := self._queue.get()) is not None:
+            work = self._take(turn)
+            del turn
+            if work is not None:
+                work()
+                del work
+                self._finish()
+
+    def _serve_due(self) -> None:
+        while (turn := self._next_due()) is not None:
+            work = self._take(turn)
+            del turn
+            if work is not None:
+                work()
+                del work
+                self._finish()
+
+    def _next_due(self) -> _Turn | None:
+        """Wait for the next turn that is due; None if none can be."""
+        with self._lock:
+            while self._due:
+                left_ns = self._due[0].due_ns - time.monotonic_ns()
+                if left_ns <= 0 or self._due[0].work is None:
+                    return heapq.heappop(self._due)
+                self._due_changed.wait(min(left_ns / 1e9, 3600.0))
+            self._watched = False
+            return None
 
 
 _channels: weakref.WeakSet[NativeChannel] = weakref.WeakSet()
@@ -350,3 +459,12 @@ def _close_all() -> None:
     # Threads that wait in native code would otherwise be cut off in mid-call.
     for channel in list(_channels):
         channel.close()
+
+
+def _abandon_all() -> None:
+    for channel in list(_channels):
+        if channel.inherited:  # others that forked children run may have made new ones
+            channel.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

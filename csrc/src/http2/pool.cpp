@@ -10,6 +10,8 @@ namespace {
 // How long to wait before signals are looked at, if none interrupts the wait.
 constexpr std::int64_t kSlice = 200000000;
 
+constexpr char kForked[] = "the process was forked during the call, which the parent goes on with";
+
 }  // namespace
 
 Pool::Pool(Address address, std::string authority, std::size_t most, std::int64_t idle_ns)
@@ -21,6 +23,7 @@ Pool::Pool(Address address, std::string authority, std::size_t most, std::int64_
 Pool::~Pool() = default;
 
 void Pool::close() noexcept {
+  if (inherited()) return;
   std::vector<std::unique_ptr<Connection>> dropped;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -32,15 +35,6 @@ void Pool::close() noexcept {
     }
   }
   freed_.notify_all();
-}
-
-void Pool::abandon() noexcept {
-  // A thread that does not exist in this process may have held the mutex, and left the list half
-  // changed; its descriptors then stay open until exec or exit.
-  if (!mutex_.try_lock()) return;
-  closed_ = true;
-  idle_.clear();
-  mutex_.unlock();
 }
 
 std::unique_ptr<Connection> Pool::take_idle() {
@@ -101,6 +95,7 @@ Call::Call(std::shared_ptr<Pool> pool, CallSpec spec, MessageSink* sink, std::in
       deadline_ns_(deadline_ns),
       keepalive_(keepalive),
       busy_ns_(busy_ns) {
+  if (pool_->inherited()) throw ClosedPool("the channel is the parent process's");
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
   if (pool_->closed_) throw ClosedPool("the channel is closed");
   pool_->running_.insert(this);
@@ -114,6 +109,10 @@ Call::~Call() {
 
 Progress Call::run() {
   while (!done_) {
+    if (pool_->inherited()) {  // a signal's handler has forked
+      conclude(Status::kCancelled, kForked);
+      break;
+    }
     try {
       if (advance() == Progress::kInterrupted) return Progress::kInterrupted;
     } catch (const DeadlineError& error) {
@@ -192,6 +191,10 @@ void Call::retry() {
 }
 
 Outcome Call::end() noexcept {
+  if (pool_->inherited()) {
+    if (!done_) conclude(Status::kCancelled, kForked);
+    return std::move(outcome_);
+  }
   {
     const std::lock_guard<std::mutex> lock(pool_->mutex_);
     interruptible_ = nullptr;
@@ -213,10 +216,25 @@ Outcome Call::end() noexcept {
 }
 
 void Call::cancel() noexcept {
+  if (pool_->inherited()) return;
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
   cancelled_ = true;
   if (interruptible_ != nullptr) interruptible_->interrupt();
   pool_->freed_.notify_all();
+}
+
+void dispose(Pool* pool) noexcept {
+  if (!pool->inherited()) delete pool;
+}
+
+void dispose(Call* call) noexcept {
+  if (!call->pool_->inherited()) delete call;
+}
+
+std::shared_ptr<Pool> make_pool(Address address, std::string authority, std::size_t most,
+                                std::int64_t idle_ns) {
+  return {new Pool(std::move(address), std::move(authority), most, idle_ns),
+          [](Pool* pool) { dispose(pool); }};
 }
 
 }  // namespace triton_fast::http2

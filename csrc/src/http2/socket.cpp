@@ -24,6 +24,8 @@
 #include <thread>
 #include <utility>
 
+#include "triton_fast/http2/fork.hpp"
+
 namespace triton_fast::http2 {
 namespace {
 
@@ -31,6 +33,13 @@ namespace {
 constexpr int kSendFlags = MSG_NOSIGNAL | MSG_DONTWAIT;
 #else
 constexpr int kSendFlags = MSG_DONTWAIT;
+#endif
+
+// Closed on exec from the beginning: another thread may be starting a program.
+#ifdef SOCK_CLOEXEC
+constexpr int kSocketType = SOCK_STREAM | SOCK_CLOEXEC;
+#else
+constexpr int kSocketType = SOCK_STREAM;
 #endif
 
 [[noreturn]] void fail(const std::string& what, int error) {
@@ -97,13 +106,17 @@ std::int64_t monotonic_ns() noexcept {
 }
 
 Wake::Wake() {
+  DescriptorList list;
 #ifdef __linux__
   read_end_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (read_end_ < 0) fail("cannot make an eventfd", errno);
+  list.add(read_end_);
   write_end_ = read_end_;
 #else
   int ends[2];
   if (::pipe(ends) != 0) fail("cannot make a pipe", errno);
+  list.add(ends[0]);
+  list.add(ends[1]);
   read_end_ = ends[0];
   write_end_ = ends[1];
   set_flags(read_end_);
@@ -112,8 +125,9 @@ Wake::Wake() {
 }
 
 Wake::~Wake() {
-  if (write_end_ != read_end_) ::close(write_end_);
-  ::close(read_end_);
+  DescriptorList list;
+  if (write_end_ != read_end_) list.close(write_end_);
+  list.close(read_end_);
 }
 
 void Wake::set() noexcept {
@@ -141,7 +155,7 @@ Socket& Socket::operator=(Socket&& other) noexcept {
 }
 
 void Socket::close() noexcept {
-  if (descriptor_ >= 0) ::close(std::exchange(descriptor_, -1));
+  if (descriptor_ >= 0) DescriptorList().close(std::exchange(descriptor_, -1));
 }
 
 Connecting::Connecting(Address address) : address_(std::move(address)) {
@@ -235,12 +249,17 @@ bool Connecting::try_next() {
 }
 
 void Connecting::open(int family, const sockaddr* address, socklen_t size) {
-  Socket socket(::socket(family, SOCK_STREAM, 0));
-  if (!socket.open()) {
-    error_ = errno;
-    return;
+  int descriptor = -1;
+  {
+    DescriptorList list;
+    descriptor = ::socket(family, kSocketType, 0);
+    if (descriptor < 0) {
+      error_ = errno;
+      return;
+    }
+    list.add(descriptor);
   }
-  const int descriptor = socket.descriptor();
+  Socket socket(descriptor);
   set_flags(descriptor);
   if (family != AF_UNIX) {
     set_option(descriptor, IPPROTO_TCP, TCP_NODELAY, 1);

@@ -2,6 +2,9 @@
 //
 // Any thread may use a pool and its calls; a call is one thread's, but for cancel(). Locks are held
 // for bookkeeping only, never while a call waits.
+//
+// In a forked child a pool of the parent's makes no calls any more, and its calls are over. Neither is
+// ever destroyed there (see dispose()): other threads may have been in the middle of changing it.
 #pragma once
 
 #include <condition_variable>
@@ -10,9 +13,11 @@
 #include <mutex>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "triton_fast/http2/connection.hpp"
+#include "triton_fast/http2/fork.hpp"
 
 namespace triton_fast::http2 {
 
@@ -36,8 +41,8 @@ class Pool {
   /// @brief Ends the calls that are running and refuses further ones. Idempotent; does not wait.
   void close() noexcept;
 
-  /// @brief Lets go of the descriptors in a forked child, where no call is running.
-  void abandon() noexcept;
+  /// Whether this is a copy, in a forked child, of the parent's.
+  bool inherited() const noexcept { return generation_ != generation(); }
 
  private:
   friend class Call;
@@ -50,6 +55,7 @@ class Pool {
   const std::string authority_;
   const std::size_t most_;
   const std::int64_t idle_ns_;
+  const std::uint64_t generation_ = generation();
   std::mutex mutex_;
   std::condition_variable freed_;
   std::vector<std::unique_ptr<Connection>> idle_;  // the most recently used one last
@@ -80,6 +86,7 @@ class Call {
 
  private:
   friend class Pool;
+  friend void dispose(Call* call) noexcept;
 
   Progress advance();
   bool connect(std::int64_t slice_end_ns);
@@ -103,5 +110,13 @@ class Call {
   bool cancelled_ = false;
   Connection* interruptible_ = nullptr;
 };
+
+/// @brief Destroys what new has made, but not what a forked child has of its parent's.
+void dispose(Pool* pool) noexcept;
+void dispose(Call* call) noexcept;
+
+/// @brief Returns a pool that may be shared, across forks too.
+std::shared_ptr<Pool> make_pool(Address address, std::string authority, std::size_t most,
+                                std::int64_t idle_ns);
 
 }  // namespace triton_fast::http2

@@ -1,0 +1,65 @@
+// The list and fork()'s three handlers. Source: pthread_atfork(3).
+#include "triton_fast/http2/fork.hpp"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <mutex>
+#include <new>
+#include <unordered_set>
+
+namespace triton_fast::http2 {
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::unordered_set<int> descriptors;
+  std::atomic<std::uint64_t> generation{0};
+};
+
+// Never destroyed: threads may make calls while the process ends.
+Registry& registry() {
+  static Registry* const made = [] {
+    auto* const registry = new Registry;
+    const int error = ::pthread_atfork(
+        [] { http2::registry().mutex.lock(); }, [] { http2::registry().mutex.unlock(); },
+        [] {
+          Registry& inherited = http2::registry();
+          const int before = errno;
+          for (const int descriptor : inherited.descriptors) ::close(descriptor);
+          inherited.descriptors.clear();
+          ++inherited.generation;
+          inherited.mutex.unlock();
+          errno = before;
+        });
+    if (error != 0) throw std::bad_alloc();
+    return registry;
+  }();
+  return *made;
+}
+
+}  // namespace
+
+std::uint64_t generation() noexcept { return registry().generation; }
+
+DescriptorList::DescriptorList() { registry().mutex.lock(); }
+
+DescriptorList::~DescriptorList() { registry().mutex.unlock(); }
+
+void DescriptorList::add(int descriptor) {
+  try {
+    registry().descriptors.insert(descriptor);
+  } catch (...) {
+    ::close(descriptor);
+    throw;
+  }
+}
+
+void DescriptorList::close(int descriptor) noexcept {
+  registry().descriptors.erase(descriptor);
+  ::close(descriptor);
+}
+
+}  // namespace triton_fast::http2

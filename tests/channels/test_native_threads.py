@@ -1,0 +1,296 @@
+"""The native channel and threads: many on one channel, few connections, the interpreter's end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from channel_peers import Answer, Ending, Message
+from test_grpc_channel import HERE, path, within
+
+from triton_fast import errors
+from triton_fast.channels import native
+from triton_fast.channels.base import CallOptions
+from triton_fast.channels.native import NativeChannel
+
+NO_OPTIONS = CallOptions()
+
+
+@pytest.fixture
+def channel(server):
+    channel = NativeChannel(server.target)
+    yield channel
+    assert call(channel, "Echo", b"usable") == b"usable"
+    channel.close()
+
+
+@pytest.fixture
+def narrow(server, monkeypatch):
+    """Make a channel of two connections, and have both of them busy for a while."""
+    monkeypatch.setattr(native, "_MOST_CONNECTIONS", 2)
+    channel = NativeChannel(server.target)
+    busy = [start(channel, "Sleep", b"1.5") for _ in range(2)]
+    time.sleep(0.2)
+    yield channel, busy
+    channel.close()
+
+
+def call(channel, method, message=b"", options=NO_OPTIONS):
+    answer = Answer()
+    channel.call(path(method), Message(message), answer, options)
+    return answer.bytes
+
+
+def start(channel, method, message=b"", options=NO_OPTIONS):
+    answer, ending = Answer(), Ending()
+    outgoing = Message(message)
+    return channel.start(path(method), outgoing, answer, options, ending), ending, answer
+
+
+def in_threads(count, work):
+    """Run work(0), work(1), … at once; return what went wrong."""
+    wrong = []
+
+    def run(number):
+        try:
+            work(number)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
+
+
+def test_thirty_two_threads_wait_at_the_same_time(channel):
+    started = time.monotonic()
+    assert in_threads(32, lambda number: call(channel, "Sleep", b"1")) == []
+    assert time.monotonic() - started < 6  # 32 in a row; the server has as many threads
+
+
+def test_thirty_two_threads_each_get_their_own_answer(channel):
+    def work(number):
+        for turn in range(60):
+            size = 1_500_000 if (number + turn) % 20 == 0 else 10 + turn
+            message = bytes([number]) * size
+            assert call(channel, "Echo", message) == message
+            if turn % 7 == 0:
+                with pytest.raises(errors.NotFound, match=f"no {number} {turn}"):
+                    call(channel, "Status", f"5:no {number} {turn}".encode())
+            if turn % 9 == 0:
+                _, ending, answer = start(channel, "Echo", message)
+                assert ending.wait() is None
+                assert answer.bytes == message
+
+    assert in_threads(32, work) == []
+
+
+def test_more_threads_than_connections(server, monkeypatch):
+    monkeypatch.setattr(native, "_MOST_CONNECTIONS", 2)
+    channel = NativeChannel(server.target)
+
+    def work(number):
+        for turn in range(40):
+            message = b"%d %d" % (number, turn)
+            assert call(channel, "Echo", message, CallOptions(within(30))) == message
+
+    assert in_threads(16, work) == []
+    channel.close()
+
+
+def test_deadlines_hold_while_connections_are_busy(narrow):
+    channel, busy = narrow
+    started = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded, match="waiting for a connection"):
+        call(channel, "Echo", b"x", CallOptions(within(0.3)))
+    assert 0.29 < time.monotonic() - started < 1
+    assert call(channel, "Echo", b"x", CallOptions(within(30))) == b"x"
+    for _, ending, answer in busy:
+        assert ending.wait() is None
+        assert answer.bytes == b"slept"
+
+
+def test_cancelling_while_connections_are_busy(narrow):
+    channel, _ = narrow
+    waiting, ending, _ = start(channel, "Echo", b"x")
+    time.sleep(0.1)
+    started = time.monotonic()
+    waiting.cancel()
+    assert isinstance(ending.wait(), errors.Cancelled)
+    assert time.monotonic() - started < 1
+
+
+def test_closing_while_connections_are_busy(narrow):
+    channel, busy = narrow
+    waiting = [start(channel, "Echo", b"x") for _ in range(4)]
+    blocked = []
+    thread = threading.Thread(
+        target=lambda: blocked.extend(in_threads(4, lambda _: call(channel, "Echo")))
+    )
+    thread.start()
+    time.sleep(0.1)
+    started = time.monotonic()
+    channel.close()
+    for _, ending, _ in [*busy, *waiting]:
+        assert isinstance(ending.wait(), errors.ClosedError)
+    thread.join()
+    assert [type(error) for error in blocked] == [errors.ClosedError] * 4
+    assert time.monotonic() - started < 1
+
+
+@pytest.fixture
+def crowded(server):
+    """Make a channel whose threads are all busy with calls that nobody waits for."""
+    channel = NativeChannel(server.target)
+    running = [start(channel, "Sleep", b"20") for _ in range(native._MOST_THREADS)]
+    time.sleep(0.3)
+    yield channel
+    for sleeping, _, _ in running:
+        sleeping.cancel()
+    for _, ending, _ in running:
+        assert isinstance(ending.wait(), errors.Cancelled)
+    assert call(channel, "Echo", b"usable") == b"usable"
+    _, ending, answer = start(channel, "Echo", b"usable")
+    assert ending.wait() is None
+    assert answer.bytes == b"usable"
+    channel.close()
+
+
+def test_deadlines_hold_while_threads_are_busy(crowded):
+    started = time.monotonic()
+    seconds = [0.5, 1.5, 0.2, 1.0]
+    endings = [start(crowded, "Echo", b"x", CallOptions(within(s)))[1] for s in seconds]
+    took = {}
+    for limit, ending in sorted(zip(seconds, endings, strict=True)):
+        assert isinstance(ending.wait(), errors.DeadlineExceeded)
+        took[limit] = time.monotonic() - started
+    assert all(limit - 0.01 < t < limit + 1 for limit, t in took.items()), took
+
+
+def test_cancelling_while_threads_are_busy(crowded):
+    waiting = [
+        start(crowded, "Echo", b"x", CallOptions(deadline)) for deadline in (None, within(90))
+    ]
+    started = time.monotonic()
+    for call, ending, _ in reversed(waiting):
+        call.cancel()
+        call.cancel()
+        assert isinstance(ending.wait(), errors.Cancelled)
+    assert time.monotonic() - started < 1
+
+
+def test_turns_come_when_threads_are_free(server):
+    channel = NativeChannel(server.target)
+    count = 3 * native._MOST_THREADS
+    begun = [start(channel, "Sleep", b"0.3", CallOptions(within(60))) for _ in range(count)]
+    assert call(channel, "Echo", b"x") == b"x"  # whoever waits has a thread
+    assert [ending.wait() for _, ending, _ in begun] == [None] * count
+    assert {answer.bytes for _, _, answer in begun} == {b"slept"}
+    channel.close()
+
+
+def test_starting_against_closing(server):
+    """Each call ends once, whichever comes first."""
+    for _ in range(100):
+        channel = NativeChannel(server.target)
+        endings = []
+        go = threading.Barrier(3)
+
+        def work(channel=channel, endings=endings, go=go):
+            go.wait()
+            for _ in range(5):
+                try:
+                    endings.append(start(channel, "Echo", b"x")[1])
+                except errors.ClosedError:
+                    return
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        go.wait()
+        channel.close()
+        for thread in threads:
+            thread.join()
+        for ending in endings:
+            error = ending.wait()
+            assert error is None or isinstance(error, errors.ClosedError)
+            assert len(ending.errors) == 1
+
+
+# The end of the interpreter -----------------------------------------------------------------------
+
+BEGIN = """
+    import os, sys, threading, time
+    from channel_peers import Answer, Ending, Message
+    from triton_fast import errors
+    from triton_fast.channels.base import CallOptions
+    from triton_fast.channels.native import NativeChannel
+
+    channel = NativeChannel(sys.argv[1])
+
+    def call(method="Echo", message=b"x" * 1000):
+        answer = Answer()
+        channel.call("/test.Echo/" + method, Message(message), answer, CallOptions())
+
+    def start(method="Echo", message=b"x" * 1000):
+        return channel.start("/test.Echo/" + method, Message(message), Answer(), CallOptions(),
+                             Ending())
+
+    def forever(work):
+        while True:
+            try:
+                work()
+            except errors.ClosedError:
+                pass  # and tries again, until it is no more
+
+    def daemons(work, count=4):
+        for _ in range(count):
+            threading.Thread(target=forever, args=(work,), daemon=True).start()
+
+    call()
+"""
+ENDS = {
+    "calls": "daemons(call)",
+    "large calls": "daemons(lambda: call(message=bytes(3_000_000)))",
+    "waiting": "daemons(lambda: call('Sleep', b'60'))",
+    "started": "pending = [start('Sleep', b'60') for _ in range(40)]",
+    "starting": "daemons(lambda: (start(), time.sleep(0.001)))",
+    "new connections": """daemons(lambda: NativeChannel(sys.argv[1]).call(
+        "/test.Echo/Echo", Message(b"x"), Answer(), CallOptions()))""",
+    "another thread": """threading.Thread(target=lambda: (time.sleep(0.3), call())).start()""",
+    "in a cycle": "channel.itself = [channel, start('Sleep', b'60')]",
+}
+
+
+STATUSES = (0, 7, 0, 7)
+
+
+@pytest.mark.parametrize("ending", list(ENDS))
+def test_the_interpreter_ends_with_calls_running(server, ending):
+    """No crash, no hang, not a word, and its exit status."""
+    script = textwrap.dedent(BEGIN) + textwrap.dedent(ENDS[ending]) + "\ntime.sleep(0.2)\n"
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-X", "dev", "-c", f"{script}sys.exit({status})", server.target],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for status in STATUSES
+    ]
+    for program, status in zip(programs, STATUSES, strict=True):
+        try:
+            output, _ = program.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.communicate()
+            raise
+        assert (program.returncode, output.decode()) == (status, "")

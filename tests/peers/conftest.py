@@ -1,0 +1,49 @@
+"""Proxies and servers for the tests; a proxy that is not installed skips them, or fails in CI."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+from peer_proxies import PROXIES
+from peer_server import PeerServer
+
+
+@pytest.fixture(scope="module")
+def start_proxy(tmp_path_factory):
+    """Start a proxy: takes its program's name, the server's address and the proxy's settings."""
+    with contextlib.ExitStack() as running:
+
+        def start(program: str, upstream: str, **settings):
+            kind = PROXIES[program]
+            if kind.executable() is None:
+                missing = f"{program} is not installed; the package is {kind.package}"
+                if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
+                    pytest.fail(missing, pytrace=False)
+                pytest.skip(missing)
+            proxy = kind(tmp_path_factory.mktemp(program), upstream, **settings)
+            running.callback(proxy.stop)
+            proxy.start()
+            return proxy
+
+        yield start
+
+
+@pytest.fixture(scope="module", params=list(PROXIES))
+def program(request):
+    """Name each proxy in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def start_server():
+    servers = []
+
+    def start(**options):
+        servers.append(PeerServer(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

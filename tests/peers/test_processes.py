@@ -1,0 +1,137 @@
+"""A client in a process that forks, and in one that ends, while its calls run on a real Triton."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.server
+
+BEGIN = """
+    import multiprocessing, os, signal, sys, threading, time, warnings
+    from concurrent.futures import ThreadPoolExecutor
+    import numpy as np
+    from triton_fast import Client
+
+    # Python 3.12 and later warn of what is tested here.
+    warnings.filterwarnings("ignore", "(?s).*fork.*", DeprecationWarning)
+    client = Client(sys.argv[1], channel="native", timeout=30)
+    model = client.model("identity_fp32")
+
+    def inputs(number, size=1000):
+        return {"INPUT0": np.full(size, number, np.float32)}
+
+    def slow(seconds):
+        return {**inputs(1, 4), "DELAY": np.array([seconds], np.float32)}
+
+    def call(number):
+        for size in (16, 150_528):
+            assert (client.infer("identity_fp32", inputs(number, size))["OUTPUT0"] == number).all()
+            assert (model(inputs(number, size))["OUTPUT0"] == number).all()
+        future = client.submit("identity_fp32", inputs(number))
+        assert (future.result(20)["OUTPUT0"] == number).all()
+        return number
+
+    call(0)
+"""
+
+
+def run(script, url, timeout=100):
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(BEGIN + script), url],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        timeout=timeout,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_eight_children_call_at_once_while_the_parents_threads_are_in_calls(triton_server):
+    script = """
+    threads = ThreadPoolExecutor(12)
+    long = [threads.submit(client.infer, "slow", slow(2)) for _ in range(4)]
+    begun = [client.submit("slow", slow(2)) for _ in range(2)]
+    stopping = threading.Event()
+
+    def hammer():
+        calls = 0
+        while not stopping.is_set():
+            calls += 1
+            call(calls)
+        return calls
+
+    hammering = [threads.submit(hammer) for _ in range(2)]
+    time.sleep(0.3)
+    sys.excepthook = lambda *error: (sys.__excepthook__(*error), os._exit(1))  # threads go on
+    children = []
+    for number in range(8):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            call(number)
+            begun[0].cancel()  # its copy; the parent's goes on
+            os._exit(0)
+        children.append(pid)
+    statuses = [os.waitpid(pid, 0)[1] for pid in children]
+    assert statuses == [0] * 8, statuses
+    assert not any(future.done() for future in long), "the children waited for the parent"
+    stopping.set()
+    assert all(future.result() > 1 for future in hammering)
+    for future in long + begun:
+        assert (future.result(20)["OUTPUT0"] == 1).all()
+    call(9)
+    client.close()
+    """
+    assert run(script, triton_server.grpc_url) == (0, "", "")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(triton_server, method, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(BEGIN)
+        + textwrap.dedent(f"""
+    if __name__ == "__main__":
+        begun = client.submit("slow", slow(1))
+        with multiprocessing.get_context({method!r}).Pool(4) as pool:
+            assert pool.map(call, range(12)) == list(range(12))
+        assert (begun.result(20)["OUTPUT0"] == 1).all()
+        call(99)
+    """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), triton_server.grpc_url],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        timeout=100,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("end", ["sys.exit(0)", "sys.exit(7)", "raise SystemExit(7)", ""])
+def test_the_interpreter_ends_with_calls_running(triton_server, end):
+    """Threads in calls and between calls, futures that nobody waits for, a client not closed."""
+    script = f"""
+    begun = [client.submit("slow", slow(60)) for _ in range(40)]
+
+    def forever(work):
+        while True:
+            try:
+                work()
+            except Exception:
+                time.sleep(0.001)
+
+    for work in (lambda: call(1), lambda: call(2), lambda: client.infer("slow", slow(60))):
+        threading.Thread(target=forever, args=(work,), daemon=True).start()
+    time.sleep(0.3)
+    {end}
+    """
+    for _ in range(3):
+        assert run(script, triton_server.grpc_url) == (7 if "7" in end else 0, "", "")

@@ -1,0 +1,306 @@
+"""The client through the proxies that people put in front of Triton, over both channels."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+
+import numpy as np
+import pytest
+from peer_calls import Caller, told
+
+from triton_fast import (
+    Client,
+    DeadlineExceeded,
+    Internal,
+    ServerError,
+    TritonFastError,
+    Unavailable,
+    Unknown,
+)
+
+pytestmark = pytest.mark.server
+
+ONE = {"INPUT0": np.ones(1, np.float32)}
+# How long a loaded machine may take to notice that a deadline has passed.
+SLACK = 3.0
+
+
+def slow(seconds):
+    return {**ONE, "DELAY": np.array([seconds], np.float32)}
+
+
+def tensor(byte_size, seed=0):
+    values = np.random.default_rng(seed).random(byte_size // 4, np.float32)
+    return {"INPUT0": values}
+
+
+def assert_usable(client):
+    assert client.infer("identity_fp32", ONE, timeout=30)["OUTPUT0"].tolist() == [1]
+
+
+@pytest.fixture(scope="module")
+def proxy(start_proxy, program, triton_server):
+    return start_proxy(program, triton_server.grpc_url)
+
+
+@pytest.fixture
+def client(proxy, channel):
+    with Client(proxy.target, channel=channel, timeout=60) as client:
+        yield client
+        assert_usable(client)
+
+
+# What is carried ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("byte_size", [0, 64, 602_112, 16 << 20])
+def test_tensors_there_and_back(client, byte_size):
+    inputs = tensor(byte_size)
+    result = client.infer("identity_fp32", inputs)["OUTPUT0"]
+    assert result.tobytes() == inputs["INPUT0"].tobytes()
+    futures = [client.submit("identity_fp32", tensor(byte_size, seed)) for seed in range(1, 3)]
+    for seed, future in enumerate(futures, 1):
+        expected = tensor(byte_size, seed)["INPUT0"]
+        assert future.result(60)["OUTPUT0"].tobytes() == expected.tobytes()
+
+
+def test_straight_into_an_array(client):
+    inputs = tensor(602_112)
+    out = np.zeros_like(inputs["INPUT0"])
+    assert client.infer("identity_fp32", inputs, out={"OUTPUT0": out})["OUTPUT0"] is out
+    assert out.tobytes() == inputs["INPUT0"].tobytes()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_compressed(client, compression):
+    values = np.zeros(1 << 20, np.float32)
+    values[::1000] = np.arange(len(values[::1000]))
+    result = client.infer("identity_fp32", {"INPUT0": values}, compression=compression)
+    assert result["OUTPUT0"].tobytes() == values.tobytes()
+
+
+def test_what_the_server_is_and_has(client):
+    assert client.is_live()
+    assert client.is_ready()
+    assert client.server_metadata().name == "triton"
+    assert client.is_model_ready("identity_fp32")
+    assert not client.is_model_ready("nope")
+    assert client.model_metadata("identity_fp32").inputs[0].name == "INPUT0"
+
+
+@pytest.mark.parametrize("message", ["it broke", "größer als 5 €: 𝄞", "50 % of %41\nof it", " x "])
+def test_the_servers_own_words(client, message):
+    for _ in range(2):  # the second on the same connection
+        with pytest.raises(Internal) as caught:
+            client.infer("failing", {"FAIL_MESSAGE": [message]})
+        assert caught.value.message == message
+
+
+def test_an_error_too_long_for_the_proxy(client):
+    """They hold headers in buffers of a few pages, and refuse more in their own ways."""
+    with pytest.raises((Unavailable, Internal)) as caught:
+        client.infer("failing", {"FAIL_MESSAGE": ["y" * 300_000]})
+    assert len(caught.value.message) < 1000
+
+
+def test_many_threads(client):
+    wrong = []
+
+    def work(number):
+        try:
+            for turn in range(30):
+                inputs = tensor(602_112 if turn % 10 == 0 else 64, 1000 * number + turn)
+                result = client.infer("identity_fp32", inputs)["OUTPUT0"]
+                if result.tobytes() != inputs["INPUT0"].tobytes():
+                    wrong.append((number, turn))
+        except TritonFastError as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_what_a_server_of_another_make_is_told(start_proxy, program, start_server, channel):
+    server = start_server()
+    proxy = start_proxy(program, server.target)
+    call = Caller(proxy.target, channel)
+    sent = {"x-text": "a b", "x-all-bin": bytes(range(256)), "x-long": "l" * 3000}
+    received = told(call, headers=sent, timeout=20)
+    headers = {
+        name: base64.b64decode(value["base64"]) if isinstance(value, dict) else value
+        for name, value in received["headers"]
+    }
+    assert {name: headers[name] for name in sent} == sent
+    assert 20 - SLACK < received["time_left"] <= 20
+    for compression in (None, "gzip"):
+        message = bytes(range(256)) * 4000
+        assert call("Echo", message, compression=compression) == message
+    with pytest.raises(DeadlineExceeded):
+        call("Sleep", b"60", timeout=0.2)
+    assert call("GivenUp") == b"yes"
+    call.channel.close()
+    proxy.stop()
+
+
+# How it ends --------------------------------------------------------------------------------------
+
+
+def test_deadlines(client):
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            client.infer("slow", slow(20), timeout=0.3)
+        assert 0.29 < time.monotonic() - started < SLACK
+        assert isinstance(client.submit("slow", slow(20), timeout=0.1).exception(5), TimeoutError)
+
+
+def test_cancelling(client):
+    started = time.monotonic()
+    for _ in range(10):  # more than the model's instances: they must be let go
+        future = client.submit("slow", slow(20))
+        time.sleep(0.02)
+        assert future.cancel()
+    assert client.infer("slow", slow(0.01))["OUTPUT0"].tolist() == [1]
+    assert time.monotonic() - started < 15
+
+
+def test_a_server_that_is_not_there_and_comes(start_proxy, program, triton_server_factory, channel):
+    with triton_server_factory(models=["identity_fp32", "slow"]) as server:
+        proxy = start_proxy(program, server.grpc_url)
+        with Client(proxy.target, channel=channel, timeout=30) as client:
+            assert_usable(client)
+            killer = threading.Timer(0.3, server.kill)
+            killer.start()
+            started = time.monotonic()
+            with pytest.raises(ServerError) as caught:
+                client.infer("slow", slow(50))
+            # A connection cut in mid-call is HAProxy's and nginx's 502, and Envoy's own status.
+            assert isinstance(caught.value, Unavailable)
+            killer.join()
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    client.infer("identity_fp32", tensor(602_112))
+            assert not client.is_live()
+            assert time.monotonic() - started < 25
+            server.start()
+            deadline = time.monotonic() + 20
+            while not client.is_ready():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert_usable(client)
+        proxy.stop()
+
+
+def test_a_server_that_is_slower_than_the_proxy_likes(start_proxy, program, triton_server, channel):
+    proxy = start_proxy(program, triton_server.grpc_url, answer_seconds=1)
+    with Client(proxy.target, channel=channel, timeout=60) as client:
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match=r"504|timeout"):
+            client.infer("slow", slow(50))
+        assert time.monotonic() - started < 1 + SLACK
+        assert_usable(client)
+    proxy.stop()
+
+
+def test_a_request_too_large_for_nginx(start_proxy, triton_server, channel):
+    """It answers 413 in the middle of the request, which is the default at 1 MiB."""
+    proxy = start_proxy("nginx", triton_server.grpc_url, largest_request=1 << 20)
+    with Client(proxy.target, channel=channel, timeout=30) as client:
+        for byte_size in (1_048_000, 2 << 20, 16 << 20):
+            inputs = tensor(byte_size)
+            if byte_size < 1 << 20:
+                result = client.infer("identity_fp32", inputs)["OUTPUT0"]
+                assert result.tobytes() == inputs["INPUT0"].tobytes()
+                continue
+            with pytest.raises(Unknown, match="413"):
+                client.infer("identity_fp32", inputs)
+            assert_usable(client)
+    proxy.stop()
+
+
+# Connections that the proxy closes ----------------------------------------------------------------
+#
+# A proxy says GOAWAY and which request was the last; one that came later is safe to send again.
+# grpcio reports some of those as Unavailable, so these are the native channel's.
+
+
+class Traffic:
+    """Threads that call without a pause, or with one, and keep what went wrong."""
+
+    def __init__(self, client, threads, pause=lambda: 0.0):
+        self.client = client
+        self.calls = 0
+        self.failures = []
+        self.pause = pause
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._work, args=(n,)) for n in range(threads)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, number):
+        turn = 0
+        while not self._stopping.wait(self.pause()):
+            turn += 1
+            inputs = tensor(64 if turn % 8 else 602_112, 10_000 * number + turn)
+            try:
+                result = self.client.infer("identity_fp32", inputs)["OUTPUT0"]
+                assert result.tobytes() == inputs["INPUT0"].tobytes()
+            except Exception as error:
+                self.failures.append(error)
+            self.calls += 1
+
+
+@pytest.mark.parametrize("program", ["nginx", "envoy"])  # HAProxy does not count them
+def test_connections_of_seven_requests(start_proxy, program, triton_server):
+    proxy = start_proxy(program, triton_server.grpc_url, requests=7)
+    with Client(proxy.target, channel="native", timeout=30) as client:
+        with Traffic(client, threads=8) as traffic:
+            time.sleep(1.5)
+        for _ in range(100):
+            assert_usable(client)
+    assert traffic.failures == []
+    assert traffic.calls > 200
+    proxy.stop()
+
+
+def test_connections_that_idle_as_long_as_the_proxy_likes(start_proxy, program, triton_server):
+    proxy = start_proxy(program, triton_server.grpc_url, idle_seconds=1)
+    random = np.random.default_rng(3)
+    with Client(proxy.target, channel="native", timeout=30) as client:
+        # About when it closes them: sometimes before the request, sometimes after, sometimes as
+        # it is on its way.
+        with Traffic(client, 16, pause=lambda: 1 + random.normal(0, 0.003)) as traffic:
+            time.sleep(4.5)
+    assert traffic.failures == []
+    assert traffic.calls > 40
+    proxy.stop()
+
+
+@pytest.mark.parametrize("program", ["nginx", "haproxy"])
+def test_a_proxy_that_is_reloaded(start_proxy, program, triton_server):
+    proxy = start_proxy(program, triton_server.grpc_url)
+    with Client(proxy.target, channel="native", timeout=30) as client:
+        with Traffic(client, threads=8) as traffic:
+            for _ in range(3):
+                time.sleep(0.4)
+                before = traffic.calls
+                proxy.reload()
+            time.sleep(0.5)
+        assert_usable(client)
+    assert traffic.failures == []
+    assert traffic.calls > before
+    proxy.stop()
