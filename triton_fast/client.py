@@ -15,7 +15,7 @@ from .connection import Connection, HeaderHook, Out
 from .errors import DeadlineExceeded, NotFound, Unavailable
 from .headers import HeaderSource
 from .model import Model
-from .request import UNSET, Outputs, prepare
+from .request import UNSET, Outputs, Prepared, prepare
 from .response import InferResult
 from .tls import TLS
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
 
 __all__ = ["Client"]
+
+# Of models that are called by name; somebody may put a counter into the name.
+_MOST_PREPARED = 256
 
 
 class Client:
@@ -110,6 +113,7 @@ class Client:
             header_hook=header_hook,
             compression=compression,
         )
+        self._prepared: dict[tuple[str, str], Prepared] = {}
 
     @property
     def url(self) -> str:
@@ -212,7 +216,9 @@ class Client:
         -----
         Thread-safe.
         """
-        prepared = prepare(model, model_version, outputs, parameters, priority, queue_timeout)
+        prepared = self._prepare(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
         options = self._connection.options(prepared.call, timeout, headers, compression)
         return self._connection.infer(prepared, inputs, request_id, options, out)
 
@@ -250,9 +256,33 @@ class Client:
         InvalidTensor, InvalidOption, ClosedError
             At once, as in `infer`; all other errors are the future's.
         """
-        prepared = prepare(model, model_version, outputs, parameters, priority, queue_timeout)
+        prepared = self._prepare(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
         options = self._connection.options(prepared.call, timeout, headers, compression)
         return self._connection.submit(prepared, inputs, request_id, options, out)
+
+    def _prepare(
+        self,
+        model: str,
+        version: str,
+        outputs: Outputs | None,
+        parameters: Mapping[str, Any] | None,
+        priority: int,
+        queue_timeout: float | None,
+    ) -> Prepared:
+        """Return the constant part of a request; kept from call to call if it is plain."""
+        plain = outputs is None and parameters is None and not priority and queue_timeout is None
+        if plain and type(model) is str and type(version) is str:
+            known = self._prepared.get((model, version))
+            if known is not None:
+                return known
+        prepared = prepare(model, version, outputs, parameters, priority, queue_timeout)
+        if plain:
+            if len(self._prepared) >= _MOST_PREPARED:
+                self._prepared.clear()
+            self._prepared[model, version] = prepared
+        return prepared
 
     def model(
         self,

@@ -76,17 +76,15 @@ class Prepared:
         Outputs that are asked for; none for all that the model gives.
     header : _wire.Header
         All of it, encoded.
+    call : str
+        What errors call it.
     """
 
     model_name: str
     model_version: str
     output_names: tuple[str, ...]
     header: _wire.Header
-
-    @property
-    def call(self) -> str:
-        """What errors call it."""
-        return f"ModelInfer({self.model_name!r})"
+    call: str
 
 
 def prepare(
@@ -118,7 +116,8 @@ def prepare(
         queue_timeout_us=microseconds(queue_timeout, "queue_timeout"),
         outputs=requested,
     )
-    return Prepared(model_name, model_version, tuple(name for name, _ in requested), header)
+    names = tuple(name for name, _ in requested)
+    return Prepared(model_name, model_version, names, header, f"ModelInfer({model_name!r})")
 
 
 def _requested(outputs: Outputs | None) -> list[tuple[str, Mapping[str, Any] | None]]:

@@ -335,6 +335,9 @@ def test_the_connection_breaks_during_a_call(open_channel, relay, server, size):
     with pytest.raises(errors.Unavailable) as raised:
         channel.call(path("Sleep"), Message(b"20".ljust(size)), Answer(), NO_OPTIONS)
     assert "check that the server runs" not in raised.value.message
+    # grpcio may start one more call on the connection before it has seen the end of it.
+    with contextlib.suppress(errors.Unavailable):
+        call(channel, "Echo")
     assert call(channel, "Echo", b"again") == b"again"
 
 

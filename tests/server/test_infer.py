@@ -18,6 +18,7 @@ from triton_fast import (
     InvalidOption,
     InvalidTensor,
     RequestedOutput,
+    ServerError,
     Tensor,
 )
 from triton_fast.datatypes import dtype_of
@@ -421,3 +422,16 @@ def test_queue_timeout_and_priority(client):
 def test_a_large_tensor(client):
     values = np.arange(16 << 20, dtype=np.float32)  # 64 MiB
     assert (client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"] == values).all()
+
+
+def test_what_a_plain_call_keeps_is_not_taken_for_another(client):
+    inputs = {"INPUT0": np.ones(16, np.float32)[None], "INPUT1": np.ones(16, np.float32)[None]}
+    everything = set(client.infer("add_sub", inputs))
+    some = set(client.infer("add_sub", inputs, outputs=["OUTPUT1"]))
+    again = client.infer("add_sub", inputs)
+    versioned = client.infer("add_sub", inputs, model_version="1")
+    with pytest.raises(ServerError):
+        client.infer("add_sub", inputs, model_version="77")
+    assert (everything, some) == ({"OUTPUT0", "OUTPUT1"}, {"OUTPUT1"})
+    assert set(again) == set(versioned) == everything
+    assert versioned.model_version == "1"
