@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .errors import PermissionDenied as PermissionDenied
     from .errors import ResourceExhausted as ResourceExhausted
     from .errors import ServerError as ServerError
+    from .errors import SharedMemoryError as SharedMemoryError
     from .errors import StatusCode as StatusCode
     from .errors import TritonFastError as TritonFastError
     from .errors import Unauthenticated as Unauthenticated
@@ -78,6 +79,7 @@ _NAMES = {
         "PermissionDenied",
         "ResourceExhausted",
         "ServerError",
+        "SharedMemoryError",
         "StatusCode",
         "TritonFastError",
         "Unauthenticated",

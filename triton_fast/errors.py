@@ -27,6 +27,7 @@ __all__ = [
     "PermissionDenied",
     "ResourceExhausted",
     "ServerError",
+    "SharedMemoryError",
     "StatusCode",
     "TritonFastError",
     "Unauthenticated",
@@ -92,6 +93,13 @@ class WireError(TritonFastError):
     """Bytes from the server are not the message that they should be; the message names the field.
 
     The call is over and its tensors must not be used; the client stays usable.
+    """
+
+
+class SharedMemoryError(TritonFastError, OSError):
+    """Shared memory cannot be had, or not be let go of; ``errno`` and the message say why.
+
+    ``errno.ENOSPC`` is a full ``/dev/shm``. Nothing is left behind, and the client stays usable.
     """
 
 
