@@ -10,6 +10,7 @@
 // The bytes go through three sessions: at once and in pieces, which must come to the same, and in
 // pieces while the session sends what it has to. What must hold is in Sink, Sent and check_end().
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "memory.hpp"
@@ -42,6 +44,7 @@ using triton_fast::wire::ResponseReader;
 constexpr std::size_t kSettingSize = 4;
 constexpr std::size_t kSmall = 20;
 constexpr std::size_t kLarge = 70000;  // more than a window
+constexpr char kProtocolError = 1;     // RFC 9113, 7
 
 // ---- Setting ------------------------------------------------------------------------------------
 
@@ -132,10 +135,32 @@ class Sink final : public MessageSink {
   std::unique_ptr<ReaderSink> next_;
 };
 
+/// What a request is to look like in DATA frames. Made once: to make it takes longer than to check it.
+const std::string& message_of(const Setting& setting, std::size_t request) {
+  static const auto table = [] {
+    std::array<std::string, 16> made;
+    for (std::size_t i = 0; i < made.size(); ++i) {
+      const std::size_t size = (i & 8) != 0 ? kLarge + i % 4 : kSmall * (i % 4);
+      made[i].push_back(static_cast<char>((i & 4) >> 2));
+      for (int shift = 24; shift >= 0; shift -= 8) {
+        made[i].push_back(static_cast<char>(size >> shift));
+      }
+      for (std::size_t at = 0; at < size; ++at) {
+        made[i].push_back(static_cast<char>((at + i) * 7 >> 3));
+      }
+    }
+    return made;
+  }();
+  return table[request + (setting.compressed ? 4 : 0) + (setting.large ? 8 : 0)];
+}
+
 /// What the session has sent: frames that are whole, and of each message no byte but its own.
 class Sent {
  public:
-  explicit Sent(const std::vector<std::string>& messages) : messages_(messages) {}
+  explicit Sent(const Setting& setting) : setting_(setting) {}
+
+  /// Whether it has told the server that the stream's answer breaks the rules.
+  bool refused(std::size_t request) const { return refused_[request]; }
 
   void add(const std::uint8_t* data, std::size_t size) {
     rest_.append(reinterpret_cast<const char*>(data), size);
@@ -153,20 +178,20 @@ class Sent {
       if (rest_.size() - at - 9 < length) break;
       const std::uint32_t id = std::uint32_t{head[5]} << 24 | std::uint32_t{head[6]} << 16 |
                                std::uint32_t{head[7]} << 8 | head[8];
-      check(head[3], head[4], id, rest_.substr(at + 9, length));
+      check(head[3], head[4], id, std::string_view(rest_).substr(at + 9, length));
       at += 9 + length;
     }
     rest_.erase(0, at);
   }
 
  private:
-  void check(std::uint8_t type, std::uint8_t flags, std::uint32_t id, const std::string& payload) {
+  void check(std::uint8_t type, std::uint8_t flags, std::uint32_t id, std::string_view payload) {
     if (first_) REQUIRE(type == 4);
     first_ = false;
     switch (type) {
       case 0: {  // DATA
-        REQUIRE(id % 2 == 1 && id / 2 < messages_.size());
-        const std::string& message = messages_[id / 2];
+        REQUIRE(id % 2 == 1 && id / 2 < setting_.requests);
+        const std::string& message = message_of(setting_, id / 2);
         std::size_t& position = positions_[id / 2];
         REQUIRE(payload.size() <= message.size() - position);
         REQUIRE(message.compare(position, payload.size(), payload) == 0);
@@ -175,10 +200,13 @@ class Sent {
         return;
       }
       case 1:  // HEADERS
-        REQUIRE(id % 2 == 1 && id / 2 < messages_.size() && (flags & 0xd) == 4);
+        REQUIRE(id % 2 == 1 && id / 2 < setting_.requests && (flags & 0xd) == 4);
         return;
       case 3:  // RST_STREAM
         REQUIRE(id != 0 && payload.size() == 4);
+        if (id % 2 == 1 && id / 2 < setting_.requests && payload.back() == kProtocolError) {
+          refused_[id / 2] = true;
+        }
         return;
       case 4:  // SETTINGS
         REQUIRE(id == 0 && payload.size() % 6 == 0);
@@ -197,8 +225,9 @@ class Sent {
     }
   }
 
-  const std::vector<std::string>& messages_;
+  const Setting& setting_;
   std::size_t positions_[4] = {};
+  bool refused_[4] = {};
   bool preface_ = false;
   bool first_ = true;
   std::string rest_;
@@ -213,6 +242,9 @@ struct Result {
   std::string thrown;
   bool unseen = false;
   bool compressed = false;
+  // See alike(): whether the session has refused the stream, or the whole connection.
+  bool refused = false;
+  bool broken_off = false;
 
   bool operator==(const Result& other) const {
     return status == other.status && text == other.text && encoding == other.encoding &&
@@ -245,21 +277,21 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
     REQUIRE(sink.finished());
   }
   // What is sent again must not have been answered.
-  REQUIRE(!outcome.unseen || (sink.message().empty() && outcome.status == Status::kUnavailable));
+  REQUIRE(!outcome.unseen || (!stream.answered() && outcome.status == Status::kUnavailable));
   REQUIRE(!outcome.compressed || setting.compressed);
   return result;
 }
 
-/// Whether the same came of all requests. nghttp2 finds a body that is longer than its
-/// content-length before it hands on any of the piece, and resets the stream when it can send;
-/// until then the connection may have ended.
-bool alike(const std::vector<Result>& one, const std::vector<Result>& two) {
-  const auto is_alike = [](const Result& a, const Result& b) {
-    if (a == b) return true;
-    if (a.status == Status::kOk || b.status == Status::kOk) return false;
-    return a.status == Status::kUnavailable || b.status == Status::kUnavailable;
+/// Whether the same came of all requests. But nghttp2 finds a body that is longer than its
+/// content-length before it hands on any of the piece, and then resets the stream unless the
+/// connection ends first. In pieces, a sink or the peer may have ended the call by then.
+bool alike(const std::vector<Result>& whole, const std::vector<Result>& pieces) {
+  const auto is_alike = [](const Result& one, const Result& two) {
+    if (one == two) return true;
+    const bool late = one.refused || (one.broken_off && one.status == Status::kUnavailable);
+    return late && one.status != Status::kOk && two.status != Status::kOk;
   };
-  return std::equal(one.begin(), one.end(), two.begin(), two.end(), is_alike);
+  return std::equal(whole.begin(), whole.end(), pieces.begin(), pieces.end(), is_alike);
 }
 
 /// Memory is in proportion to what has come, and to the payload.
@@ -277,30 +309,30 @@ void check_memory(std::size_t come, const Setting& setting) {
 
 class Run {
  public:
-  explicit Run(const Setting& setting) : setting_(setting), sent_(messages_) {
+  /// With `sends`, the session sends what it has to, and requests are given up.
+  Run(const Setting& setting, bool pieces, bool sends)
+      : setting_(setting), pieces_(pieces), sends_(sends), sent_(setting) {
     for (std::size_t i = 0; i < setting.requests; ++i) {
-      const std::size_t size = setting.large ? kLarge + i : kSmall * i;
+      const std::string& message = message_of(setting, i);
+      payloads_.push_back(
+          {reinterpret_cast<const std::uint8_t*>(message.data()) + 5, message.size() - 5});
+      if (!sends) continue;
       // A block of its own, which must not be read from once the request is over.
-      payloads_.emplace_back(new std::string(pattern(), i, size));
-      std::string message(1, static_cast<char>(setting.compressed ? 1 : 0));
-      for (int shift = 24; shift >= 0; shift -= 8) {
-        message.push_back(static_cast<char>(size >> shift));
-      }
-      messages_.push_back(message + *payloads_.back());
+      copies_.push_back(std::make_unique<std::string>(message, 5));
+      payloads_.back().data = reinterpret_cast<const std::uint8_t*>(copies_.back()->data());
     }
   }
 
-  std::vector<Result> operator()(const std::uint8_t* data, std::size_t size, bool pieces,
-                                 bool sends) {
+  std::vector<Result> operator()(const std::uint8_t* data, std::size_t size) {
     const Measurement measurement;
     Session session("localhost:8001");
     std::vector<std::unique_ptr<Sink>> sinks;
     std::vector<Stream*> streams;
-    for (const auto& payload : payloads_) {
+    for (const ConstBuffer& payload : payloads_) {
       CallSpec call;
       call.path = "/inference.GRPCInferenceService/ModelInfer";
-      call.segments = {{reinterpret_cast<const std::uint8_t*>(payload->data()), payload->size()}};
-      call.message_size = payload->size();
+      call.segments = {payload};
+      call.message_size = payload.size;
       if (setting_.compressed) call.encoding = "gzip";
       sinks.push_back(std::make_unique<Sink>(setting_));
       streams.push_back(session.open(call, 1000000000, sinks.back().get()));
@@ -310,13 +342,13 @@ class Run {
     Cuts cuts(setting_.cuts, setting_.seed);
     bool ended = false;
     for (std::size_t at = 0; at != size && !ended;) {
-      const std::size_t part = pieces ? cuts.next(size - at) : size - at;
+      const std::size_t part = pieces_ ? cuts.next(size - at) : size - at;
       // Nothing beyond the piece may be read, and nothing of it afterwards.
       const std::unique_ptr<std::uint8_t[]> copy(new std::uint8_t[part]);
       std::copy_n(data + at, part, copy.get());
       ended = !feed(session, {copy.get(), part});
       at += part;
-      if (sends && !ended) {
+      if (sends_ && !ended) {
         send(session, setting_.takes, false);
         static_cast<void>(session.usable());
         if (setting_.gives_up && at > size / 2 && !streams.empty()) {
@@ -330,22 +362,20 @@ class Run {
       results.push_back(check_end(*streams[i], *sinks[i], setting_));
     }
     check_memory(size, setting_);
+    if (!sends_) {
+      send(session, SIZE_MAX, false);
+      for (std::size_t i = 0; i < results.size(); ++i) {
+        results[i].refused = sent_.refused(i);
+        results[i].broken_off = ended;
+      }
+    }
     while (!streams.empty()) forget(session, streams, sinks);
     // Whatever is left to be sent comes from the session's own memory.
-    if (sends && !session.borrows()) send(session, SIZE_MAX, false);
+    if (sends_ && !session.borrows()) send(session, SIZE_MAX, false);
     return results;
   }
 
  private:
-  static const std::string& pattern() {
-    static const std::string bytes = [] {
-      std::string made(kLarge + 8, '\0');
-      for (std::size_t i = 0; i < made.size(); ++i) made[i] = static_cast<char>(i * 7 >> 3);
-      return made;
-    }();
-    return bytes;
-  }
-
   static bool feed(Session& session, ConstBuffer bytes) {
     try {
       session.feed(bytes);
@@ -382,12 +412,14 @@ class Run {
     session.close(streams.back());
     streams.pop_back();
     sinks.pop_back();
-    if (!session.borrows()) payloads_[streams.size()].reset();
+    if (sends_ && !session.borrows()) copies_[streams.size()].reset();
   }
 
   const Setting& setting_;
-  std::vector<std::unique_ptr<std::string>> payloads_;
-  std::vector<std::string> messages_;
+  const bool pieces_;
+  const bool sends_;
+  std::vector<ConstBuffer> payloads_;
+  std::vector<std::unique_ptr<std::string>> copies_;
   Sent sent_;
 };
 
@@ -423,14 +455,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const Setting setting(data);
   data += kSettingSize;
   size -= kSettingSize;
-  const std::vector<Result> whole = Run(setting)(data, size, false, false);
-  const std::vector<Result> pieces = Run(setting)(data, size, true, false);
+  const std::vector<Result> whole = Run(setting, false, false)(data, size);
+  const std::vector<Result> pieces = Run(setting, true, false)(data, size);
   if (!alike(whole, pieces)) {
     print("at once", whole);
     print("in pieces", pieces);
   }
   REQUIRE(alike(whole, pieces));
-  for (const Result& result : Run(setting)(data, size, true, true)) {
+  for (const Result& result : Run(setting, true, true)(data, size)) {
     ++calls;
     if (result.status == Status::kOk) ++answered;
   }

@@ -38,7 +38,7 @@ NGINX = (":status", "502"), ("server", "nginx"), ("content-type", "text/html")
 
 def seeds() -> dict[str, bytes]:
     """Return the corpus: names and contents."""
-    errors = (("grpc-status", "13"), ("grpc-message", "it %62roke"))
+    errors = (("grpc-status", "13"), ("grpc-message", "it %62roke at 5%"))
     indexed = h2.block((("x-long", "y" * 100), *h2.OK_TRAILERS), 0x40)
     packed = gzip.compress(ANSWER, mtime=0)
     found = {

@@ -104,11 +104,14 @@ if(TARGET triton_fast_nghttp2)
   triton_fast_planted_bug(
     same_part fuzz_session ${session} "stream->offset_ += size;"
     "stream->offset_ += size < 16384 ? size : size - 1;")
-  # The caller's memory, read when the call is over.
+  # The caller's memory, given back while some of it is still to be sent.
   triton_fast_planted_bug(
-    after_close fuzz_session ${session} "streams_.erase(stream->id_);"
-    "if (stream->left_ == 0) streams_.erase(stream->id_);")
-  # Memory for as long as headers come.
+    borrowed fuzz_session ${session} "++session.borrowed_;" "session.borrowed_ = 1;")
+  # An escape that is cut off at the end of its text.
+  triton_fast_planted_bug(
+    escape fuzz_session src/http2/status.cpp "text[i] == '%' && i + 2 < text.size()"
+    "text[i] == '%' && i < text.size()")
+  # Padding that is longer than its frame.
   triton_fast_planted_bug(
     padding fuzz_session ${blocks} "if (front + back > block_.size()) {" "if (false) {")
   # Values that came in Huffman code, cut off in the middle of a byte.
