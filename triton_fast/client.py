@@ -5,16 +5,18 @@ Turns arguments into prepared requests and call options. Imports neither grpc no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .channels.base import Compression
 from .channels.choice import channel_factory
-from .connection import Connection, HeaderHook, Out
-from .errors import DeadlineExceeded, NotFound, Unavailable
+from .channels.native import native_address
+from .connection import Connection, HeaderHook, Out, SharedFactory
+from .errors import DeadlineExceeded, InvalidOption, NotFound, Unavailable
 from .headers import HeaderSource
 from .model import Model
+from .registry import Registry
 from .request import UNSET, Outputs, Prepared, prepare
 from .response import InferResult
 from .tls import TLS
@@ -22,10 +24,12 @@ from .tls import TLS
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    import numpy as np
     from google.protobuf.message import Message
 
     from .keepalive import Keepalive
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
+    from .regions import Regions
 
 __all__ = ["Client"]
 
@@ -63,6 +67,14 @@ class Client:
         takes a third off a small call, and keeps a processor busy meanwhile.
     channel_options : mapping, optional
         Options of grpcio's channel, by name, over the ones that we set.
+    shared_memory : {"auto", True, False}, default "auto"
+        Whether large tensors go through shared memory, inputs copied into it once (or not at all,
+        see `empty`), outputs written there by the server. ``"auto"`` tries it with the first large
+        tensor, and uses the wire if the server does not take it, because it runs elsewhere say;
+        True raises an error then that says what to change.
+    shared_memory_limit : int, bytes, default 1 GiB
+        How much of it there may be. Results that are kept alive count. Where all is taken, calls
+        use the wire, or, if shared memory is required, wait for some up to their deadline.
 
     Raises
     ------
@@ -96,6 +108,8 @@ class Client:
         keepalive: Keepalive | None = None,
         busy_poll: float = 0.0,
         channel_options: Mapping[str, Any] | None = None,
+        shared_memory: bool | Literal["auto"] = False,
+        shared_memory_limit: int = 1 << 30,
     ) -> None:
         new_channel = channel_factory(
             url,
@@ -112,6 +126,7 @@ class Client:
             headers=headers,
             header_hook=header_hook,
             compression=compression,
+            new_shared=_shared_factory(url, shared_memory, shared_memory_limit),
         )
         self._prepared: dict[tuple[str, str], Prepared] = {}
 
@@ -119,6 +134,40 @@ class Client:
     def url(self) -> str:
         """The server's address, as given."""
         return self._connection.url
+
+    @property
+    def shared_memory(self) -> Regions:
+        """The shared memory regions that the server knows."""
+        from .regions import Regions  # noqa: PLC0415 - management only
+
+        connection = self._connection
+        return Regions(Registry(connection.exchange), connection.options)
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        """Return an array in memory that is shared with the server, for inputs and ``out=``.
+
+        Parameters
+        ----------
+        shape : int or sequence of int
+            Of the array.
+        dtype : dtype_like
+            Of its elements, which are not initialized.
+
+        Returns
+        -------
+        numpy.ndarray
+            C-contiguous. Calls send it, and contiguous parts of it, without a copy. Its memory is
+            leased until the last array on it dies. An ordinary array if the server takes no shared
+            memory, or the client's ``shared_memory_limit`` is reached, unless that is required.
+
+        Raises
+        ------
+        InvalidTensor
+            If there are no such arrays of numbers.
+        FailedPrecondition, ResourceExhausted, SharedMemoryError
+            If shared memory is required, and not to be had.
+        """
+        return self._connection.empty(shape, dtype)
 
     def close(self) -> None:
         """Give the connection back. Calls that are running end with `ClosedError`. Idempotent."""
@@ -480,3 +529,27 @@ class Client:
         call = method if name is None else f"{method}({name!r})"
         options = self._connection.options(call, timeout, headers)
         return self._connection.exchange(method, fields, options)
+
+
+def _shared_factory(
+    url: str, shared_memory: bool | Literal["auto"], limit: int
+) -> SharedFactory | None:
+    """Return what makes a client's use of shared memory; None for a client without."""
+    if shared_memory not in (True, False, "auto"):
+        raise InvalidOption(f"shared_memory is 'auto', True or False, not {shared_memory!r}")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise InvalidOption(f"shared_memory_limit is a number of bytes, not {limit!r}")
+    if not shared_memory or not limit:
+        return None
+    required = shared_memory is True
+    if native_address(url) is None:
+        # Each of several servers would have to know our regions.
+        if required:
+            raise InvalidOption(f"shared_memory=True: target {url!r} is not one address")
+        return None
+    from .placement import SharedMemory  # noqa: PLC0415 - only where it is used
+    from .pool import Pool  # noqa: PLC0415
+
+    return lambda exchange: SharedMemory(
+        Pool(Registry(exchange), limit), required=required, url=url
+    )

@@ -6,10 +6,11 @@ it (client, model) turn arguments into `Prepared` requests and `CallOptions`; th
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from .metadata import ModelMetadata
+    from .placement import Placement, SharedMemory
+    from .pool import Slot
+    from .registry import Exchange
     from .signature import Signature
     from .tensor import InputTensor
 
@@ -38,8 +42,12 @@ __all__ = ["ChannelFactory", "Connection", "HeaderHook", "Out"]
 Out: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 HeaderHook: TypeAlias = Callable[[str], HeaderSource | None]
 ChannelFactory: TypeAlias = Callable[[], Channel]
+SharedFactory: TypeAlias = "Callable[[Exchange], SharedMemory]"
 
 _MODEL_INFER = method_path("ModelInfer")
+
+# How long closing waits for the server to let go of shared memory.
+_FAREWELL_S = 2.0
 
 
 class Connection:
@@ -53,6 +61,9 @@ class Connection:
         Makes the channel; called again in a forked child.
     timeout, headers, header_hook, compression
         As in `triton_fast.Client`.
+    new_shared : callable, optional
+        Makes what puts tensors into shared memory; called again in a forked child. Left out, all
+        goes over the wire.
 
     Notes
     -----
@@ -68,6 +79,7 @@ class Connection:
         headers: HeaderSource | None,
         header_hook: HeaderHook | None,
         compression: Compression | None,
+        new_shared: SharedFactory | None = None,
     ) -> None:
         if header_hook is not None and not callable(header_hook):
             raise InvalidOption(f"header_hook must be callable, not {header_hook!r}")
@@ -81,6 +93,8 @@ class Connection:
         self._lock = threading.Lock()
         self._new_channel = new_channel
         self._channel = new_channel()
+        self._new_shared = new_shared
+        self._shared = None if new_shared is None else new_shared(self.exchange)
         _connections.add(self)
 
     @property
@@ -90,6 +104,9 @@ class Connection:
 
     def close(self) -> None:
         """Give the channel back; running calls end with `ClosedError`. Idempotent."""
+        if self._shared is not None:
+            # Before the channel goes, on which the server is told.
+            self._shared.close(self.options("close", _FAREWELL_S))
         with self._lock:
             self._closed = True
             channel = self._channel
@@ -108,6 +125,9 @@ class Connection:
         self._channel.abandon()
         _inherited.append(self._channel)
         self._channel = self._new_channel()
+        if self._new_shared is not None:
+            _inherited.append(self._shared)
+            self._shared = self._new_shared(self.exchange)
         if self._closed:
             self._channel.close()
 
@@ -135,7 +155,7 @@ class Connection:
         chosen = self._compression if compression is UNSET else _compression(compression)
         return CallOptions(deadline_ns, sent, chosen, call)
 
-    def exchange(self, method: str, fields: Mapping[str, str], options: CallOptions) -> Message:
+    def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
         """Make a management call, and return the answer's message.
 
         Raises
@@ -146,8 +166,8 @@ class Connection:
             If a field is no str.
         """
         channel = self._open_channel()
-        for field, value in fields.items():
-            if not isinstance(value, str):
+        for field in ("name", "version"):
+            if not isinstance(value := fields.get(field, ""), str):
                 raise InvalidOption(f"a model's {field} is a str, not {value!r}")
         request = MessageOut(message_class(f"{method}Request")(**fields))
         response = MessageIn(f"{method}Response")
@@ -164,13 +184,37 @@ class Connection:
     ) -> InferResult:
         """Run a model and wait; see `triton_fast.Client.infer`."""
         channel = self._open_channel()
-        request, receiver = self._encode(prepared, inputs, request_id, options, out)
-        try:
-            channel.call(_MODEL_INFER, request, receiver.response, options)
-            return receiver.result()
-        finally:
-            request.release()
-            receiver.release()
+        tensors = self._inputs(prepared, inputs, options)
+        return self._infer(channel, prepared, tensors, request_id, options, out)
+
+    def _infer(
+        self,
+        channel: Channel,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        request_id: str,
+        options: CallOptions,
+        out: Out | None,
+    ) -> InferResult:
+        shared = self._shared
+        repeats = 0
+        while True:
+            placement = None if shared is None else shared.place(prepared, tensors, out, options)
+            request, receiver = _ends(prepared, tensors, request_id, out, placement)
+            try:
+                channel.call(_MODEL_INFER, request, receiver.response, options)
+                result = receiver.result()
+            except BaseException as error:
+                if placement is None or not shared.try_again(prepared, placement, error, repeats):
+                    raise
+                repeats += 1
+                continue
+            finally:
+                request.release()
+                receiver.release()
+            if shared is not None:
+                shared.learn(prepared, tensors, result)
+            return result
 
     def submit(
         self,
@@ -184,7 +228,10 @@ class Connection:
         from .future import CallFuture  # noqa: PLC0415 - concurrent.futures takes its time
 
         channel = self._open_channel()
-        request, receiver = self._encode(prepared, inputs, request_id, options, out)
+        tensors = self._inputs(prepared, inputs, options)
+        shared = self._shared
+        placement = None if shared is None else shared.place(prepared, tensors, out, options)
+        request, receiver = _ends(prepared, tensors, request_id, out, placement)
         future: CallFuture[InferResult] = CallFuture()
 
         def on_done(error: BaseException | None) -> None:
@@ -196,7 +243,26 @@ class Connection:
                 except Exception as failure:  # noqa: BLE001 - it is the future's now
                     error = failure
             receiver.release()
+            if shared is not None and result is not None:
+                shared.learn(prepared, tensors, result)
+            if error is not None and placement is not None:
+                if shared.try_again(prepared, placement, error, 0):
+                    again()
+                    return
             future.settle(result, error)
+
+        def again() -> None:
+            # Rare, and on a thread of its own: the channel's, which tell the end of calls, must not
+            # wait for one.
+            def work() -> None:
+                result, error = None, None
+                try:
+                    result = self._infer(channel, prepared, tensors, request_id, options, out)
+                except BaseException as failure:  # noqa: BLE001 - it is the future's now
+                    error = failure
+                future.settle(result, error)
+
+            threading.Thread(target=work, name="triton_fast", daemon=True).start()
 
         try:
             future.attach(channel.start(_MODEL_INFER, request, receiver.response, options, on_done))
@@ -206,25 +272,29 @@ class Connection:
             raise
         return future
 
-    def _encode(
-        self,
-        prepared: Prepared,
-        inputs: Mapping[str, Any],
-        request_id: str,
-        options: CallOptions,
-        out: Out | None,
-    ) -> tuple[Request, Receiver]:
-        """Return a call's two ends, which hold memory until they are released."""
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        """Return an array to send without a copy; see `triton_fast.Client.empty`."""
+        self._open_channel()
+        try:
+            kind = np.dtype(dtype)
+            dimensions = (shape,) if isinstance(shape, int) else tuple(map(operator.index, shape))
+        except TypeError as error:
+            raise InvalidTensor(f"empty({shape!r}, {dtype!r}): {error}") from error
+        if kind.hasobject or min(dimensions, default=0) < 0:
+            raise InvalidTensor(f"there are no shared arrays of {kind} {list(dimensions)}")
+        if self._shared is None:
+            return np.empty(dimensions, kind)
+        return self._shared.empty(dimensions, kind, self.options("empty"))
+
+    def _inputs(
+        self, prepared: Prepared, inputs: Mapping[str, Any], options: CallOptions
+    ) -> list[InputTensor]:
+        """Return a call's inputs, held against the model's signature if it is known."""
         tensors = input_tensors(inputs)
         signature = self.signature(prepared)
         if signature is not None:
             self._check(signature, prepared, tensors, options)
-        request = encode_request(prepared.header, request_id, tensors)
-        try:
-            return request, Receiver(prepared.header, out)
-        except BaseException:
-            request.release()
-            raise
+        return tensors
 
     def _check(
         self,
@@ -277,9 +347,32 @@ class Connection:
             self._signatures.setdefault(key, signature)
 
 
+def _ends(
+    prepared: Prepared,
+    tensors: list[InputTensor],
+    request_id: str,
+    out: Out | None,
+    placement: Placement | None,
+) -> tuple[Request, Receiver]:
+    """Return a call's two ends, which hold memory until they are released."""
+    if placement is None:
+        request = encode_request(prepared.header, request_id, tensors)
+        placed: Mapping[str, Slot] = {}
+        header = prepared.header
+    else:
+        header = placement.header
+        request = encode_request(header, request_id, placement.tensors)
+        placed = placement.outputs
+    try:
+        return request, Receiver(header, out, placed)
+    except BaseException:
+        request.release()
+        raise
+
+
 # A forked child's copies of these start afresh; see Connection.after_fork.
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_inherited: list[Channel] = []
+_inherited: list[Channel | SharedMemory | None] = []
 
 
 def _compression(value: Any) -> Compression | None:

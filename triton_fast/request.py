@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -55,6 +55,8 @@ class RequestedOutput:
 
 
 Outputs: TypeAlias = Iterable[str | RequestedOutput]
+RequestedPair: TypeAlias = tuple[str, Mapping[str, Any] | None]
+"""An output's name and parameters."""
 
 
 def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
@@ -78,6 +80,10 @@ class Prepared:
         All of it, encoded.
     call : str
         What errors call it.
+    requested : sequence of (str, mapping or None)
+        The outputs that are asked for, with their parameters.
+    settings : mapping
+        What else the header was made of.
     """
 
     model_name: str
@@ -85,6 +91,12 @@ class Prepared:
     output_names: tuple[str, ...]
     header: _wire.Header
     call: str
+    requested: Sequence[RequestedPair]
+    settings: Mapping[str, Any]
+
+    def asking_for(self, outputs: Sequence[RequestedPair]) -> _wire.Header:
+        """Return a header like this one's, but for the outputs."""
+        return _wire.Header(self.model_name, self.model_version, outputs=outputs, **self.settings)
 
 
 def prepare(
@@ -108,24 +120,29 @@ def prepare(
         if name in _RESERVED:
             raise InvalidOption(f"parameter {name!r} is reserved; use {_RESERVED[name]}")
     requested = _requested(outputs)
-    header = _wire.Header(
+    settings = {
+        "parameters": dict(parameters) if parameters else None,
+        "priority": priority,
+        "queue_timeout_us": microseconds(queue_timeout, "queue_timeout"),
+    }
+    header = _wire.Header(model_name, model_version, outputs=requested, **settings)
+    return Prepared(
         model_name,
         model_version,
-        parameters=parameters,
-        priority=priority,
-        queue_timeout_us=microseconds(queue_timeout, "queue_timeout"),
-        outputs=requested,
+        tuple(name for name, _ in requested),
+        header,
+        f"ModelInfer({model_name!r})",
+        requested,
+        settings,
     )
-    names = tuple(name for name, _ in requested)
-    return Prepared(model_name, model_version, names, header, f"ModelInfer({model_name!r})")
 
 
-def _requested(outputs: Outputs | None) -> list[tuple[str, Mapping[str, Any] | None]]:
+def _requested(outputs: Outputs | None) -> list[RequestedPair]:
     if outputs is None:
         return []
     if isinstance(outputs, str | RequestedOutput):
         raise InvalidOption(f"outputs is a sequence of names; write [{outputs!r}]")
-    requested: list[tuple[str, Mapping[str, Any] | None]] = []
+    requested: list[RequestedPair] = []
     for output in outputs:
         if isinstance(output, RequestedOutput):
             requested.append((output.name, output.parameters))

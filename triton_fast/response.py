@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ import numpy as np
 
 from ._core import _wire
 from .datatypes import datatype_of, dtype_of
-from .errors import InvalidTensor
+from .errors import InvalidTensor, WireError
 
 if TYPE_CHECKING:
     from .metadata import TensorMetadata
+    from .pool import Slot
 
 __all__ = ["InferResult", "Receiver"]
 
@@ -112,6 +114,8 @@ class Receiver:
         Of the request: it knows which outputs will be in shared memory.
     out : mapping of str to numpy.ndarray, optional
         See `triton_fast.Client.infer`.
+    placed : mapping of str to Slot, optional
+        Outputs that the server writes to slots of ours; those without a lease are in ``out``.
 
     Raises
     ------
@@ -119,13 +123,17 @@ class Receiver:
         If an array in ``out`` can take no output: it is read-only, or of a dtype that none has.
     """
 
-    __slots__ = ("_copied", "_out", "response")
+    __slots__ = ("_copied", "_out", "_placed", "response")
 
     def __init__(
-        self, header: _wire.Header, out: Mapping[str, np.ndarray[Any, Any]] | None = None
+        self,
+        header: _wire.Header,
+        out: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        placed: Mapping[str, Slot] = _NOTHING,
     ) -> None:
         self.response = _wire.Response(header.shared_memory_outputs)
         self._out = out or {}
+        self._placed = placed
         # Arrays that the bytes cannot be written to as they come.
         self._copied: set[str] = set()
         try:
@@ -145,6 +153,10 @@ class Receiver:
         datatype = datatype_of(array.dtype)
         if datatype is None and datatype_of(array.dtype.newbyteorder("=")) is None:
             raise InvalidTensor(f"out[{name!r}] has dtype {array.dtype}, which no output can have")
+        if name in self._placed:
+            if self._placed[name].lease is not None:
+                self._copied.add(name)
+            return
         if datatype in {None, "BYTES"} or not array.flags.c_contiguous:
             self._copied.add(name)
             return
@@ -166,7 +178,10 @@ class Receiver:
         for name, datatype, shape, payload, own in outputs:
             if own:
                 output_parameters[name] = own
-            if payload is None:
+            if payload is None and name in self._placed:
+                array = self._written(name, datatype, shape)
+                arrays[name] = self._copy(name, array) if name in self._copied else array
+            elif payload is None:
                 from .metadata import TensorMetadata  # noqa: PLC0415 - rare
 
                 shared_memory[name] = TensorMetadata(name, datatype, shape)
@@ -192,13 +207,40 @@ class Receiver:
             shared_memory or _NOTHING,
         )
 
+    def _written(
+        self, name: str, datatype: str, shape: tuple[int, ...]
+    ) -> np.ndarray[Any, Any]:
+        """Return what the server has written to a slot."""
+        slot = self._placed[name]
+        dtype = dtype_of(datatype)
+        byte_size = math.prod(shape) * dtype.itemsize
+        if datatype == "BYTES" or byte_size > slot.byte_size:
+            raise WireError(
+                f"output {name!r} is {datatype} {list(shape)}, and it was to be written to "
+                f"{slot.byte_size} bytes of shared memory"
+            )
+        if slot.lease is not None:
+            return np.ndarray(shape, dtype, slot.lease)  # type: ignore[arg-type]  # has a buffer
+        array = self._out[name]
+        self._check_fit(name, array, dtype, shape)
+        return array
+
+    def _check_fit(
+        self,
+        name: str,
+        array: np.ndarray[Any, Any],
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+    ) -> None:
+        if array.dtype.newbyteorder("=") != dtype or array.shape != shape:
+            raise InvalidTensor(
+                f"out[{name!r}] is {array.dtype} {list(array.shape)}; the answer is "
+                f"{dtype} {list(shape)}"
+            )
+
     def _copy(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         destination = self._out[name]
-        if destination.dtype.newbyteorder("=") != array.dtype or destination.shape != array.shape:
-            raise InvalidTensor(
-                f"out[{name!r}] is {destination.dtype} {list(destination.shape)}; the answer is "
-                f"{array.dtype} {list(array.shape)}"
-            )
+        self._check_fit(name, destination, array.dtype, array.shape)
         np.copyto(destination, array)
         return destination
 

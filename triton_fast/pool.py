@@ -1,0 +1,310 @@
+"""The pool: shared memory regions that one server has mapped, cut into slots that calls lease.
+
+Owns the regions from their creation until the server was told to let go of them. A slot belongs to
+its lease, and a lease to the arrays on it: when the last of these dies, the slot can be leased
+again. That is done in C++ and takes no lock of Python's, for arrays die anywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ._core._shm import Arenas, Lease, Segment
+from .channels.base import CallOptions
+from .errors import (
+    ClosedError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerError,
+    SharedMemoryError,
+    Unimplemented,
+)
+from .registry import Registry, region_name
+
+__all__ = ["Pool", "Refused", "Slot"]
+
+_log = logging.getLogger("triton_fast")
+
+# What the first region has room for; each further one is as large as all before it together.
+_FIRST_REGION = 16 << 20
+_PAGE = 4096
+
+_DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
+_ELSEWHERE = (
+    "it must run on this machine and see the same /dev/shm: in a container, start it with "
+    "--ipc=host (or the client with --ipc=container:NAME), as the same user or as root"
+)
+
+
+class Refused(FailedPrecondition):
+    """The server does not take our regions, and would not if it were asked again."""
+
+
+class Slot(NamedTuple):
+    """A place in a region that the server knows.
+
+    ``lease`` keeps it; None if that is up to an array of the caller's.
+    """
+
+    region: str
+    arena: int
+    offset: int
+    byte_size: int
+    lease: Lease | None
+
+
+@dataclass(slots=True)
+class _Region:
+    name: str
+    segment: Segment
+    arena: int
+    retired: bool = False  # no more of its slots are leased
+    lost: bool = False  # the server does not know it any more
+
+
+class Pool:
+    """Slots in memory that this process shares with one server.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where regions are registered.
+    limit : int, bytes
+        How much all regions may have together, those included that the server has not let go of.
+
+    Notes
+    -----
+    Thread-safe. Opens nothing before the first lease. Files are unlinked as soon as the server has
+    mapped them, so that none is left behind, however the process ends.
+    """
+
+    def __init__(self, registry: Registry, limit: int) -> None:
+        self._registry = registry
+        self._limit = limit
+        self._arenas = Arenas()
+        self._regions: dict[int, _Region] = {}  # by arena
+        self._leaving: dict[str, int] = {}  # bytes of those that the server still has, by name
+        self._lock = threading.Lock()  # of the two above, and of growing
+        self._closed = False
+
+    def lease(
+        self, sizes: Sequence[int], options: CallOptions, *, patient: bool
+    ) -> list[Slot] | None:
+        """Return a slot for each size, all or none.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+            In bytes.
+        options : CallOptions
+            Of the call that needs them; its deadline ends the wait.
+        patient : bool
+            Whether to wait for slots to come back when there are none.
+
+        Returns
+        -------
+        list of Slot, or None
+            None if there is no room, and the call is not patient.
+
+        Raises
+        ------
+        Refused
+            If the server takes no regions of ours.
+        DeadlineExceeded
+            If no room was found until then; the message says what is in the way.
+        ResourceExhausted
+            If the call needs more than the limit.
+        SharedMemoryError
+            If the system has not as much.
+        """
+        while True:
+            generation = self._arenas.generation
+            slots = self._take(sizes)
+            if slots is not None:
+                return slots
+            if self._grow(sizes, options):
+                continue
+            if not patient:
+                return None
+            if options.deadline_ns is not None and time.monotonic_ns() >= options.deadline_ns:
+                raise DeadlineExceeded(
+                    f"no shared memory came free for {sum(sizes)} bytes: {self.summary()}",
+                    call=options.call,
+                )
+            self._arenas.wait(generation, options.deadline_ns)
+
+    def _take(self, sizes: Iterable[int]) -> list[Slot] | None:
+        slots = []
+        for size in sizes:
+            lease = self._arenas.take(size)
+            if lease is None:
+                return None  # the others go back as the list dies
+            region = self._regions.get(lease.arena)
+            if region is None:
+                raise ClosedError("the client was closed")
+            slots.append(Slot(region.name, lease.arena, lease.offset, lease.byte_size, lease))
+        return slots
+
+    def locate(self, address: int, byte_size: int) -> Slot | None:
+        """Return the place of memory that lies in a slot of ours; None if it does not."""
+        found = self._arenas.find(address, byte_size)
+        if found is None:
+            return None
+        arena, offset = found
+        region = self._regions.get(arena)
+        if region is None or region.lost:
+            return None
+        return Slot(region.name, arena, offset, byte_size, None)
+
+    def quarantine(self, slots: Iterable[Slot]) -> None:
+        """Never lease slots again, for the server may still write to them or read from them."""
+        for slot in slots:
+            self._arenas.quarantine(slot.arena, slot.offset)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take no more slots from regions that the server has lost: it was started anew."""
+        with self._lock:
+            lost = set(names)
+            for region in self._regions.values():
+                if region.name in lost:
+                    region.lost = region.retired = True
+                    self._arenas.retire(region.arena)
+            for name in lost:
+                self._leaving.pop(name, None)
+
+    def _grow(self, sizes: Sequence[int], options: CallOptions) -> bool:
+        """Add a region if there may be one; say whether there is more room now."""
+        wanted = sum(-(-size // _PAGE) * _PAGE for size in sizes)
+        if wanted > self._limit:
+            raise ResourceExhausted(
+                f"the call needs {wanted} bytes of shared memory at once, and the client may have "
+                f"{self._limit}: raise its shared_memory_limit",
+                call=options.call,
+            )
+        seen = len(self._regions)
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the client was closed")
+            if len(self._regions) > seen:
+                return True  # another thread did it meanwhile
+            dropped = self._drop_unused(options)
+            used = self._used()
+            if used + wanted > self._limit:
+                return dropped
+            byte_size = max(wanted, min(max(used, _FIRST_REGION), self._limit - used))
+            self._add(_segment(byte_size, wanted), options)
+            return True
+
+    def _used(self) -> int:
+        live = sum(region.segment.byte_size for region in self._regions.values())
+        return live + sum(self._leaving.values())
+
+    def _add(self, segment: Segment, options: CallOptions) -> None:
+        name = region_name()
+        try:
+            self._registry.register(name, segment.key, segment.byte_size, 0, options)
+        except Unimplemented as error:
+            raise Refused(f"the server does not take shared memory; {_DISABLED}") from error
+        except (Internal, InvalidArgument, PermissionDenied) as error:
+            raise Refused(f"the server cannot map our memory; {_ELSEWHERE}") from error
+        finally:
+            # The server has mapped it, or never will: either way the name has done its work.
+            segment.unlink()
+        arena = self._arenas.add(segment)
+        self._regions[arena] = _Region(name, segment, arena)
+
+    def _drop_unused(self, options: CallOptions) -> bool:
+        """Give up regions that are of no more use; say whether there were any."""
+        unused = [
+            region
+            for region in self._regions.values()
+            if (region.retired or self._arenas.figures(region.arena).quarantined_bytes)
+            and self._arenas.idle(region.arena)
+        ]
+        for region in unused:
+            # Our mapping goes, and the server's may stay: what it still writes there, of a call
+            # that was given up, nobody reads.
+            self._arenas.retire(region.arena)
+            if not self._arenas.idle(region.arena):
+                region.retired = True  # a slot was leased just now
+                continue
+            self._arenas.remove(region.arena)
+            del self._regions[region.arena]
+            if not region.lost:
+                self._leaving[region.name] = region.segment.byte_size
+        self._unregister(options)
+        return bool(unused)
+
+    def _unregister(self, options: CallOptions) -> None:
+        """Have the server let go of what we have given up. What it keeps counts as used."""
+        if not self._leaving:
+            return
+        try:
+            for name in list(self._leaving):
+                try:
+                    self._registry.unregister(name, options)
+                except (Internal, InvalidArgument, FailedPrecondition) as error:
+                    # Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it
+                    # off, and list it until then.
+                    _log.debug("region %s is still in use: %s", name, error)
+            known = self._registry.regions(options)
+        except ServerError as error:
+            _log.debug("regions %s stay registered for now: %s", list(self._leaving), error)
+            return
+        for name in list(self._leaving):
+            if name not in known:
+                del self._leaving[name]
+
+    def summary(self) -> str:
+        """Say how much there is, and who has it."""
+        figures = self._arenas.figures()
+        parts = [
+            f"{figures.leased_bytes} bytes are leased, by {figures.leases} arrays and calls"
+        ]
+        if figures.quarantined_bytes:
+            parts.append(
+                f"{figures.quarantined_bytes} bytes are not used any more, because calls were "
+                "given up that the server may still be at"
+            )
+        leaving = sum(self._leaving.values())
+        if leaving:
+            parts.append(f"{leaving} bytes are of regions that the server has not let go of")
+        return f"of the client's {self._limit} bytes, " + "; ".join(parts)
+
+    def names(self) -> list[str]:
+        """Return the names of the regions that the server has of ours."""
+        with self._lock:
+            live = [region.name for region in self._regions.values() if not region.lost]
+            return live + list(self._leaving)
+
+    def close(self, options: CallOptions) -> None:
+        """Have the server let go of all regions. Arrays in them stay as they are. Idempotent."""
+        with self._lock:
+            self._closed = True
+            for region in self._regions.values():
+                self._arenas.retire(region.arena)
+                if not region.lost:
+                    self._leaving[region.name] = region.segment.byte_size
+            self._regions.clear()
+            self._unregister(options)
+
+
+def _segment(byte_size: int, wanted: int) -> Segment:
+    """Return a new segment of a size, or of as much as there is and is wanted at least."""
+    while True:
+        try:
+            return Segment.create(-(-byte_size // _PAGE) * _PAGE)
+        except SharedMemoryError as error:
+            if error.errno != errno.ENOSPC or byte_size <= wanted:
+                raise
+            byte_size = max(wanted, byte_size // 4)

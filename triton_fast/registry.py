@@ -1,0 +1,154 @@
+"""The server's register of shared memory regions: the calls, and what they answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from .channels.base import CallOptions
+
+__all__ = ["Exchange", "RegisteredRegion", "Registry", "StaleRegion", "region_name", "stale_region"]
+
+Exchange: TypeAlias = "Callable[[str, Mapping[str, Any], CallOptions], Message]"
+"""Makes a management call, as `triton_fast.connection.Connection.exchange`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredRegion:
+    """A region of system shared memory, as the server lists it.
+
+    Parameters
+    ----------
+    name : str
+        What requests call it.
+    key : str
+        The POSIX name under which the server opened it.
+    offset, byte_size : int, bytes
+        Which part of the segment the region is.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryStatusResponse.RegionStatus.
+    """
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int
+
+
+class Registry:
+    """The register of one server. Thread-safe.
+
+    Parameters
+    ----------
+    exchange : callable
+        Makes the calls. All methods raise what it raises.
+    """
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def register(
+        self, name: str, key: str, byte_size: int, offset: int, options: CallOptions
+    ) -> None:
+        """Have the server map a segment, or a part of it that begins at a page."""
+        fields = {"name": name, "key": key, "byte_size": byte_size, "offset": offset}
+        self._exchange("SystemSharedMemoryRegister", fields, options)
+
+    def unregister(self, name: str, options: CallOptions) -> None:
+        """Have the server let go of a region. It says nothing of one that it does not know."""
+        if not name:
+            raise ValueError("an empty name would unregister every client's regions")
+        self._exchange("SystemSharedMemoryUnregister", {"name": name}, options)
+
+    def regions(self, options: CallOptions) -> dict[str, RegisteredRegion]:
+        """Return all regions of all clients, by name."""
+        answer: Any = self._exchange("SystemSharedMemoryStatus", {}, options)
+        return {
+            name: RegisteredRegion(name, region.key, region.offset, region.byte_size)
+            for name, region in answer.regions.items()
+        }
+
+
+# Which process made a region is in its name, for whoever finds it when the process is gone. A
+# number of a process means something only in its namespace (pid_namespaces(7)).
+_OURS = re.compile(r"triton_fast-(?P<space>\d+)-(?P<pid>\d+)-(?P<made>\d+)-[0-9a-f]+")
+
+
+def region_name() -> str:
+    """Return a name for a region that says who made it, and when, and that nobody else has."""
+    return f"triton_fast-{_namespace()}-{os.getpid()}-{int(time.time())}-{secrets.token_hex(8)}"
+
+
+@dataclass(frozen=True, slots=True)
+class StaleRegion:
+    """A region that was registered by a triton_fast client whose process is gone.
+
+    Parameters
+    ----------
+    name : str
+        What the server calls it.
+    byte_size : int, bytes
+        How much memory the server keeps for it.
+    pid : int
+        The process that registered it.
+    age : float, seconds
+        How long ago.
+    """
+
+    name: str
+    byte_size: int
+    pid: int
+    age: float
+
+
+def stale_region(region: RegisteredRegion) -> StaleRegion | None:
+    """Return a region as a stale one, if that is what it is.
+
+    Regions of other libraries are never stale, nor those of another machine's or container's
+    processes: nothing can be said of them from here.
+    """
+    ours = _OURS.fullmatch(region.name)
+    if ours is None or int(ours["space"]) != _namespace():
+        return None
+    pid, made = int(ours["pid"]), int(ours["made"])
+    if _runs_since(pid, made):
+        return None
+    return StaleRegion(region.name, region.byte_size, pid, max(time.time() - made, 0.0))
+
+
+def _namespace() -> int:
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0  # no Linux
+
+
+def _runs_since(pid: int, moment: int) -> bool:
+    """Whether a process exists that was there at that time; another may have got its number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    try:
+        # proc_pid_stat(5), field 22, in clock ticks since the start of the machine; the name in
+        # field 2 may have blanks and brackets in it.
+        ticks = int(Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return True
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age <= moment + 2
