@@ -1,12 +1,19 @@
-"""What every test gets: the ledger of native objects, and a header that names the versions."""
+"""What every test gets: the ledger of native objects, and a header that names the versions.
+
+Tests of the native channel (marker ``native``, or a parameter that names it) are skipped by a build
+that has none, but fail in CI, where a skipped test proves nothing.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+
+from triton_fast.channels.native import why_not_native
 
 pytest_plugins = ["server_level"]
 
@@ -17,7 +24,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_report_header() -> str:
     names = ("triton-fast", "numpy", "grpcio", "protobuf", "tritonclient", "nvidia-pytriton")
-    return "versions: " + ", ".join(f"{name} {_version(name)}" for name in names)
+    versions = [f"{name} {_version(name)}" for name in names]
+    obstacle = why_not_native()
+    if obstacle is None:
+        from triton_fast._core import _http2
+
+        built, loaded = _http2.versions()
+        versions.append(f"nghttp2 {loaded}" + ("" if loaded == built else f" (built: {built})"))
+    return "versions: " + ", ".join([*versions, *(["no native channel"] if obstacle else [])])
 
 
 def _version(name: str) -> str:
@@ -25,6 +39,21 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "(none)"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if parameters and parameters.params.get("channel") == "native":
+            item.add_marker(pytest.mark.native)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("native") and (obstacle := why_not_native()):
+        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
+            pytest.fail(f"the native channel is required here: {obstacle}", pytrace=False)
+        pytest.skip(f"no native channel: {obstacle}")
 
 
 @pytest.fixture(scope="session", params=["native", "grpc"])

@@ -41,12 +41,9 @@ from triton_fast import (
     Unknown,
     WireError,
 )
-from triton_fast.channels.native import why_not_native
 from triton_fast.messages import message_class
 
-pytestmark = pytest.mark.skipif(
-    why_not_native() is not None, reason=f"no native channel: {why_not_native()}"
-)
+pytestmark = pytest.mark.native
 
 ONE = {"INPUT0": np.ones(1, np.float32)}
 # How much later than its deadline a call may end on a machine that is busy with other things.

@@ -49,6 +49,7 @@ def no_native_channel(monkeypatch):
     monkeypatch.delattr(core, "_http2", raising=False)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("target", ONE_ADDRESS)
 def test_one_address_in_plain_text_is_native(target):
     assert chosen(target) == chosen(target, "native") == "NativeChannel"
@@ -75,6 +76,7 @@ def test_what_only_grpcio_has(settings, why):
         chosen("localhost:8001", "native", **settings)
 
 
+@pytest.mark.native
 def test_keepalive_and_busy_polling_are_native_too():
     assert chosen("localhost:8001", keepalive=Keepalive(10)) == "NativeChannel"
     assert chosen("localhost:8001", busy_poll=50e-6) == "NativeChannel"
@@ -112,6 +114,7 @@ def test_addresses():
     assert native_address("unix:t.sock") == ("", "", "t.sock", "localhost")
 
 
+@pytest.mark.native
 @pytest.mark.server
 def test_busy_polling_gives_the_same_answers(triton_server):
     import numpy as np

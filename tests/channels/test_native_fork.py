@@ -12,6 +12,8 @@ import pytest
 from channel_peers import EchoServer
 from test_grpc_channel import HERE, run_python
 
+pytestmark = pytest.mark.native
+
 # Each script runs in an interpreter of its own. A child that hangs is killed by its own alarm, so
 # that a fault shows as its status and not as a test that takes forever.
 PRELUDE = """

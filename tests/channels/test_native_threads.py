@@ -18,6 +18,8 @@ from triton_fast.channels import native
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.native import NativeChannel
 
+pytestmark = pytest.mark.native
+
 NO_OPTIONS = CallOptions()
 
 

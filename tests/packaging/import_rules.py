@@ -17,10 +17,10 @@ from pathlib import Path
 LAYERS = [
     ("errors", "datatypes"),
     ("_core",),
-    ("deadline", "headers", "messages", "tls"),
+    ("deadline", "headers", "keepalive", "messages", "target", "tls"),
     ("channels", "channels.base", "metadata", "tensor"),
-    ("channels.grpc", "future", "request", "response", "signature", "unary"),
-    ("connection",),
+    ("channels.grpc", "channels.native", "future", "request", "response", "signature", "unary"),
+    ("channels.choice", "connection"),
     ("model",),
     ("client",),
     ("",),  # triton_fast itself
@@ -34,7 +34,7 @@ FORBIDDEN = re.compile(r"tritonclient\b|grpc_tools\b|(?!google\.protobuf\.).*_pb
 NOT_OURS = ("testing.models",)
 # The engine's parts do not know each other, only what they share; nothing there knows Python.
 PARTS = ("wire", "shm", "http2")
-SHARED = ("error", "span")
+SHARED = ("error", "process", "span")
 
 _CYTHON_IMPORT = re.compile(
     r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", re.MULTILINE

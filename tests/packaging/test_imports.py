@@ -57,6 +57,21 @@ PLANTED = {
         "from grpc.experimental import insecure_channel_credentials",
         "only channels.grpc may",
     ),
+    "grpc, in the other channel": (
+        "triton_fast/channels/native.py",
+        "def f():\n    import grpc",
+        "only channels.grpc may",
+    ),
+    "one channel, the other": (
+        "triton_fast/channels/native.py",
+        "from .grpc import GrpcChannel",
+        "channels.native imports channels.grpc",
+    ),
+    "a channel, the choice": (
+        "triton_fast/channels/grpc.py",
+        "def f():\n    from .choice import channel_factory",
+        "channels.grpc imports channels.choice",
+    ),
     "protobuf": ("triton_fast/metadata.py", "from google import protobuf", "only messages may"),
     "protobuf, in a function": (
         "triton_fast/channels/grpc.py",
@@ -86,6 +101,11 @@ PLANTED = {
         '  #  include "triton_fast/http2/session.hpp"',
         "not below it",
     ),
+    "http2 knows wire": (
+        "csrc/src/http2/session.cpp",
+        '#include "triton_fast/wire/response_reader.hpp"',
+        "not below it",
+    ),
     "wire knows what joins it": (
         "csrc/src/wire/buffer.cpp",
         '#include "triton_fast/bridge.hpp"',
@@ -108,6 +128,14 @@ ALLOWED = {
         "def f():\n    import google.protobuf.message",
     ),
     "inside testing": ("triton_fast/testing/server.py", "from .models import write_test_models"),
+    "of channels, the choice": (
+        "triton_fast/channels/choice.py",
+        "def f():\n    from .native import NativeChannel",
+    ),
+    "compiled, another's classes": (
+        "triton_fast/_core/_http2.pyx",
+        "from triton_fast._core._wire cimport Header",
+    ),
     "inside the core": ("triton_fast/_core/_wire.pyx", "from . import _errors"),
     "what the parts share": (
         "csrc/include/triton_fast/wire/varint.hpp",

@@ -20,6 +20,7 @@ STALE = (
     "dist/stale.whl",
     ".venv/stale.py",
 )
+FOLDERS = ("benchmarks", "cmake", "csrc", "examples", "protos", "tests", "triton_fast", ".ci")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_what_is_in_it(sdist):
     assert names.isdisjoint(STALE)
     assert not {name for name in names if name.endswith((".so", ".o", ".pyc", ".whl"))}
     # Whoever has it can do all that whoever has a clone can.
-    for folder in ("csrc", "protos", "tests", "examples", "benchmarks", "triton_fast", ".ci"):
+    for folder in FOLDERS:
         assert any(name.startswith(f"{folder}/") for name in names), folder
     assert {"CMakeLists.txt", "LICENSE", "Makefile", "README.md", "pyproject.toml"} <= names
 

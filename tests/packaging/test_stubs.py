@@ -12,7 +12,10 @@ import pytest
 from environments import ROOT
 
 CORE = Path("triton_fast", "_core")
-MODULES = sorted(path.stem for path in (ROOT / CORE).glob("*.pyi"))
+MODULES = [
+    pytest.param(path.stem, marks=pytest.mark.native if path.stem == "_http2" else ())
+    for path in sorted((ROOT / CORE).glob("*.pyi"))
+]
 
 # What the two may differ in, as regular expressions.
 ALLOWED = r"""

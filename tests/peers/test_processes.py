@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.native]
 
 BEGIN = """
     import multiprocessing, os, signal, sys, threading, time, warnings

@@ -264,6 +264,7 @@ class Traffic:
             self.calls += 1
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("program", ["nginx", "envoy"])  # HAProxy does not count them
 def test_connections_of_seven_requests(start_proxy, program, triton_server):
     proxy = start_proxy(program, triton_server.grpc_url, requests=7)
@@ -277,6 +278,7 @@ def test_connections_of_seven_requests(start_proxy, program, triton_server):
     proxy.stop()
 
 
+@pytest.mark.native
 def test_connections_that_idle_as_long_as_the_proxy_likes(start_proxy, program, triton_server):
     proxy = start_proxy(program, triton_server.grpc_url, idle_seconds=1)
     random = np.random.default_rng(3)
@@ -290,6 +292,7 @@ def test_connections_that_idle_as_long_as_the_proxy_likes(start_proxy, program, 
     proxy.stop()
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("program", ["nginx", "haproxy"])
 def test_a_proxy_that_is_reloaded(start_proxy, program, triton_server):
     proxy = start_proxy(program, triton_server.grpc_url)

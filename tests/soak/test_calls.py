@@ -70,6 +70,7 @@ def test_nothing_grows(triton_server, channel, form, capsys):
             )
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("planted", ["memory", "descriptors", "threads"])
 def test_what_grows_is_seen(triton_server, planted):
     measured = soak(triton_server.grpc_url, "native", SHORT // 2, planted)
