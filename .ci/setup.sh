@@ -6,7 +6,8 @@
 #   setup.sh server                   a Triton server: the nvidia-pytriton wheel, into .venv
 #
 # PYTHON may be empty: the recorded one, or else the best one on this machine. A NEED is one of
-# compiler, headers, libpython, libfuzzer; pip and venv are always needed.
+# compiler, headers, libpython, libfuzzer, nghttp2, proxies, grpcpp; pip and venv are always needed.
+# What is wished- for (wished-nghttp2) may be missing in the end: one line says so.
 #
 # Two environments, because grpcio-tools (which has protoc) and tritonclient ask for different
 # protobufs. An environment that somebody else made as .venv is used as it is.
@@ -72,7 +73,7 @@ find_python() {
   if [ -z "${py_tried:-}" ] && can_install && can_get python3; then
     py_tried=1
     say "installing system packages: python3"
-    apt_install python3
+    apt_install python3 || exit 1
     find_python ""
     return
   fi
@@ -108,13 +109,40 @@ can_get() {
   known_to_apt "$1" || { update_apt && known_to_apt "$1"; }
 }
 
+can_get_all() {
+  for package in $1; do can_get "$package" || return 1; done
+}
+
+# apt_install PACKAGE...: false where that does not work.
 apt_install() {
   update_apt
-  # No terminal and no recommended packages: this is somebody's machine, and nobody is asked.
-  if ! log="$(DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq \
-    --no-install-recommends "$@" </dev/null 2>&1)"; then
-    echo "$log" >&2
-    fail "apt-get could not install: $*"
+  (
+    services=
+    for package in "$@"; do
+      case "$package" in nginx | haproxy) services="$services $package" ;; esac
+    done
+    [ -z "$services" ] || keep_down
+    # No terminal and no recommended packages: this is somebody's machine, and nobody is asked.
+    if ! log="$(DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq \
+      --no-install-recommends "$@" </dev/null 2>&1)"; then
+      echo "$log" >&2
+      fail "apt-get could not install: $*"
+    fi
+    for service in $services; do
+      $as_root systemctl disable -q "$service" >/dev/null 2>&1 || true
+    done
+  )
+}
+
+# The tests start proxies of their own. Those that come as packages are not to serve, neither now nor
+# when this machine starts again.
+keep_down() {
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    trap '$as_root rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
   fi
 }
 
@@ -146,6 +174,20 @@ has_libfuzzer() {
   return "$ok"
 }
 
+has_nghttp2() { pkg-config --atleast-version=1.43 libnghttp2 2>/dev/null; }
+has_proxies() { [ -z "$(missing_proxies)" ]; }
+# Where tests/peers looks, which need not be where this user's PATH does.
+missing_proxies() {
+  for program in nginx haproxy; do
+    (PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin && command -v $program >/dev/null) ||
+      echo $program
+  done
+}
+has_grpcpp() {
+  command -v grpc_cpp_plugin >/dev/null && command -v protoc >/dev/null &&
+    pkg-config --exists grpc++ protobuf 2>/dev/null
+}
+
 # packages_for NEED: what Debian and Ubuntu call it.
 packages_for() {
   case "$1" in
@@ -157,6 +199,9 @@ packages_for() {
       # Some releases have the runtime in a package of its own, some inside clang.
       if can_get libclang-rt-dev; then echo "clang libclang-rt-dev"; else echo "clang"; fi
       ;;
+    nghttp2) echo "pkg-config libnghttp2-dev" ;;
+    proxies) missing_proxies ;;
+    grpcpp) echo "libgrpc++-dev protobuf-compiler-grpc pkg-config" ;;
   esac
 }
 
@@ -173,6 +218,9 @@ why() {
       ;;
     compiler) echo "a C++17 compiler, for the core of triton_fast" ;;
     libfuzzer) echo "clang with libFuzzer and AddressSanitizer, to fuzz the decoder" ;;
+    nghttp2) echo "pkg-config and libnghttp2 1.43 or newer, for the native channel" ;;
+    proxies) echo "nginx and haproxy, to test against servers behind proxies" ;;
+    grpcpp) echo "gRPC for C++, for one of the benchmarks' contenders" ;;
   esac
 }
 
@@ -186,7 +234,9 @@ require() {
   lacking="$(missing "$@")"
   [ -n "$lacking" ] || return 0
   packages=
-  for need in $lacking; do packages="$packages $(packages_for "$need")"; done
+  for need in $lacking; do
+    for package in $(packages_for "$need"); do packages="$packages $package"; done
+  done
   if can_install; then
     for need in $lacking; do
       for package in $(packages_for "$need"); do
@@ -196,7 +246,7 @@ require() {
     [ "$py_stub" = 1 ] || case "$lacking" in *libpython*) hopeless "$lacking" ;; esac
     say "installing system packages:$packages"
     # shellcheck disable=SC2086
-    apt_install $packages
+    apt_install $packages || exit 1
     look_at "$py_path"
     lacking="$(missing "$@")"
     [ -z "$lacking" ] || hopeless "$lacking" "They are still missing with$packages installed."
@@ -205,6 +255,20 @@ require() {
   else
     hopeless "$lacking" "Install them with this system's package manager, then run make again."
   fi
+}
+
+# wish NEED: installs it, or says in a line that it could not be.
+wish() {
+  [ -n "$(missing "$1")" ] || return 0
+  packages=
+  for package in $(packages_for "$1"); do packages="$packages $package"; done
+  if can_install && can_get_all "$packages"; then
+    say "installing system packages:$packages"
+    # shellcheck disable=SC2086
+    apt_install $packages || true
+  fi
+  [ -z "$(missing "$1")" ] ||
+    say "going on without $(why "$1") (Debian: apt-get install$packages)"
 }
 
 # hopeless NEEDS LINE...: says what is missing, why, and what to do.
@@ -220,6 +284,9 @@ hopeless() {
   esac
   case " $1" in
     *" libfuzzer "*) set -- "$@" "Without fuzzing: make test FUZZ=0" ;;
+  esac
+  case " $1" in
+    *" nghttp2 "*) set -- "$@" "Without the native channel: make HTTP2=OFF ..." ;;
   esac
   shift
   fail "$@"
@@ -259,7 +326,17 @@ machine() {
     [ -x "$wanted" ] || wanted=
   fi
   find_python "$wanted"
-  require venv "$@"
+  needs=
+  wishes=
+  for need in "$@"; do
+    case "$need" in
+      wished-*) wishes="$wishes ${need#wished-}" ;;
+      *) needs="$needs $need" ;;
+    esac
+  done
+  # shellcheck disable=SC2086
+  require venv $needs
+  for need in $wishes; do wish "$need"; done
   environment .venv
   environment .build-venv
 }

@@ -1,5 +1,5 @@
 # Finds or builds nghttp2 as TRITON_FAST_HTTP2 asks, and makes the target triton_fast_nghttp2 of it.
-set(TRITON_FAST_NGHTTP2_SOURCE "" CACHE PATH
+set(TRITON_FAST_NGHTTP2_SOURCE "$ENV{TRITON_FAST_NGHTTP2_SOURCE}" CACHE PATH
     "For BUNDLED: a folder with nghttp2's source. Without one, a release is downloaded")
 
 # The release that is downloaded. The hash is what upstream publishes beside it, and what Debian has
