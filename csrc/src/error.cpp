@@ -14,6 +14,8 @@ ErrorInfo current_error() noexcept {
       return {ErrorKind::kWire, error.what()};
     } catch (const TensorError& error) {
       return {ErrorKind::kTensor, error.what()};
+    } catch (const SharedMemoryError& error) {
+      return {ErrorKind::kSharedMemory, error.what(), error.number()};
     } catch (const std::bad_alloc&) {
       return {ErrorKind::kMemory, {}};
     } catch (const std::exception& error) {

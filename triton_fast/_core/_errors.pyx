@@ -5,19 +5,21 @@ Called with the thread state held, whatever the native call released. Imports er
 
 from libcpp.string cimport string
 
-from triton_fast.errors import InvalidTensor, WireError
+from triton_fast.errors import InvalidTensor, SharedMemoryError, WireError
 
 
 cdef extern from "triton_fast/error.hpp" namespace "triton_fast" nogil:
     cdef enum class ErrorKind:
         kWire
         kTensor
+        kSharedMemory
         kMemory
         kOther
 
     cdef cppclass ErrorInfo:
         ErrorKind kind
         string message
+        int number
 
     ErrorInfo current_error() noexcept
 
@@ -29,6 +31,8 @@ cdef int translate() except -1:
         raise WireError(message)
     if info.kind == ErrorKind.kTensor:
         raise InvalidTensor(message)
+    if info.kind == ErrorKind.kSharedMemory:
+        raise SharedMemoryError(info.number, message)
     if info.kind == ErrorKind.kMemory:
         raise MemoryError()
     raise RuntimeError(f"triton_fast's native code failed: {message}")

@@ -3,7 +3,9 @@
 # Segment: POSIX shared memory, mapped. What create() made is unlinked by unlink(), by close() and
 # when it dies, whichever is first, and only in the process that made it; an attached one is never
 # unlinked (unlink() raises). close() raises SharedMemoryError (EBUSY) while something is on it
-# (`exports`: buffers, leases, arenas that have it). Afterwards it gives no buffers (ClosedError).
+# (`exports`: buffers and leases). Afterwards it gives no buffers (ClosedError); the memory is
+# unmapped when the object dies, as numpy.ndarray(buffer=...) keeps the object but no buffer
+# (numpy.frombuffer() does). A segment is added to arenas once in its life, else ValueError.
 # Arenas: slots in segments. find() answers for memory inside one slot whose lease lives, in retired
 # arenas too. A quarantined slot counts as quarantined, not as leased, from then on, and its
 # lease's arrays stay valid. remove() needs an idle arena; what is on it still keeps the segment
@@ -11,7 +13,8 @@
 # removed. In a forked child (`inherited`): find() is None, the rest raises ClosedError.
 # Lease: the slot goes back when it and all buffers on it are gone. copy_from() takes exactly
 # byte_size bytes (else InvalidTensor), C-contiguous.
-# figures(): byte_size, leased, leased_bytes, quarantined, quarantined_bytes; of all without a number.
+# figures(): byte_size, leased, leased_bytes, quarantined, quarantined_bytes; of all arenas without
+# a number. KeyError for an arena or a slot that is not there.
 from typing import Any, final
 
 def live_counts() -> dict[str, int]: ...

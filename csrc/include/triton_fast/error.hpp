@@ -25,13 +25,25 @@ class TensorError : public Error {
   using Error::Error;
 };
 
+/// The system refuses shared memory, or has none left.
+class SharedMemoryError : public Error {
+ public:
+  SharedMemoryError(const std::string& message, int number) : Error(message), number_(number) {}
+  /// Of errno's.
+  int number() const noexcept { return number_; }
+
+ private:
+  int number_;
+};
+
 /// What kind of exception is in flight, for a caller that cannot catch C++ types.
-enum class ErrorKind { kWire, kTensor, kMemory, kOther };
+enum class ErrorKind { kWire, kTensor, kSharedMemory, kMemory, kOther };
 
 /// A C++ exception reduced to what another language needs of it.
 struct ErrorInfo {
   ErrorKind kind = ErrorKind::kOther;
   std::string message;
+  int number = 0;  // of errno's, if it has one
 };
 
 /// @brief Describes the exception being handled. Call it inside a catch block only.

@@ -4,7 +4,6 @@
 #include <pthread.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <mutex>
 #include <new>
@@ -16,7 +15,6 @@ namespace {
 struct Registry {
   std::mutex mutex;
   std::unordered_set<int> descriptors;
-  std::atomic<std::uint64_t> generation{0};
 };
 
 // Never destroyed: threads may make calls while the process ends.
@@ -30,7 +28,6 @@ Registry& registry() {
           const int before = errno;
           for (const int descriptor : inherited.descriptors) ::close(descriptor);
           inherited.descriptors.clear();
-          ++inherited.generation;
           inherited.mutex.unlock();
           errno = before;
         });
@@ -41,8 +38,6 @@ Registry& registry() {
 }
 
 }  // namespace
-
-std::uint64_t generation() noexcept { return registry().generation; }
 
 DescriptorList::DescriptorList() { registry().mutex.lock(); }
 

@@ -3,15 +3,10 @@
 // Owns the list of this process's descriptors. fork() waits until none is being opened or closed, and
 // the child closes them all before anything else runs in it: so the server sees the parent's
 // connections end when the parent ends them. The objects that had them are copies of what other
-// threads of the parent were at; they are told by their generation, and left alone. Any thread.
+// threads of the parent were at; they are told by process_generation(), and left alone. Any thread.
 #pragma once
 
-#include <cstdint>
-
 namespace triton_fast::http2 {
-
-/// Another number in every forked child. What was made under another one is a parent's.
-std::uint64_t generation() noexcept;
 
 /// @brief While there is one, fork() waits. Opens and closes descriptors, and does nothing else.
 class DescriptorList {

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "triton_fast/http2/connection.hpp"
-#include "triton_fast/http2/fork.hpp"
+#include "triton_fast/process.hpp"
 
 namespace triton_fast::http2 {
 
@@ -42,7 +42,7 @@ class Pool {
   void close() noexcept;
 
   /// Whether this is a copy, in a forked child, of the parent's.
-  bool inherited() const noexcept { return generation_ != generation(); }
+  bool inherited() const noexcept { return generation_ != process_generation(); }
 
  private:
   friend class Call;
@@ -55,7 +55,7 @@ class Pool {
   const std::string authority_;
   const std::size_t most_;
   const std::int64_t idle_ns_;
-  const std::uint64_t generation_ = generation();
+  const std::uint64_t generation_ = process_generation();
   std::mutex mutex_;
   std::condition_variable freed_;
   std::vector<std::unique_ptr<Connection>> idle_;  // the most recently used one last
