@@ -12,10 +12,17 @@ from pathlib import Path
 
 import pytest
 import report
+from contenders import CONTENDERS
 
 HERE = Path(__file__).parent
 # In the order of the report.
-FILES = ("bench_infer.py", "bench_strings.py", "bench_memory.py", "bench_import.py")
+FILES = (
+    "bench_infer.py",
+    "bench_threads.py",
+    "bench_strings.py",
+    "bench_memory.py",
+    "bench_import.py",
+)
 
 
 def main() -> int:
@@ -27,6 +34,9 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     json_path = options.output / "bench.json"
     json_path.unlink(missing_ok=True)
+    for cls in CONTENDERS:
+        if (reason := cls.missing()) is not None:
+            print(f"Without {cls.name}: {reason}", flush=True)
     with tempfile.TemporaryDirectory() as storage:
         status = pytest.main(
             [

@@ -9,17 +9,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from contenders import CONTENDERS, Addresses, Contender
+from contenders import (
+    Addresses,
+    Contender,
+    CppStub,
+    GrpcioBytes,
+    TritonclientGrpc,
+    TritonclientHttp,
+    TritonFast,
+    TritonFastGrpcio,
+    TritonFastOut,
+    present,
+)
 from sampling import Samples
 
 MIB = 1 << 20
-COMPETING = [cls for cls in CONTENDERS if cls.needs_server]
+COMPETING = present(
+    (
+        TritonFast,
+        TritonFastOut,
+        TritonFastGrpcio,
+        CppStub,
+        TritonclientGrpc,
+        TritonclientHttp,
+        GrpcioBytes,
+    )
+)
 Measure = Callable[[], dict[str, tuple[Samples, list[int]]]]
 
 
 @pytest.fixture(scope="session")
 def byte_size(smoke: bool) -> int:
-    return (16 if smoke else 256) * MIB
+    return (4 if smoke else 256) * MIB
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import cpp_stub
 import pytest
 from contenders import Addresses
 from sampling import Plan, ReplayClock, Samples
@@ -46,7 +47,7 @@ def smoke(pytestconfig: pytest.Config) -> bool:
 @pytest.fixture(scope="session")
 def plan_of(smoke: bool) -> Callable[[Plan], Plan]:
     """Turns a plan into the one to follow."""
-    return lambda plan: Plan(rounds=2, block=1, warmup=1) if smoke else plan
+    return lambda plan: Plan(rounds=2, block=1, warmup=0) if smoke else plan
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +57,7 @@ def server(pytestconfig: pytest.Config) -> Iterator[Addresses]:
             metadata = client.server_metadata()
         pytestconfig.stash[_server_version] = f"{metadata.name} {metadata.version}"
         yield Addresses(process.grpc_url, process.http_url)
+        process.kill()  # now and then it takes ten seconds to stop
 
 
 @pytest.fixture
@@ -87,6 +89,7 @@ def pytest_benchmark_update_machine_info(
     machine_info["load_average_after"] = os.getloadavg()
     machine_info["server"] = config.stash.get(_server_version, "none")
     machine_info["packages"] = {name: _version(name) for name in _PACKAGES}
+    machine_info["packages"]["gRPC for C++"] = cpp_stub.version()
     machine_info["smoke"] = bool(config.getoption("--smoke"))
 
 

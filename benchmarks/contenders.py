@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import cpp_stub
 import numpy as np
 
 import triton_fast
@@ -93,12 +95,21 @@ class Contender(ABC):
 
     needs_server: ClassVar[bool] = True
 
+    @classmethod
+    def missing(cls) -> str | None:
+        """Return why it cannot compete here, in one line; None if it can."""
+        return None
+
     @abstractmethod
     def __init__(self, server: Addresses, case: Case) -> None: ...
 
     @abstractmethod
     def call(self) -> Any:
         """Make the inference once, from the array to the answer. This is what is timed."""
+
+    def caller(self) -> Callable[[], Any]:
+        """Return what one thread of several calls, all of them at the same time."""
+        return self.call
 
     def answer(self, received: Any) -> np.ndarray[Any, Any]:
         """Return the array in what `call` gave. Not timed."""
@@ -109,13 +120,16 @@ class Contender(ABC):
 
 
 class TritonFast(Contender):
-    """`Client.infer`, as in the first lines of the README."""
+    """`Client.infer` over the native channel, as in the first lines of the README."""
 
     name = "triton_fast"
-    channel: ClassVar[Any] = "grpc"
+    channel: ClassVar[Literal["native", "grpc"]] = "native"
+    busy_poll: ClassVar[float] = 0.0
 
     def __init__(self, server: Addresses, case: Case) -> None:
-        self._client = triton_fast.Client(server.grpc, channel=self.channel)
+        self._client = triton_fast.Client(
+            server.grpc, channel=self.channel, busy_poll=self.busy_poll
+        )
         self._model = case.model
         self._array = case.array
 
@@ -153,6 +167,70 @@ class TritonFastOut(TritonFast):
         return self._client.infer(self._model, {INPUT: self._array}, out={OUTPUT: self._out})[
             OUTPUT
         ]
+
+
+class TritonFastPolling(TritonFast):
+    """`Client.infer`, which asks for the answer for a while before it sleeps."""
+
+    name = "triton_fast, busy_poll"
+    busy_poll = 50e-6
+
+
+class TritonFastGrpcio(TritonFast):
+    """`Client.infer` over the grpcio channel."""
+
+    name = "triton_fast, grpcio channel"
+    channel = "grpc"
+
+
+class CppStub(Contender):
+    """gRPC's stub for C++; see cpp_stub.cpp. Each call is one call of a C function."""
+
+    name = "C++ stub"
+    datatypes = frozenset({"FP32"})
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return cpp_stub.missing()
+
+    def __init__(self, server: Addresses, case: Case) -> None:
+        self._library = cpp_stub.library()
+        self._stub = self._library.stub_open(server.grpc.encode())
+        self._case = case
+        self._handles: list[int] = []
+        self._call = self.caller()
+
+    def call(self) -> Any:
+        return self._call()
+
+    def caller(self) -> Callable[[], Any]:
+        # Threads share the stub, not the messages.
+        array = self._case.array
+        answer = np.full_like(array, np.nan)
+        handle = self._library.stub_caller(
+            self._stub,
+            self._case.model.encode(),
+            self._case.datatype.encode(),
+            array.size,
+            array.ctypes.data,
+            answer.ctypes.data,
+            array.nbytes,
+        )
+        self._handles.append(handle)
+        infer = self._library.stub_infer
+
+        def call() -> Any:
+            status = infer(handle)
+            if status:
+                raise RuntimeError(f"the C++ stub failed with status {status}")
+            return answer
+
+        return call
+
+    def close(self) -> None:
+        while self._handles:
+            self._library.stub_caller_free(self._handles.pop())
+        self._library.stub_close(self._stub)
 
 
 class TritonclientGrpc(Contender):
@@ -241,12 +319,20 @@ CONTENDERS: tuple[type[Contender], ...] = (
     TritonFast,
     TritonFastModel,
     TritonFastOut,
+    TritonFastPolling,
+    TritonFastGrpcio,
+    CppStub,
     TritonclientGrpc,
     TritonclientHttp,
     GrpcioBytes,
     Memcpy,
 )
 """In the order of the tables."""
+
+
+def present(classes: tuple[type[Contender], ...] = CONTENDERS) -> list[type[Contender]]:
+    """Return those that can compete here."""
+    return [cls for cls in classes if cls.missing() is None]
 
 
 def contender_class(name: str) -> type[Contender]:

@@ -15,42 +15,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 BASELINE = "tritonclient.grpc"
+CPP = "C++ stub"
 OURS = "triton_fast"
+POLLING = "triton_fast, busy_poll"
 IMPORT = "import"
-
-
-@dataclass(frozen=True)
-class Target:
-    """The most that `OURS` may take in a group: as a ratio to the baseline, or in seconds."""
-
-    group: str
-    ratio: float | None = None
-    seconds: float | None = None
-
-    @property
-    def limit(self) -> str:
-        return f"≤ {_time(self.seconds)}" if self.seconds else f"≤ {self.ratio}×"
-
-
-TARGETS = (
-    Target("FP32, 64 B", 1.0),
-    Target("FP32, 602,112 B", 0.75),
-    Target("FP32, 4 MiB", 0.5),
-    Target("FP32, 16 MiB", 0.4),
-    Target("encode + decode, 10,000 of 20 B", 0.1),
-    Target("peak memory, 256 MiB", 0.5),
-    Target(IMPORT, seconds=0.015),
-)
-
-_HOW_RATIOS = """\
-The median of the ratios of the turns in one round, and their quartiles. *Not separable*: 1 lies
-between the quartiles.
-"""
 
 
 @dataclass(frozen=True)
@@ -64,20 +37,86 @@ class Result:
     cpu_seconds : numpy.ndarray, shape (turns,)
         Of this process, per call.
     peak_bytes : numpy.ndarray, shape (turns,), or None
-        What memory is compared by, in the groups that are about memory.
+        In the groups that are about memory.
+    calls_per_second : numpy.ndarray, shape (turns,), or None
+        Of all threads together, in the groups that are about threads.
     """
 
     contender: str
     seconds: np.ndarray[Any, Any]
     cpu_seconds: np.ndarray[Any, Any]
     peak_bytes: np.ndarray[Any, Any] | None
+    calls_per_second: np.ndarray[Any, Any] | None
+
+    def turns(self, quantity: Quantity) -> np.ndarray[Any, Any]:
+        """Return one figure for each turn: what ratios are made of."""
+        if quantity == TIME:
+            return np.asarray(np.median(self.seconds, axis=1))
+        figures = {CPU: self.cpu_seconds, MEMORY: self.peak_bytes, CALLS: self.calls_per_second}
+        figure = figures[quantity]
+        assert figure is not None
+        return figure
 
     @property
-    def compared(self) -> np.ndarray[Any, Any]:
-        """One figure for each turn: what ratios are made of."""
+    def subject(self) -> Quantity:
+        """What its group is about."""
         if self.peak_bytes is not None:
-            return self.peak_bytes
-        return np.asarray(np.median(self.seconds, axis=1))
+            return MEMORY
+        return TIME if self.calls_per_second is None else CALLS
+
+
+Quantity = Literal["time", "client CPU per call", "peak memory", "calls per second"]
+TIME: Quantity = "time"
+CPU: Quantity = "client CPU per call"
+MEMORY: Quantity = "peak memory"
+CALLS: Quantity = "calls per second"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a contender is to reach in a group: a ratio to another, or seconds where there is none.
+
+    The most that it may be, but for calls per second the least.
+    """
+
+    group: str
+    bound: float
+    to: str | None = BASELINE
+    quantity: Quantity = TIME
+    contender: str = OURS
+
+    @property
+    def limit(self) -> str:
+        if self.to is None:
+            return f"≤ {_time(self.bound)}"
+        return f"{'≥' if self.quantity == CALLS else '≤'} {self.bound}×"
+
+    def met_by(self, seen: float) -> bool:
+        return seen >= self.bound if self.quantity == CALLS else seen <= self.bound
+
+
+TARGETS = (
+    Target("FP32, 64 B", 0.45),
+    Target("FP32, 602,112 B", 0.4),
+    Target("FP32, 4 MiB", 0.3),
+    Target("FP32, 16 MiB", 0.3),
+    Target("FP32, 64 B", 1.0, CPP),
+    Target("FP32, 602,112 B", 0.9, CPP),
+    Target("FP32, 4 MiB", 0.95, CPP),
+    Target("FP32, 16 MiB", 0.95, CPP),
+    Target("FP32, 64 B", 0.35, contender=POLLING),
+    Target("16 threads, 64 B", 2.0, quantity=CALLS),
+    Target("FP32, 64 B", 0.35, quantity=CPU),
+    Target("16 threads, 64 B", 0.35, quantity=CPU),
+    Target("encode + decode, 10,000 of 20 B", 0.1),
+    Target("peak memory, 256 MiB", 0.5, quantity=MEMORY),
+    Target(IMPORT, 0.015, None),
+)
+
+_HOW_RATIOS = """\
+The median of the ratios of the turns in one round, and their quartiles. *Not separable*: 1 lies
+between the quartiles.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,9 +144,10 @@ class Ratio:
 Groups = dict[str, dict[str, Result]]
 
 
-def ratio(result: Result, baseline: Result) -> Ratio:
+def ratio(result: Result, baseline: Result, quantity: Quantity) -> Ratio:
     """Compare turn by turn: contenders of one round had the same machine."""
-    low, median, high = np.percentile(result.compared / baseline.compared, [25, 50, 75])
+    ratios = result.turns(quantity) / baseline.turns(quantity)
+    low, median, high = np.percentile(ratios, [25, 50, 75])
     return Ratio(float(median), float(low), float(high))
 
 
@@ -116,15 +156,24 @@ def read(benchmarks: list[dict[str, Any]]) -> Groups:
     groups: Groups = {}
     for benchmark in benchmarks:
         info = benchmark["extra_info"]
-        peak = info.get("peak_bytes")
+        peak, calls = (
+            None if info.get(name) is None else np.array(info[name], float)
+            for name in ("peak_bytes", "calls_per_second")
+        )
         result = Result(
             info["contender"],
             np.reshape(benchmark["stats"]["data"], (-1, info["block"])),
             np.array(info["cpu_seconds"]),
-            None if peak is None else np.array(peak, float),
+            peak,
+            calls,
         )
         groups.setdefault(benchmark["group"], {})[result.contender] = result
     return groups
+
+
+def subject(results: dict[str, Result]) -> Quantity:
+    """Return what a group is about."""
+    return next(iter(results.values())).subject
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -139,50 +188,61 @@ def markdown(document: dict[str, Any]) -> str:
     elif machine["load_average_before"][0] > machine["cores"] / 2:
         parts.append("**The machine was busy before this began: read the ratios with care.**\n")
     parts += ["## Targets\n", _targets(groups)]
-    parts += [f"## Ratios to {BASELINE}\n", _HOW_RATIOS, _overview(groups)]
+    timed = {name: each for name, each in groups.items() if subject(each) != CALLS}
+    threaded = {name: each for name, each in groups.items() if subject(each) == CALLS}
+    calling = {
+        name: each for name, each in groups.items() if name != IMPORT and subject(each) != MEMORY
+    }
+    parts += [f"## Ratios to {BASELINE}\n", _HOW_RATIOS, _overview(timed, BASELINE)]
+    for title, chosen, to, quantity in (
+        (f"Ratios to the {CPP}", timed, CPP, None),
+        (f"Calls per second of several threads, as ratios to {BASELINE}", threaded, BASELINE, None),
+        (f"Client CPU per call, as ratios to {BASELINE}", calling, BASELINE, CPU),
+    ):
+        if any(to in results for results in chosen.values()):
+            parts += [f"## {title}\n", _overview(chosen, to, quantity)]
     for name, results in groups.items():
-        parts += [f"## {name}\n", _table(results)]
+        table = _throughput_table if name in threaded else _table
+        parts += [f"## {name}\n", table(results)]
     parts += ["## Environment\n", _environment(document)]
     return "\n".join(parts)
 
 
 def _targets(groups: Groups) -> str:
-    rows = []
-    for target in TARGETS:
-        results = groups.get(target.group)
-        if results is None:
-            rows.append([target.group, target.limit, "not measured", ""])
-        elif target.seconds is not None:
-            seen = float(np.median(results[OURS].seconds))
-            rows.append([target.group, target.limit, _time(seen), _mark(seen <= target.seconds)])
-        else:
-            assert target.ratio is not None
-            seen_ratio = ratio(results[OURS], results[BASELINE])
-            within = seen_ratio.low <= target.ratio <= seen_ratio.high
-            verdict = _mark(seen_ratio.median <= target.ratio)
-            rows.append(
-                [
-                    target.group,
-                    target.limit,
-                    f"{seen_ratio.median:.4g}× {seen_ratio.spread}",
-                    f"{verdict} (within the spread)" if within else verdict,
-                ]
-            )
-    return _rows(["", "target", "seen", ""], rows)
+    header = ["", "what", "of", "target", "seen", ""]
+    return _rows(header, [_target(target, groups.get(target.group, {})) for target in TARGETS])
 
 
-def _overview(groups: Groups) -> str:
-    compared = {name: results for name, results in groups.items() if BASELINE in results}
+def _target(target: Target, results: dict[str, Result]) -> list[str]:
+    what = target.quantity if target.to is None else f"{target.quantity}, to {target.to}"
+    row = [target.group, what, target.contender, target.limit]
+    if not {target.contender, target.to or target.contender} <= results.keys():
+        return [*row, "not measured", ""]
+    if target.to is None:
+        seen = float(np.median(results[target.contender].seconds))
+        return [*row, _time(seen), _mark(target.met_by(seen))]
+    seen_ratio = ratio(results[target.contender], results[target.to], target.quantity)
+    verdict = _mark(target.met_by(seen_ratio.median))
+    if seen_ratio.low <= target.bound <= seen_ratio.high:
+        verdict += " (within the spread)"
+    return [*row, f"{seen_ratio.median:.4g}× {seen_ratio.spread}", verdict]
+
+
+def _overview(groups: Groups, to: str, quantity: Quantity | None = None) -> str:
+    """Return ratios of all contenders in the groups that have `to`."""
+    compared = {name: results for name, results in groups.items() if to in results}
     rows = [
         [
             contender,
             *(
-                str(ratio(results[contender], results[BASELINE])) if contender in results else ""
+                str(ratio(results[contender], results[to], quantity or subject(results)))
+                if contender in results
+                else ""
                 for results in compared.values()
             ),
         ]
         for contender in _contenders(compared)
-        if contender != BASELINE
+        if contender != to
     ]
     return _rows(["", *compared], rows)
 
@@ -191,12 +251,24 @@ def _contenders(groups: Groups) -> list[str]:
     return list(dict.fromkeys(name for results in groups.values() for name in results))
 
 
+def _references(results: dict[str, Result]) -> list[str]:
+    return [name for name in (BASELINE, CPP) if name in results]
+
+
+def _beside(result: Result, results: dict[str, Result]) -> list[str]:
+    return [
+        "1" if result.contender == to else str(ratio(result, results[to], result.subject))
+        for to in _references(results)
+    ]
+
+
 def _table(results: dict[str, Result]) -> str:
-    memory = any(result.peak_bytes is not None for result in results.values())
+    memory = subject(results) == MEMORY
     some = next(iter(results.values())).seconds
     # Of less than a hundred calls, the 99th percentile is between the two slowest.
     tail = "p99" if some.size >= 100 else "slowest"
-    header = ["", "median", "quartiles", tail, "client CPU per call", f"to {BASELINE}"]
+    header = ["", "median", "quartiles", tail, "client CPU per call"]
+    header += [f"to {name}" for name in _references(results)]
     if memory:
         header.insert(1, "peak memory")
     rows = []
@@ -209,15 +281,33 @@ def _table(results: dict[str, Result]) -> str:
             f"{_time(low)} – {_time(high)}",
             _time(slow),
             _time(float(np.median(result.cpu_seconds))),
-            "1" if contender == BASELINE else str(ratio(result, results[BASELINE])),
+            *_beside(result, results),
         ]
         if memory:
-            assert result.peak_bytes is not None
-            row.insert(1, f"{np.median(result.peak_bytes) / 2**20:.0f} MiB")
+            row.insert(1, f"{np.median(result.turns(MEMORY)) / 2**20:.0f} MiB")
         rows.append(row)
     turns, block = some.shape
-    calls = f"{turns} turns of {block} calls" if block > 1 else f"{turns} turns of one call"
-    return f"{_rows(header, rows)}\n{calls} each.\n"
+    calls = f"{block} calls" if block > 1 else "one call"
+    return f"{_rows(header, rows)}\n{turns} turn{'s' * (turns > 1)} of {calls} each.\n"
+
+
+def _throughput_table(results: dict[str, Result]) -> str:
+    header = ["", "calls per second", "quartiles", "client CPU per call"]
+    header += [f"to {name}" for name in _references(results)]
+    rows = []
+    for contender, result in results.items():
+        low, median, high = np.percentile(result.turns(CALLS), [25, 50, 75])
+        rows.append(
+            [
+                contender,
+                f"{median:,.0f}",
+                f"{low:,.0f} – {high:,.0f}",
+                _time(float(np.median(result.cpu_seconds))),
+                *_beside(result, results),
+            ]
+        )
+    turns = len(next(iter(results.values())).seconds)
+    return f"{_rows(header, rows)}\n{turns} windows each; more is better.\n"
 
 
 def _environment(document: dict[str, Any]) -> str:
@@ -273,12 +363,15 @@ def chart(document: dict[str, Any], path: Path) -> None:
     from matplotlib.patches import Patch
 
     groups = read(document["benchmarks"])
+    threaded = {name: each for name, each in groups.items() if subject(each) == CALLS}
+    others = {name: each for name, each in groups.items() if name not in threaded}
     colours: dict[str, Any] = {
         name: f"C{number}" for number, name in enumerate(_contenders(groups))
     }
-    figure, (above, below) = plt.subplots(2, 1, figsize=(12, 10), layout="constrained")
-    _draw_ratios(above, groups, colours)
-    _draw_times(below, groups, colours)
+    figure, (above, middle, below) = plt.subplots(3, 1, figsize=(12, 14), layout="constrained")
+    _draw_ratios(above, others, colours)
+    _draw_times(middle, others, colours)
+    _draw_throughput(below, threaded, colours)
     patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=4)
     if document["machine_info"]["smoke"]:
@@ -289,11 +382,11 @@ def chart(document: dict[str, Any], path: Path) -> None:
 
 def _draw_ratios(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:
     compared = {name: each for name, each in groups.items() if BASELINE in each}
-    width = 0.15
+    width = 0.1
     for number, (name, results) in enumerate(compared.items()):
         shown = [each for each in results if each not in {BASELINE, "one memcpy"}]
         for place, contender in enumerate(shown):
-            seen = ratio(results[contender], results[BASELINE])
+            seen = ratio(results[contender], results[BASELINE], subject(results))
             axes.bar(
                 number + (place - (len(shown) - 1) / 2) * width,
                 seen.median,
@@ -303,8 +396,10 @@ def _draw_ratios(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:
                 error_kw={"linewidth": 0.8},
             )
         for target in TARGETS:
-            if target.group == name and target.ratio is not None:
-                axes.hlines(target.ratio, number - 0.45, number + 0.45, "black", "dotted")
+            if (target.group, target.to, target.contender) == (name, BASELINE, OURS) and (
+                target.quantity == subject(results)
+            ):
+                axes.hlines(target.bound, number - 0.45, number + 0.45, "black", "dotted")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylim(0, 2)
     axes.set_xticks(range(len(compared)), [name.replace(", ", "\n", 1) for name in compared])
@@ -327,6 +422,20 @@ def _draw_times(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(range(len(numbers)), list(numbers))
     axes.set_ylabel("µs for one inference\n(median and quartiles)")
+    axes.grid(visible=True, axis="y", alpha=0.3)
+
+
+def _draw_throughput(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:
+    for contender in _contenders(groups):
+        low, median, high = np.percentile(
+            [each[contender].turns(CALLS) for each in groups.values()], [25, 50, 75], axis=1
+        )
+        at = range(len(groups))
+        axes.plot(at, median, "o-", color=colours[contender])
+        axes.fill_between(at, low, high, color=colours[contender], alpha=0.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel("calls per second, all threads together\n(median and quartiles)")
     axes.grid(visible=True, axis="y", alpha=0.3)
 
 

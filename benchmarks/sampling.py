@@ -8,8 +8,9 @@ function that does nothing, and gets the readings that were taken before and aft
 from __future__ import annotations
 
 import gc
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,17 +24,21 @@ class Plan:
     Parameters
     ----------
     rounds : int
-        How many turns each contender has.
+        How many turns each contender has in a set.
     block : int
         Calls in one turn: more than one where a call is short, so that most calls find the
         caches as a program that makes many calls would.
     warmup : int
-        Rounds before the measured ones.
+        Rounds before the measured ones of a set.
+    sets : int
+        How often this is done, each time with clients of their own. A connection keeps its pace for
+        as long as it lives, and two of the same kind may differ by a third.
     """
 
     rounds: int
     block: int = 1
     warmup: int = 2
+    sets: int = 1
 
 
 @dataclass
@@ -54,9 +59,16 @@ class Samples:
     readings: list[tuple[float, float]] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
 
+    def add(self, more: Samples) -> None:
+        """Take the readings of another set."""
+        self.readings += more.readings
+        self.cpu_seconds += more.cpu_seconds
 
-def alternate(calls: Mapping[str, Callable[[], Any]], plan: Plan) -> dict[str, Samples]:
-    """Measure calls that take turns.
+
+def alternate(
+    calls: Mapping[str, Callable[[], Any]], plan: Plan, seed: int = 0
+) -> dict[str, Samples]:
+    """Measure one set of calls that take turns.
 
     Each round has one turn of each, in a random order, so that none always follows the same other.
     The garbage collector is off during turns. What a call returns is freed after its time was
@@ -64,7 +76,7 @@ def alternate(calls: Mapping[str, Callable[[], Any]], plan: Plan) -> dict[str, S
     """
     names = list(calls)
     samples = {name: Samples(plan.block) for name in names}
-    order = np.random.default_rng(0)
+    order = np.random.default_rng(seed)
     gc.collect()
     gc.disable()
     try:
@@ -93,6 +105,125 @@ def _turn(call: Callable[[], Any], block: int) -> tuple[float, list[tuple[float,
         del answer
         readings.append((start, end))
     return time.process_time() - cpu_start, readings
+
+
+class Crew:
+    """Threads that make calls, all at the same time, while a window is open.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+        One for each thread.
+
+    Attributes
+    ----------
+    answers : list
+        The last answer of each thread.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], Any]]) -> None:
+        self.answers: list[Any] = [None] * len(calls)
+        self._made = [0] * len(calls)
+        self._open = False
+        self._error: BaseException | None = None
+        self._gate = threading.Barrier(len(calls) + 1)
+        self._threads = [
+            threading.Thread(target=self._work, args=(number, call), daemon=True)
+            for number, call in enumerate(calls)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def window(self, seconds: float) -> tuple[int, float, float]:
+        """Let them work for a while; return calls, seconds, and CPU seconds of this process.
+
+        The window ends when the last call that began in it has ended.
+        """
+        self._open = True
+        cpu_start = time.process_time()
+        start = time.perf_counter()
+        try:
+            self._gate.wait()
+            time.sleep(seconds)
+            self._open = False
+            self._gate.wait()
+        except threading.BrokenBarrierError:
+            assert self._error is not None
+            raise self._error from None
+        elapsed = time.perf_counter() - start
+        return sum(self._made), elapsed, time.process_time() - cpu_start
+
+    def close(self) -> None:
+        """End the threads."""
+        self._open = False
+        self._gate.abort()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, number: int, call: Callable[[], Any]) -> None:
+        try:
+            while True:
+                self._gate.wait()
+                self.answers[number] = call()
+                made = 1
+                while self._open:
+                    self.answers[number] = call()
+                    made += 1
+                self._made[number] = made
+                self._gate.wait()
+        except threading.BrokenBarrierError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - `window` raises it
+            self._error = error
+            self._gate.abort()
+
+
+@dataclass
+class Throughput:
+    """What was measured of one contender's crew, one figure for each window.
+
+    Attributes
+    ----------
+    samples : Samples
+        A reading is the length of a window divided by the calls in it.
+    calls_per_second : list of float
+        Of all threads together.
+    """
+
+    samples: Samples = field(default_factory=Samples)
+    calls_per_second: list[float] = field(default_factory=list)
+
+    def add(self, more: Throughput) -> None:
+        """Take the readings of another set."""
+        self.samples.add(more.samples)
+        self.calls_per_second += more.calls_per_second
+
+
+def alternate_windows(
+    crews: Mapping[str, Crew], seconds: float, rounds: int, seed: int = 0
+) -> dict[str, Throughput]:
+    """Measure one set of crews that take turns: in each round a window of each, in random order.
+
+    There is one round more at the beginning, which does not count.
+    """
+    names = list(crews)
+    results = {name: Throughput() for name in names}
+    order = np.random.default_rng(seed)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(-1, rounds):
+            for index in order.permutation(len(names)):
+                name = names[index]
+                calls, elapsed, cpu_seconds = crews[name].window(seconds)
+                if number >= 0:
+                    results[name].samples.readings.append((0.0, elapsed / calls))
+                    results[name].samples.cpu_seconds.append(cpu_seconds / calls)
+                    results[name].calls_per_second.append(calls / elapsed)
+            gc.collect(0)
+    finally:
+        gc.enable()
+    return results
 
 
 class ReplayClock:
