@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from .metadata import ServerMetadata as ServerMetadata
     from .metadata import TensorMetadata as TensorMetadata
     from .model import Model as Model
+    from .region import SharedMemoryRegion as SharedMemoryRegion
+    from .registry import RegisteredRegion as RegisteredRegion
+    from .registry import StaleRegion as StaleRegion
     from .request import RequestedOutput as RequestedOutput
     from .response import InferResult as InferResult
     from .signature import Signature as Signature
@@ -96,6 +99,8 @@ _NAMES = {
         "TensorMetadata",
     ),
     "model": ("Model",),
+    "region": ("SharedMemoryRegion",),
+    "registry": ("RegisteredRegion", "StaleRegion"),
     "request": ("RequestedOutput",),
     "response": ("InferResult",),
     "signature": ("Signature",),

@@ -108,7 +108,7 @@ class Client:
         keepalive: Keepalive | None = None,
         busy_poll: float = 0.0,
         channel_options: Mapping[str, Any] | None = None,
-        shared_memory: bool | Literal["auto"] = False,
+        shared_memory: bool | Literal["auto"] = "auto",
         shared_memory_limit: int = 1 << 30,
     ) -> None:
         new_channel = channel_factory(
@@ -205,6 +205,7 @@ class Client:
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
+        split: bool = False,
     ) -> InferResult:
         """Run a model and wait for its answer.
 
@@ -240,6 +241,11 @@ class Client:
         out : mapping of str to numpy.ndarray, optional
             Arrays to write outputs to, which must have their dtype and shape. C-contiguous ones
             are received into without another copy. Their contents are undefined if the call fails.
+        split : bool, default False
+            Cut a batch that is larger than the model takes along its first axis, and join the
+            answers in place. Several pieces are on their way at a time. An input may be a list of
+            samples then, arrays without the batch dimension. If a piece fails, its number is in the
+            error, which is raised when no piece is running any more.
 
         Returns
         -------
@@ -265,10 +271,12 @@ class Client:
         -----
         Thread-safe.
         """
-        prepared = self._prepare(
-            model, model_version, outputs, parameters, priority, queue_timeout
-        )
+        prepared = self._prepare(model, model_version, outputs, parameters, priority, queue_timeout)
         options = self._connection.options(prepared.call, timeout, headers, compression)
+        if split:
+            from .split import infer_split  # noqa: PLC0415 - concurrent.futures takes its time
+
+            return infer_split(self._connection, prepared, inputs, request_id, options, out)
         return self._connection.infer(prepared, inputs, request_id, options, out)
 
     def submit(
@@ -305,9 +313,7 @@ class Client:
         InvalidTensor, InvalidOption, ClosedError
             At once, as in `infer`; all other errors are the future's.
         """
-        prepared = self._prepare(
-            model, model_version, outputs, parameters, priority, queue_timeout
-        )
+        prepared = self._prepare(model, model_version, outputs, parameters, priority, queue_timeout)
         options = self._connection.options(prepared.call, timeout, headers, compression)
         return self._connection.submit(prepared, inputs, request_id, options, out)
 

@@ -6,6 +6,7 @@ it (client, model) turn arguments into `Prepared` requests and `CallOptions`; th
 
 from __future__ import annotations
 
+import atexit
 import operator
 import os
 import threading
@@ -104,13 +105,16 @@ class Connection:
 
     def close(self) -> None:
         """Give the channel back; running calls end with `ClosedError`. Idempotent."""
-        if self._shared is not None:
-            # Before the channel goes, on which the server is told.
-            self._shared.close(self.options("close", _FAREWELL_S))
+        self.leave_shared_memory()
         with self._lock:
             self._closed = True
             channel = self._channel
         channel.close()
+
+    def leave_shared_memory(self) -> None:
+        """Have the server let go of our regions, while there is a channel to tell it. Idempotent."""
+        if self._shared is not None:
+            self._shared.close(self.options("close", _FAREWELL_S))
 
     def _open_channel(self) -> Channel:
         if self._closed:
@@ -387,3 +391,10 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# The last to be registered is the first to run: the channels are still open then.
+@atexit.register
+def _leave_shared_memory() -> None:
+    for connection in list(_connections):
+        connection.leave_shared_memory()

@@ -71,6 +71,7 @@ class Model:
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
+        split: bool = False,
         **tensors: Any,
     ) -> InferResult:
         """Run the model and wait for its answer.
@@ -79,7 +80,7 @@ class Model:
         ----------
         inputs : mapping of str to array_like, optional
             As in `Client.infer`.
-        request_id, timeout, headers, compression, out
+        request_id, timeout, headers, compression, out, split
             As in `Client.infer`.
         **tensors : array_like
             Inputs by name, in place of ``inputs`` or beside it.
@@ -98,9 +99,12 @@ class Model:
         """
         options = self._connection.options(self._prepared.call, timeout, headers, compression)
         self._learn(options)
-        return self._connection.infer(
-            self._prepared, _merged(inputs, tensors), request_id, options, out
-        )
+        merged = _merged(inputs, tensors)
+        if split:
+            from .split import infer_split  # noqa: PLC0415 - concurrent.futures takes its time
+
+            return infer_split(self._connection, self._prepared, merged, request_id, options, out)
+        return self._connection.infer(self._prepared, merged, request_id, options, out)
 
     def submit(
         self,

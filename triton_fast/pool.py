@@ -25,8 +25,8 @@ from .errors import (
     InvalidArgument,
     PermissionDenied,
     ResourceExhausted,
-    ServerError,
     SharedMemoryError,
+    TritonFastError,
     Unimplemented,
 )
 from .registry import Registry, region_name
@@ -228,7 +228,7 @@ class Pool:
         unused = [
             region
             for region in self._regions.values()
-            if (region.retired or self._arenas.figures(region.arena).quarantined_bytes)
+            if (region.retired or self._arenas.figures(region.arena)["quarantined"])
             and self._arenas.idle(region.arena)
         ]
         for region in unused:
@@ -258,7 +258,7 @@ class Pool:
                     # off, and list it until then.
                     _log.debug("region %s is still in use: %s", name, error)
             known = self._registry.regions(options)
-        except ServerError as error:
+        except TritonFastError as error:
             _log.debug("regions %s stay registered for now: %s", list(self._leaving), error)
             return
         for name in list(self._leaving):
@@ -269,11 +269,12 @@ class Pool:
         """Say how much there is, and who has it."""
         figures = self._arenas.figures()
         parts = [
-            f"{figures.leased_bytes} bytes are leased, by {figures.leases} arrays and calls"
+            f"{figures['leased_bytes']} bytes are leased, in {figures['leased']} slots of arrays "
+            "and calls"
         ]
-        if figures.quarantined_bytes:
+        if figures["quarantined"]:
             parts.append(
-                f"{figures.quarantined_bytes} bytes are not used any more, because calls were "
+                f"{figures['quarantined_bytes']} bytes are not used any more, because calls were "
                 "given up that the server may still be at"
             )
         leaving = sum(self._leaving.values())
@@ -290,6 +291,8 @@ class Pool:
     def close(self, options: CallOptions) -> None:
         """Have the server let go of all regions. Arrays in them stay as they are. Idempotent."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             for region in self._regions.values():
                 self._arenas.retire(region.arena)

@@ -84,9 +84,7 @@ class SharedMemoryRegion:
         return cls(Segment.create(byte_size), name or region_name(), 0, owned=True)
 
     @classmethod
-    def attach(
-        cls, key: str, byte_size: int, *, offset: int = 0, name: str | None = None
-    ) -> Self:
+    def attach(cls, key: str, byte_size: int, *, offset: int = 0, name: str | None = None) -> Self:
         """Return a region that another process has made.
 
         Parameters
@@ -131,9 +129,7 @@ class SharedMemoryRegion:
         """Have a client's server let go of it, once no call uses it any more."""
         client.shared_memory.unregister(self.name)
 
-    def array(
-        self, shape: Sequence[int], dtype: Any, offset: int = 0
-    ) -> np.ndarray[Any, Any]:
+    def array(self, shape: Sequence[int], dtype: Any, offset: int = 0) -> np.ndarray[Any, Any]:
         """Return an array on its memory, which keeps it from being closed.
 
         Raises

@@ -207,9 +207,7 @@ class Receiver:
             shared_memory or _NOTHING,
         )
 
-    def _written(
-        self, name: str, datatype: str, shape: tuple[int, ...]
-    ) -> np.ndarray[Any, Any]:
+    def _written(self, name: str, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Return what the server has written to a slot."""
         slot = self._placed[name]
         dtype = dtype_of(datatype)

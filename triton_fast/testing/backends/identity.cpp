@@ -8,6 +8,8 @@
 //     --grpc-header-forward-pattern, so do the request's headers);
 //   - an input DELAY (FP32, one element, seconds) makes the call last that long, unless it is
 //     cancelled meanwhile, which is answered with CANCELLED;
+//   - an input LATE (FP32, one element, seconds) makes it wait that long before it touches a tensor,
+//     cancelled or not, as models do that look at neither;
 //   - an input FAIL_MESSAGE (BYTES, one element) makes the call fail with that text, and
 //     FAIL_CODE (INT32, one element) says with which TRITONSERVER_Error_Code.
 //
@@ -23,9 +25,9 @@ namespace {
 // How often a delayed call looks whether it was cancelled.
 constexpr std::chrono::milliseconds kCancellationCheck{5};
 
-TRITONSERVER_Error* Wait(TRITONBACKEND_Request* request, float seconds) {
+TRITONSERVER_Error* Wait(TRITONBACKEND_Request* request, float seconds, bool stubborn) {
   if (!(seconds >= 0 && seconds <= 3600)) {
-    return Error(kInvalidArgument, "DELAY must be between 0 and 3600 seconds");
+    return Error(kInvalidArgument, "DELAY and LATE must be between 0 and 3600 seconds");
   }
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
@@ -33,7 +35,7 @@ TRITONSERVER_Error* Wait(TRITONBACKEND_Request* request, float seconds) {
   for (auto now = Clock::now(); now < end; now = Clock::now()) {
     bool cancelled = false;
     RETURN_IF_ERROR(TRITONBACKEND_RequestIsCancelled(request, &cancelled));
-    if (cancelled) return Error(kCancelled, "cancelled during the delay");
+    if (cancelled && !stubborn) return Error(kCancelled, "cancelled during the delay");
     std::this_thread::sleep_for(std::min<Clock::duration>(kCancellationCheck, end - now));
   }
   return nullptr;
@@ -79,6 +81,12 @@ TRITONSERVER_Error* Answer(Call& call) {
   std::string fail_message = "the model failed as it was told to";
   int32_t fail_code = kInternal;
   for (const Input& input : call.inputs) {
+    if (input.name != "LATE") continue;
+    float late = 0;
+    RETURN_IF_ERROR(input.ReadOne(&late));
+    RETURN_IF_ERROR(Wait(call.request, late, true));
+  }
+  for (const Input& input : call.inputs) {
     if (input.name == "DELAY") {
       RETURN_IF_ERROR(input.ReadOne(&delay));
     } else if (input.name == "FAIL_MESSAGE") {
@@ -94,11 +102,11 @@ TRITONSERVER_Error* Answer(Call& call) {
       RETURN_IF_ERROR(
           call.MakeOutput(output, input.datatype, input.shape, input.byte_size, &buffer));
       RETURN_IF_ERROR(input.CopyTo(buffer));
-    } else {
+    } else if (input.name != "LATE") {
       return Error(kInvalidArgument, "input '" + input.name + "' is neither INPUTx nor a control");
     }
   }
-  RETURN_IF_ERROR(Wait(call.request, delay));
+  RETURN_IF_ERROR(Wait(call.request, delay, false));
   if (fails) {
     if (fail_code < 0 || fail_code > kLastErrorCode) {
       return Error(kInvalidArgument, "FAIL_CODE must be between 0 and 7");

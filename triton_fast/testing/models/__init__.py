@@ -117,6 +117,7 @@ def _add_sub(backend: str) -> _Model:
 
 
 _DELAY = _Signature("DELAY", "FP32", (1,))
+_LATE = _Signature("LATE", "FP32", (1,))
 # A request can shorten the queue's timeout, not lengthen it, so there must be one to begin with.
 _QUEUE = """\
 dynamic_batching {
@@ -142,6 +143,11 @@ _MODELS: dict[str, _Model] = {
         inputs=(_Signature("INPUT0", "FP32"), _DELAY),
         outputs=(_Signature("OUTPUT0", "FP32"),),
         instances=8,
+    ),
+    "late": _Model(
+        inputs=(_Signature("INPUT0", "FP32"), _LATE),
+        outputs=(_Signature("OUTPUT0", "FP32"),),
+        instances=4,
     ),
     "queued": _Model(
         inputs=(_Signature("INPUT0", "FP32"), _DELAY),

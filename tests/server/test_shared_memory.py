@@ -1,0 +1,643 @@
+"""Shared memory with a real server: who writes where, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triton_fast import (
+    AlreadyExists,
+    Client,
+    ClosedError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidOption,
+    InvalidTensor,
+    RequestedOutput,
+    ResourceExhausted,
+    SharedMemoryError,
+    SharedMemoryRegion,
+    Tensor,
+    TritonFastError,
+)
+from triton_fast.placement import Placement
+
+pytestmark = pytest.mark.server
+
+BIG = 1 << 18  # elements: a mebibyte of FP32
+FILES = Path("/dev/shm")
+BEFORE = {path.name for path in FILES.iterdir()}  # of earlier runs that were killed
+
+
+def files():
+    """The files of ours, and of dead processes; another run of these tests may have its own."""
+    names = {path.name for path in FILES.iterdir() if path.name.startswith("triton_fast")} - BEFORE
+    return {name for name in names if not _is_anothers(int(name.split("-")[-2]))}
+
+
+def _is_anothers(pid):
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def array(seed, size=BIG):
+    return np.random.default_rng(seed).standard_normal(size, np.float32)
+
+
+def figures(client):
+    gc.collect()
+    return client._connection._shared.pool._arenas.figures()
+
+
+def in_slot(client, tensor):
+    return client._connection._shared.pool.locate(tensor.ctypes.data, tensor.nbytes) is not None
+
+
+@pytest.fixture
+def client(triton_server, channel):
+    with Client(triton_server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
+        yield client
+    assert not files()
+    with Client(triton_server.grpc_url, shared_memory=False) as witness:
+        assert not witness.shared_memory.registered()
+
+
+@pytest.fixture
+def placements(monkeypatch):
+    """Every call's placement, as it was made."""
+    made = []
+    original = Placement.__init__
+
+    def record(self, *arguments):
+        original(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(Placement, "__init__", record)
+    return made
+
+
+def echo(client, data, **options):
+    return client.infer("identity_cpp", {"INPUT0": data}, **options)["OUTPUT0"]
+
+
+def test_inputs_and_outputs_go_through_slots(client, placements):
+    for seed in range(5):
+        data = array(seed)
+        answer = echo(client, data)
+        np.testing.assert_array_equal(answer, data)
+        assert answer.flags.writeable
+        assert answer.flags.c_contiguous
+        # The first answer says how large the next ones will be.
+        assert in_slot(client, answer) == (seed > 0)
+    assert [len(placement.slots) for placement in placements] == [1, 2, 2, 2, 2]
+    assert not files(), "unlinked while they are in use"
+
+
+def test_small_tensors_stay_on_the_wire(client, placements):
+    for _ in range(3):
+        np.testing.assert_array_equal(echo(client, array(1, 16)), array(1, 16))
+    assert not placements
+    assert figures(client)["byte_size"] == 0
+
+
+def test_a_slot_goes_back_with_its_last_array(client):
+    echo(client, array(0))
+    answer = echo(client, array(1))
+    part = answer[10:20]
+    del answer
+    assert figures(client)["leased"] == 1
+    np.testing.assert_array_equal(part, array(1)[10:20])
+    del part
+    assert figures(client)["leased"] == 0
+
+
+def test_results_outlive_the_client(triton_server, channel):
+    with Client(triton_server.grpc_url, channel=channel, shared_memory=True) as client:
+        echo(client, array(0))
+        answer = echo(client, array(1))
+        assert in_slot(client, answer)
+    del client
+    gc.collect()
+    np.testing.assert_array_equal(answer, array(1))
+    answer[:] = 0
+
+
+def test_empty_is_sent_and_filled_in_place(client, placements):
+    data, out = client.empty((BIG,), np.float32), client.empty(BIG, "f4")
+    echo(client, array(0))
+    for seed in range(3):
+        data[:] = array(seed)
+        answer = echo(client, data, out={"OUTPUT0": out})
+        assert answer is out
+        np.testing.assert_array_equal(out, array(seed))
+    assert all(slot.lease is None for slot in placements[-1].slots)
+    # A part of one lies in the slot too.
+    np.testing.assert_array_equal(echo(client, data[: BIG // 2]), array(2)[: BIG // 2])
+    assert placements[-1].slots[0].lease is None
+    # A copy is made of what is not contiguous.
+    np.testing.assert_array_equal(echo(client, data[::2]), array(2)[::2])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
+def test_empty_of_any_shape(client, shape):
+    made = client.empty(shape, np.int16)
+    assert (made.shape, made.dtype) == (shape, np.int16)
+    made[...] = 7
+    assert (made == 7).all()
+
+
+def test_there_are_no_shared_arrays_of_objects(client):
+    for shape, dtype in (((3,), object), ((-1,), np.float32), ("x", np.float32), (3, "nonsense")):
+        with pytest.raises(InvalidTensor):
+            client.empty(shape, dtype)
+
+
+def test_out_arrays_of_the_callers(client):
+    out = np.empty(BIG, np.float32)
+    for seed in range(3):
+        assert echo(client, array(seed), out={"OUTPUT0": out}) is out
+        np.testing.assert_array_equal(out, array(seed))
+    wrong = np.empty(BIG - 1, np.float32)
+    with pytest.raises(InvalidTensor, match=r"out\['OUTPUT0'\] is float32"):
+        echo(client, array(0), out={"OUTPUT0": wrong})
+    shared = client.empty((BIG // 2, 2), np.float32)
+    with pytest.raises(InvalidTensor, match=r"out\['OUTPUT0'\] is float32"):
+        echo(client, array(0), out={"OUTPUT0": shared})
+    np.testing.assert_array_equal(echo(client, array(0)), array(0))
+
+
+def test_answers_that_grow_and_shrink(client, caplog):
+    """The server says that a slot is too small, and the call is made again, unseen."""
+    caplog.set_level(logging.INFO, "triton_fast")
+    sizes = [BIG, BIG, 3 * BIG, BIG // 2, 4, 5 * BIG, BIG]
+    for number, size in enumerate(sizes):
+        data = array(number, size)
+        np.testing.assert_array_equal(echo(client, data), data)
+    row = np.ones(BIG, np.float32)
+    for count in (1, 5, 2, 9, 9):
+        result = client.infer("variable", {"ROW": row, "COUNT": np.array([count], np.int32)})
+        assert result["TILED"].shape == (count, BIG)
+        assert (result["TILED"] == 1).all()
+        assert result["TWICE"].shape == (2 * BIG,)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("ran twice" in text and "'TILED'" in text for text in told) == 1, told
+
+
+def test_batches_scale_what_was_learnt(client, placements, caplog):
+    caplog.set_level(logging.INFO, "triton_fast")
+    for rows in (2, 8, 4, 8, 1):
+        data = np.random.default_rng(rows).standard_normal((rows, BIG // 4), np.float32)
+        answer = client.infer("identity_batched", {"INPUT0": data})["OUTPUT0"]
+        np.testing.assert_array_equal(answer, data)
+    assert not [record for record in caplog.records if "ran twice" in record.getMessage()]
+    assert [len(placement.outputs) for placement in placements] == [0, 1, 1, 1, 1]
+
+
+def test_strings_go_in_through_slots_and_out_on_the_wire(client, placements):
+    texts = [f"{number:>60}".encode() for number in range(20_000)]
+    for _ in range(3):
+        result = client.infer("identity_cpp_bytes", {"INPUT0": texts})
+        assert result["OUTPUT0"].tolist() == texts
+    assert [(len(p.slots), len(p.outputs)) for p in placements] == [(1, 0)] * 3
+
+
+def test_a_tensor_of_raw_memory(client):
+    data = array(3)
+    for _ in range(2):
+        answer = echo(client, Tensor(data.tobytes(), "FP32", [BIG]))
+        np.testing.assert_array_equal(answer, data)
+
+
+def test_some_outputs_on_the_wire_and_some_not(client):
+    inputs = {
+        "INPUT0": array(0),
+        "INPUT1": np.arange(5, dtype=np.int32),
+        "INPUT2": np.array([b"a", b"", b"ccc"], object),
+    }
+    for _ in range(3):
+        result = client.infer("identity_mixed", inputs)
+        assert list(result) == ["OUTPUT0", "OUTPUT1", "OUTPUT2"]
+        for index in range(3):
+            np.testing.assert_array_equal(result[f"OUTPUT{index}"], inputs[f"INPUT{index}"])
+    assert in_slot(client, result["OUTPUT0"])
+    assert not in_slot(client, result["OUTPUT1"])
+    some = client.infer("identity_mixed", inputs, outputs=["OUTPUT2", "OUTPUT0"])
+    assert set(some) == {"OUTPUT0", "OUTPUT2"}
+
+
+def test_parameters_go_along(client):
+    for _ in range(3):
+        result = client.infer(
+            "identity_cpp", {"INPUT0": array(0)}, parameters={"key": "value"}, request_id="one"
+        )
+        assert (result.id, result.parameters["key"]) == ("one", "value")
+
+
+def test_submit(client):
+    echo(client, array(0))
+    futures = [
+        client.submit("identity_cpp", {"INPUT0": array(seed)}, timeout=60) for seed in range(12)
+    ]
+    for seed, future in enumerate(futures):
+        np.testing.assert_array_equal(future.result()["OUTPUT0"], array(seed))
+    del future, futures
+    assert figures(client)["leased"] == 0
+
+
+def test_submit_repairs_what_infer_repairs(client):
+    echo(client, array(0))
+    data = array(1, 6 * BIG)
+    np.testing.assert_array_equal(
+        client.submit("identity_cpp", {"INPUT0": data}).result(60)["OUTPUT0"], data
+    )
+
+
+def test_threads(client):
+    failures = []
+
+    def work(seed):
+        try:
+            for number in range(15):
+                data = array(100 * seed + number, BIG // 2 + 1000 * number)
+                np.testing.assert_array_equal(echo(client, data), data)
+        except BaseException as error:  # noqa: BLE001 - told below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert figures(client)["leased"] == 0
+
+
+def test_split_is_written_in_place(client):
+    data = np.random.default_rng(0).standard_normal((30, BIG // 8), np.float32)
+    result = client.infer("identity_batched", {"INPUT0": list(data)}, split=True)
+    np.testing.assert_array_equal(result["OUTPUT0"], data)
+    assert in_slot(client, result["OUTPUT0"])
+
+
+# What goes wrong ---------------------------------------------------------------------------------
+
+
+def test_a_call_that_is_given_up_never_shares_its_slots(triton_server_factory, channel):
+    """The model writes its answer long after the client has gone, wherever it was told to."""
+    with (
+        triton_server_factory(models=["late", "identity_cpp"]) as server,
+        Client(server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client,
+    ):
+        late = {"INPUT0": np.full(BIG, 13, np.float32), "LATE": np.zeros(1, np.float32)}
+        client.infer("late", late)  # how large its answer is
+        del late["LATE"]
+        echo(client, array(0))
+        with pytest.raises(DeadlineExceeded):
+            client.infer("late", {**late, "LATE": np.array([1.5], np.float32)}, timeout=0.2)
+        assert figures(client)["quarantined"] == 2
+        answers = [echo(client, array(seed)) for seed in range(6)]
+        time.sleep(2)
+        for seed, answer in enumerate(answers):
+            np.testing.assert_array_equal(answer, array(seed))
+        future = client.submit("late", {**late, "LATE": np.array([0.5], np.float32)})
+        time.sleep(0.1)
+        assert future.cancel()
+        time.sleep(0.7)
+        assert figures(client)["quarantined"] == 4
+
+
+def test_quarantined_memory_comes_back(triton_server, channel):
+    """A region whose slots were given up is replaced, once nothing else is in it."""
+    limit = 4 * 4 * BIG
+    with Client(
+        triton_server.grpc_url,
+        channel=channel,
+        shared_memory=True,
+        shared_memory_limit=limit,
+        timeout=60,
+    ) as client:
+        for number in range(6):
+            echo(client, array(number))
+            with pytest.raises(DeadlineExceeded):
+                client.infer(
+                    "slow",
+                    {"INPUT0": array(0), "DELAY": np.array([20], np.float32)},
+                    timeout=0.05,
+                )
+            time.sleep(0.1)  # the server has noticed by then, and lets go of the region
+        np.testing.assert_array_equal(echo(client, array(9)), array(9))
+        assert figures(client)["byte_size"] <= limit
+    assert not files()
+
+
+def test_when_all_is_leased(triton_server, channel):
+    limit = 16 * BIG
+    with Client(
+        triton_server.grpc_url,
+        channel=channel,
+        shared_memory=True,
+        shared_memory_limit=limit,
+        timeout=60,
+    ) as client:
+        kept = [client.empty(BIG, np.float32) for _ in range(4)]
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"4194304 bytes are leased, in 4 slots"):
+            echo(client, array(0), timeout=0.3)
+        assert time.monotonic() - started < 5
+        with pytest.raises(ResourceExhausted, match="raise its shared_memory_limit"):
+            echo(client, array(0, 5 * BIG))
+        # It goes on as soon as a slot comes back.
+        threading.Timer(0.2, kept.pop).start()
+        np.testing.assert_array_equal(echo(client, array(0)), array(0))
+
+
+def test_when_all_is_leased_and_the_wire_will_do(triton_server, channel, caplog):
+    with Client(
+        triton_server.grpc_url, channel=channel, shared_memory_limit=16 * BIG, timeout=60
+    ) as client:
+        kept = [echo(client, array(seed)) for seed in range(12)]
+        for seed, answer in enumerate(kept):
+            np.testing.assert_array_equal(answer, array(seed))
+        assert client.empty(BIG, np.float32).shape == (BIG,)
+        np.testing.assert_array_equal(echo(client, array(0, 9 * BIG)), array(0, 9 * BIG))
+    assert len(caplog.records) <= 1
+
+
+def test_no_room_in_dev_shm(client):
+    free = os.statvfs(FILES)
+    too_much = free.f_bavail * free.f_frsize + (64 << 20)
+    client._connection._shared.pool._limit = 1 << 60
+    with pytest.raises(SharedMemoryError, match="No space left") as raised:
+        client.empty(too_much, np.uint8)
+    assert isinstance(raised.value, OSError)
+    assert isinstance(raised.value, TritonFastError)
+    assert not files()
+    np.testing.assert_array_equal(echo(client, array(0)), array(0))
+
+
+def test_a_server_that_is_started_anew(triton_server_factory, channel, caplog):
+    caplog.set_level(logging.DEBUG, "triton_fast")
+    with (
+        triton_server_factory(models=["identity_cpp"]) as server,
+        Client(server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client,
+    ):
+        mine = client.empty(BIG, np.float32)
+        mine[:] = array(77)
+        before = [echo(client, array(seed)) for seed in range(3)]
+        server.restart()
+        for seed in range(3):
+            np.testing.assert_array_equal(echo(client, array(seed)), array(seed))
+            np.testing.assert_array_equal(before[seed], array(seed))
+        np.testing.assert_array_equal(echo(client, mine), array(77))
+        future = client.submit("identity_cpp", {"INPUT0": array(5)})
+        np.testing.assert_array_equal(future.result(60)["OUTPUT0"], array(5))
+        assert len(client.shared_memory.registered()) == 1
+    assert not files()
+
+
+def test_a_neighbour_that_unregisters_everything(client):
+    """tritonclient's unregister_system_shared_memory() without a name does that."""
+    echo(client, array(0))
+    client._connection.exchange(
+        "SystemSharedMemoryUnregister", {"name": ""}, client._connection.options("all")
+    )
+    assert not client.shared_memory.registered()
+    for seed in range(3):
+        np.testing.assert_array_equal(echo(client, array(seed)), array(seed))
+
+
+def test_two_processes(triton_server):
+    """One opens and closes clients in a loop, and the other is not disturbed."""
+    program = textwrap.dedent(
+        f"""
+        import numpy as np
+        from triton_fast import Client
+        data = np.ones({BIG}, np.float32)
+        print("ready", flush=True)
+        while True:
+            with Client({triton_server.grpc_url!r}, shared_memory=True) as client:
+                assert (client.infer("identity_cpp", {{"INPUT0": data}})["OUTPUT0"] == 1).all()
+        """
+    )
+    other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"ready\n"
+        with Client(triton_server.grpc_url, shared_memory=True, timeout=60) as client:
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                np.testing.assert_array_equal(echo(client, array(1)), array(1))
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    with Client(triton_server.grpc_url, shared_memory=False) as client:
+        for region in client.shared_memory.stale():
+            assert region.pid == other.pid
+            client.shared_memory.unregister(region.name)
+        assert not client.shared_memory.registered()
+    assert not files()
+
+
+def test_killed_clients_leave_no_files_and_can_be_told(triton_server):
+    program = textwrap.dedent(
+        f"""
+        import numpy as np
+        from triton_fast import Client
+        client = Client({triton_server.grpc_url!r}, shared_memory=True)
+        data = np.ones({BIG}, np.float32)
+        print("ready", flush=True)
+        while True:
+            client.infer("identity_cpp", {{"INPUT0": data}})
+        """
+    )
+    rng = np.random.default_rng()
+    with Client(triton_server.grpc_url, shared_memory=False) as witness:
+        for _ in range(8):
+            victim = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+            assert victim.stdout.readline() == b"ready\n"
+            time.sleep(rng.uniform(0, 0.1))
+            victim.send_signal(signal.SIGKILL)
+            victim.wait()
+            victim.stdout.close()
+            assert not files()
+            stale = witness.shared_memory.stale()
+            assert {region.pid for region in stale} <= {victim.pid}
+            for region in stale:
+                assert 0 <= region.age < 60
+                assert region.byte_size > 0
+                witness.shared_memory.unregister(region.name)
+        assert not witness.shared_memory.registered()
+
+
+def test_a_client_that_ends_without_closing_is_no_trouble(triton_server):
+    program = textwrap.dedent(
+        f"""
+        import numpy as np
+        from triton_fast import Client
+        client = Client({triton_server.grpc_url!r}, shared_memory=True)
+        answer = client.infer("identity_cpp", {{"INPUT0": np.ones({BIG}, np.float32)}})
+        answer = client.infer("identity_cpp", {{"INPUT0": np.ones({BIG}, np.float32)}})
+        print(len(client.shared_memory.registered()))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    with Client(triton_server.grpc_url, shared_memory=False) as client:
+        assert not client.shared_memory.registered()
+    assert not files()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_has_a_pool_of_its_own(triton_server):
+    with Client(triton_server.grpc_url, channel="native", shared_memory=True) as client:
+        echo(client, array(0))
+        kept = echo(client, array(1))
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                np.testing.assert_array_equal(kept, array(1))
+                for seed in range(3):
+                    np.testing.assert_array_equal(echo(client, array(seed)), array(seed))
+                assert len(client.shared_memory.registered()) == 2
+                client.close()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(client.shared_memory.registered()) == 1
+        np.testing.assert_array_equal(kept, array(1))
+        np.testing.assert_array_equal(echo(client, array(2)), array(2))
+    assert not files()
+
+
+def test_a_closed_client(triton_server):
+    client = Client(triton_server.grpc_url, shared_memory=True)
+    mine = client.empty(10, np.float32)
+    client.close()
+    client.close()
+    mine[:] = 1
+    with pytest.raises(ClosedError):
+        client.empty(10, np.float32)
+    with pytest.raises(ClosedError):
+        echo(client, mine)
+
+
+def test_options_that_make_no_sense(triton_server):
+    for value in ("yes", 2, None):
+        with pytest.raises(InvalidOption, match="shared_memory is 'auto', True or False"):
+            Client(triton_server.grpc_url, shared_memory=value)
+    for value in (-1, 1.5, True, None):
+        with pytest.raises(InvalidOption, match="shared_memory_limit is a number of bytes"):
+            Client(triton_server.grpc_url, shared_memory_limit=value)
+    with pytest.raises(InvalidOption, match="is not one address"):
+        Client("dns:///localhost:8001", shared_memory=True)
+
+
+# By hand -----------------------------------------------------------------------------------------
+
+
+def test_a_region_by_hand(triton_server):
+    with (
+        Client(triton_server.grpc_url, shared_memory=False, timeout=60) as client,
+        SharedMemoryRegion.create(2 * 4 * BIG) as region,
+    ):
+        region.register(client)
+        assert client.shared_memory.registered()[region.name].byte_size == 2 * 4 * BIG
+        with pytest.raises(AlreadyExists):
+            region.register(client)
+        region.array((BIG,), np.float32)[:] = array(1)
+        output = region.output("OUTPUT0", 4 * BIG, 4 * BIG)
+        result = client.infer(
+            "identity_cpp", {"INPUT0": region.tensor((BIG,), np.float32)}, outputs=[output]
+        )
+        assert not result
+        assert result.shared_memory["OUTPUT0"].shape == (BIG,)
+        np.testing.assert_array_equal(region.array((BIG,), np.float32, 4 * BIG), array(1))
+        with SharedMemoryRegion.attach(region.key, 4 * BIG, offset=4 * BIG) as other:
+            np.testing.assert_array_equal(other.array((BIG,), np.float32), array(1))
+        region.unregister(client)
+        assert not client.shared_memory.registered()
+    assert not files()
+
+
+def test_a_region_that_is_still_in_use():
+    region = SharedMemoryRegion.create(4096)
+    view = memoryview(region.array((4096,), np.uint8))
+    buffer = memoryview(region._segment)
+    with pytest.raises(SharedMemoryError, match="1 array is alive"):
+        region.close()
+    del view
+    buffer.release()
+    region.close()
+    assert not files()
+
+
+def test_what_does_not_lie_in_a_region():
+    with SharedMemoryRegion.create(4096) as region:
+        for call in (
+            lambda: region.array((1025,), np.float32),
+            lambda: region.array((1,), np.float32, 4093),
+            lambda: region.array((1,), np.float32, -4),
+            lambda: region.tensor((1025,), np.float32),
+            lambda: region.output("OUTPUT0", 4097),
+        ):
+            with pytest.raises(InvalidTensor, match="do not lie in the region"):
+                call()
+        with pytest.raises(InvalidTensor, match="no datatype"):
+            region.tensor((1,), object)
+    with pytest.raises(InvalidOption):
+        SharedMemoryRegion.create(0)
+    with pytest.raises(SharedMemoryError):
+        SharedMemoryRegion.attach("/triton_fast-there-is-none", 4096)
+
+
+def test_a_region_of_a_key_that_is_gone(client):
+    with pytest.raises(Internal, match="Unable to open"):
+        client.shared_memory.register("gone", "/triton_fast-there-is-none", 4096)
+    client.shared_memory.unregister("gone")
+    with pytest.raises(InvalidOption):
+        client.shared_memory.unregister("")
+
+
+def test_a_users_own_region_in_a_call_of_ours(client):
+    with SharedMemoryRegion.create(4 * BIG) as region:
+        region.register(client)
+        outputs = [region.output("OUTPUT0", 4 * BIG)]
+        for seed in range(3):
+            result = client.infer("identity_cpp", {"INPUT0": array(seed)}, outputs=outputs)
+            assert "OUTPUT0" in result.shared_memory
+            np.testing.assert_array_equal(region.array((BIG,), np.float32), array(seed))
+        region.unregister(client)
+
+
+def test_classes_stay_on_the_wire(client):
+    assert isinstance(FailedPrecondition("x"), TritonFastError)
+    output = RequestedOutput("OUTPUT0", {"classification": 2})
+    data = np.arange(BIG, dtype=np.float32).reshape(1, BIG)
+    for _ in range(3):
+        result = client.infer("identity_batched", {"INPUT0": data}, outputs=[output])
+        assert result["OUTPUT0"].shape == (1, 2)
