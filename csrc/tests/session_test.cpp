@@ -273,7 +273,7 @@ TEST(session_takes_header_lists_of_any_size) {
   Session session("x");
   Server server;
   Sink sink;
-  for (const std::size_t size : {1000, 70000, 3000000}) {
+  for (const std::size_t size : {1000u, 70000u, 3000000u}) {
     std::string text = text_of(size, 1);
     for (char& c : text) c = static_cast<char>('a' + (c & 15));
     Fields trailers = {{"grpc-status", "13"}, {"grpc-message", text}};
@@ -457,7 +457,7 @@ TEST(session_refuses_requests_that_lie_about_their_size) {
   Session session("x");
   Sink sink;
   const std::string message = "four";
-  for (const std::uint64_t size : {0, 3, 5}) {
+  for (const std::uint64_t size : {0u, 3u, 5u}) {
     CallSpec call = call_of(message);
     call.message_size = size;
     CHECK_THROWS(ConnectionError, "as long as", session.open(call, -1, &sink));
