@@ -112,7 +112,7 @@ class Connection:
         channel.close()
 
     def leave_shared_memory(self) -> None:
-        """Have the server let go of our regions, while there is a channel to tell it. Idempotent."""
+        """Have the server let go of our regions, while there is a channel. Idempotent."""
         if self._shared is not None:
             self._shared.close(self.options("close", _FAREWELL_S))
 
@@ -209,7 +209,9 @@ class Connection:
                 channel.call(_MODEL_INFER, request, receiver.response, options)
                 result = receiver.result()
             except BaseException as error:
-                if placement is None or not shared.try_again(prepared, placement, error, repeats):
+                if shared is None or placement is None:
+                    raise
+                if not shared.try_again(prepared, placement, error, repeats):
                     raise
                 repeats += 1
                 continue
@@ -249,24 +251,24 @@ class Connection:
             receiver.release()
             if shared is not None and result is not None:
                 shared.learn(prepared, tensors, result)
-            if error is not None and placement is not None:
-                if shared.try_again(prepared, placement, error, 0):
-                    again()
-                    return
+            if shared is not None and placement is not None and error is not None:
+                again = shared.try_again(prepared, placement, error, 0)
+            else:
+                again = False
+            if again:
+                # Rare, and on a thread of its own: the channel's, which tell the end of calls,
+                # must not wait for one.
+                threading.Thread(target=repeat, name="triton_fast", daemon=True).start()
+                return
             future.settle(result, error)
 
-        def again() -> None:
-            # Rare, and on a thread of its own: the channel's, which tell the end of calls, must not
-            # wait for one.
-            def work() -> None:
-                result, error = None, None
-                try:
-                    result = self._infer(channel, prepared, tensors, request_id, options, out)
-                except BaseException as failure:  # noqa: BLE001 - it is the future's now
-                    error = failure
-                future.settle(result, error)
-
-            threading.Thread(target=work, name="triton_fast", daemon=True).start()
+        def repeat() -> None:
+            result, error = None, None
+            try:
+                result = self._infer(channel, prepared, tensors, request_id, options, out)
+            except BaseException as failure:  # noqa: BLE001 - it is the future's now
+                error = failure
+            future.settle(result, error)
 
         try:
             future.attach(channel.start(_MODEL_INFER, request, receiver.response, options, on_done))

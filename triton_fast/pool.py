@@ -268,10 +268,8 @@ class Pool:
     def summary(self) -> str:
         """Say how much there is, and who has it."""
         figures = self._arenas.figures()
-        parts = [
-            f"{figures['leased_bytes']} bytes are leased, in {figures['leased']} slots of arrays "
-            "and calls"
-        ]
+        leased, count = figures["leased_bytes"], figures["leased"]
+        parts = [f"{leased} bytes are leased, in {count} slots of arrays and calls"]
         if figures["quarantined"]:
             parts.append(
                 f"{figures['quarantined_bytes']} bytes are not used any more, because calls were "

@@ -138,8 +138,12 @@ class SharedMemoryRegion:
             If the region does not reach as far.
         """
         kind = np.dtype(dtype)
-        self._check(math.prod(shape) * kind.itemsize, offset)
-        return np.ndarray(tuple(shape), kind, self._segment, offset)  # type: ignore[arg-type]
+        count = math.prod(shape)
+        self._check(count * kind.itemsize, offset)
+        if count == 0:
+            return np.empty(shape, kind)
+        # Not np.ndarray, which would keep the segment, but hold no buffer that it could count.
+        return np.frombuffer(self._segment, kind, count, offset).reshape(shape)
 
     def tensor(self, shape: Sequence[int], dtype: Any, offset: int = 0) -> Tensor:
         """Return what stands for such an array among a call's inputs.

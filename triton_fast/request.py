@@ -120,7 +120,7 @@ def prepare(
         if name in _RESERVED:
             raise InvalidOption(f"parameter {name!r} is reserved; use {_RESERVED[name]}")
     requested = _requested(outputs)
-    settings = {
+    settings: dict[str, Any] = {
         "parameters": dict(parameters) if parameters else None,
         "priority": priority,
         "queue_timeout_us": microseconds(queue_timeout, "queue_timeout"),

@@ -75,9 +75,9 @@ def test_a_piece_that_fails_is_named(client):
 def test_what_cannot_be_split(client):
     with pytest.raises(InvalidTensor, match="not the same number of rows"):
         client.infer("add_sub", {**pair(20), "INPUT1": pair(19)["INPUT1"]}, split=True)
+    array = pair(20)["INPUT0"]
+    tensor = Tensor(array, "FP32", array.shape)
     with pytest.raises(InvalidTensor, match="a Tensor cannot be split"):
-        array = pair(20)["INPUT0"]
-        tensor = Tensor(array, "FP32", array.shape)
         client.infer("add_sub", {**pair(20), "INPUT0": tensor}, split=True)
     with pytest.raises(InvalidOption, match="takes no batches"):
         client.infer("identity_cpp", {"INPUT0": np.zeros(4, np.float32)}, split=True)

@@ -18,6 +18,7 @@
 from typing import Any, final
 
 def live_counts() -> dict[str, int]: ...
+
 @final
 class Segment:
     @staticmethod
