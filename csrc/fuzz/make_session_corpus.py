@@ -26,13 +26,12 @@ COMPRESSED = bytes([2, 1 | 4, 50, 2])
 LARGE = bytes([4, 1 | 8, 255, 3])
 PARSED = bytes([5, 1 | 16, 50, 4])
 THROWS = bytes([6, 1 | 32, 50, 5])
+SHORT_PIECES = bytes([1, 1 | 16, 50, 7])
 GIVES_UP = bytes([3, 3 | 8 | 64, 200, 6])
 
 START = h2.settings() + h2.frame(h2.SETTINGS, h2.ACK, 0)
 # ModelInferResponse: model_name "m", an output "OUTPUT0" of FP32 [2], eight bytes.
-ANSWER = (
-    b"\x0a\x01m" + b"\x2a\x12\x0a\x07OUTPUT0\x12\x04FP32\x1a\x01\x02" + b"\x32\x08" + bytes(8)
-)
+ANSWER = b"\x0a\x01m" + b"\x2a\x12\x0a\x07OUTPUT0\x12\x04FP32\x1a\x01\x02" + b"\x32\x08" + bytes(8)
 NGINX = (":status", "502"), ("server", "nginx"), ("content-type", "text/html")
 
 
@@ -98,6 +97,12 @@ def seeds() -> dict[str, bytes]:
         + START
         + h2.headers(1, h2.OK_HEADERS)
         + h2.data(1, h2.message(b"x", length=2**32 - 1))
+        + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
+        # More than it says, and in pieces the parser has its own word on it first.
+        "content_length": SHORT_PIECES
+        + START
+        + h2.headers(1, (*h2.OK_HEADERS, ("content-length", "20")))
+        + h2.data(1, h2.message(b"\xff" * 40))
         + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
         "no_trailers": ONE
         + START

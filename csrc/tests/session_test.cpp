@@ -396,6 +396,23 @@ TEST(session_says_which_calls_the_server_cannot_have_seen) {
   }
 }
 
+TEST(session_refuses_a_body_that_is_longer_than_it_says) {
+  for (const std::size_t piece : {std::size_t{0}, std::size_t{1}}) {
+    Session session("x");
+    Server server;
+    Sink sink;
+    Stream* const stream = session.open(call_of("x"), -1, &sink);
+    exchange(session, server);
+    Fields fields = kHeaders;
+    fields.emplace_back("content-length", "10");
+    server.answer(1, fields, with_prefix("more than that"), kTrailers);
+    exchange(session, server, piece);
+    CHECK(stream->done() && stream->outcome().status == Status::kInternal);
+    CHECK(stream->outcome().message.find("does not keep to HTTP/2") != std::string::npos);
+    CHECK(sink.finished == 0 && session.usable());
+  }
+}
+
 TEST(session_hands_on_what_a_sink_throws) {
   Session session("x");
   Server server;
