@@ -1,8 +1,8 @@
 """What of a call travels in shared memory, in slots of the pool.
 
-Inputs are copied into one, or lie in one already; outputs are written there by the server. Owns what
-is known of the size of models' outputs, and the decision for the wire where shared memory is not to
-be had. `Placement` is one call's slots.
+Inputs are copied into one, or lie in one already; outputs are written there by the server. Owns
+what is known of the size of models' outputs, and the decision for the wire where shared memory is
+not to be had. `Placement` is one call's slots.
 """
 
 from __future__ import annotations

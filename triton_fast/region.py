@@ -143,7 +143,7 @@ class SharedMemoryRegion:
         if count == 0:
             return np.empty(shape, kind)
         # Not np.ndarray, which would keep the segment, but hold no buffer that it could count.
-        return np.frombuffer(self._segment, kind, count, offset).reshape(shape)
+        return np.frombuffer(memoryview(self._segment), kind, count, offset).reshape(shape)
 
     def tensor(self, shape: Sequence[int], dtype: Any, offset: int = 0) -> Tensor:
         """Return what stands for such an array among a call's inputs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 
 import numpy as np
 import pytest
@@ -64,12 +64,33 @@ def test_samples_that_do_not_go_together(client):
 
 
 def test_a_piece_that_fails_is_named(client):
-    """The model is asked for what it has not, so that the server refuses each piece."""
-    with pytest.raises(InvalidArgument, match=r"piece 0 of 3 \(rows 0 to 7\): .*NOPE"):
+    rows = np.ones((6, 3), np.float32)
+    delays = np.zeros((6, 1), np.float32)
+    delays[1] = -1  # which the model refuses
+    with pytest.raises(
+        InvalidArgument, match=r"piece 1 of 6 \(rows 1 to 1\): DELAY .* between"
+    ) as raised:
+        client.infer("queued", {"INPUT0": rows, "DELAY": delays}, split=True)
+    assert raised.value.call == "ModelInfer('queued')"
+    delays[1] = 0
+    result = client.infer("queued", {"INPUT0": rows, "DELAY": delays}, split=True)
+    np.testing.assert_array_equal(result["OUTPUT0"], rows)
+    with pytest.raises(InvalidTensor, match="piece 0 of 3 .*'NOPE'"):
         client.infer("add_sub", pair(20), split=True, outputs=["NOPE"])
-    # Nothing is running any more.
-    names = {thread.name for thread in threading.enumerate() if thread.is_alive()}
-    assert client.infer("add_sub", pair(20), split=True)["OUTPUT0"].shape == (20, 16), names
+
+
+def test_when_it_fails_no_piece_is_running(client):
+    """The arrays are the caller's again, also those that a later piece was written to."""
+    rows = np.ones((4, 3), np.float32)
+    delays = np.array([[0], [-1], [0.5], [0.5]], np.float32)
+    out = np.zeros((4, 3), np.float32)
+    started = time.monotonic()
+    with pytest.raises(InvalidArgument, match="piece 1 of 4"):
+        client.infer("queued", {"INPUT0": rows, "DELAY": delays}, split=True, out={"OUTPUT0": out})
+    assert time.monotonic() - started > 1  # one instance: one after the other
+    out[:] = 7
+    time.sleep(0.6)
+    assert (out == 7).all()
 
 
 def test_what_cannot_be_split(client):
