@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from .model import Model as Model
     from .region import SharedMemoryRegion as SharedMemoryRegion
     from .registry import RegisteredRegion as RegisteredRegion
-    from .registry import StaleRegion as StaleRegion
     from .request import RequestedOutput as RequestedOutput
     from .response import InferResult as InferResult
     from .signature import Signature as Signature
+    from .stale import StaleRegion as StaleRegion
     from .tensor import Tensor as Tensor
     from .tls import TLS as TLS
 
@@ -100,10 +100,11 @@ _NAMES = {
     ),
     "model": ("Model",),
     "region": ("SharedMemoryRegion",),
-    "registry": ("RegisteredRegion", "StaleRegion"),
+    "registry": ("RegisteredRegion",),
     "request": ("RequestedOutput",),
     "response": ("InferResult",),
     "signature": ("Signature",),
+    "stale": ("StaleRegion",),
     "tensor": ("Tensor",),
     "tls": ("TLS",),
 }

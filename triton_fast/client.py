@@ -16,10 +16,8 @@ from .connection import Connection, HeaderHook, Out, SharedFactory
 from .errors import DeadlineExceeded, InvalidOption, NotFound, Unavailable
 from .headers import HeaderSource
 from .model import Model
-from .registry import Registry
 from .request import UNSET, Outputs, Prepared, prepare
 from .response import InferResult
-from .tls import TLS
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from .keepalive import Keepalive
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
     from .regions import Regions
+    from .tls import TLS
 
 __all__ = ["Client"]
 
@@ -111,10 +110,14 @@ class Client:
         shared_memory: bool | Literal["auto"] = "auto",
         shared_memory_limit: int = 1 << 30,
     ) -> None:
+        if tls is True:
+            from .tls import TLS  # noqa: PLC0415 - for those who encrypt
+
+            tls = TLS()
         new_channel = channel_factory(
             url,
             channel,
-            tls=TLS() if tls is True else tls or None,
+            tls=tls or None,
             keepalive=keepalive,
             busy_poll=busy_poll,
             options=channel_options,
@@ -139,6 +142,7 @@ class Client:
     def shared_memory(self) -> Regions:
         """The shared memory regions that the server knows."""
         from .regions import Regions  # noqa: PLC0415 - management only
+        from .registry import Registry  # noqa: PLC0415
 
         connection = self._connection
         return Regions(Registry(connection.exchange), connection.options)
@@ -555,6 +559,7 @@ def _shared_factory(
         return None
     from .placement import SharedMemory  # noqa: PLC0415 - only where it is used
     from .pool import Pool  # noqa: PLC0415
+    from .registry import Registry  # noqa: PLC0415
 
     return lambda exchange: SharedMemory(
         Pool(Registry(exchange), limit), required=required, url=url

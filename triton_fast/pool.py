@@ -29,7 +29,8 @@ from .errors import (
     TritonFastError,
     Unimplemented,
 )
-from .registry import Registry, region_name
+from .registry import Registry
+from .stale import region_name
 
 __all__ = ["Pool", "Refused", "Slot"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from ._core._shm import Segment
 from .datatypes import datatype_of
 from .errors import InvalidOption, InvalidTensor
-from .registry import region_name
 from .request import RequestedOutput
+from .stale import region_name
 from .tensor import Tensor
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .errors import InvalidOption
-from .registry import RegisteredRegion, Registry, StaleRegion, stale_region
+from .registry import RegisteredRegion, Registry
+from .stale import StaleRegion, stale_region
 
 if TYPE_CHECKING:
     from .channels.base import CallOptions

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.parse
 
 from .errors import InvalidOption
 
@@ -100,4 +99,6 @@ def _checked_unix_target(target: str) -> str:
             f"target {target!r}: the path of a Unix socket has at most {_UNIX_PATH_LIMIT} bytes"
         )
     # grpcio reads this as a URI, where #, ? and % mean something; a file may have them in its name.
-    return "unix:" + urllib.parse.quote(path)
+    from urllib.parse import quote  # noqa: PLC0415 - for Unix sockets alone
+
+    return "unix:" + quote(path)

@@ -382,8 +382,9 @@ def test_when_all_is_leased_and_the_wire_will_do(triton_server, channel, caplog)
 
 
 def test_no_room_in_dev_shm(client):
-    free = os.statvfs(FILES)
-    too_much = free.f_bavail * free.f_frsize + (64 << 20)
+    # More than there can ever be: what is only more than is free would be allocated first.
+    there_is = os.statvfs(FILES)
+    too_much = there_is.f_blocks * there_is.f_frsize + (64 << 20)
     client._connection._shared.pool._limit = 1 << 60
     with pytest.raises(SharedMemoryError, match="No space left") as raised:
         client.empty(too_much, np.uint8)

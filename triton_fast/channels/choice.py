@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..deadline import seconds
 from ..errors import InvalidOption
 from ..target import checked_target
-from ..tls import TLS
 from .base import Channel
 
 if TYPE_CHECKING:
     from ..keepalive import Keepalive
+    from ..tls import TLS
 
 __all__ = ["ChannelFactory", "channel_factory"]
 
