@@ -25,6 +25,9 @@ TEST(errors_have_kind_and_message) {
   CHECK(info_of(WireError("größer")).kind == ErrorKind::kWire);
   CHECK(info_of(WireError("größer")).message == "größer");
   CHECK(info_of(TensorError("x")).kind == ErrorKind::kTensor);
+  CHECK(info_of(SharedMemoryError("full", 28)).kind == ErrorKind::kSharedMemory);
+  CHECK(info_of(SharedMemoryError("full", 28)).message == "full");
+  CHECK(info_of(SharedMemoryError("full", 28)).number == 28);
   CHECK(info_of(std::bad_alloc()).kind == ErrorKind::kMemory);
   CHECK(info_of(std::runtime_error("other")).kind == ErrorKind::kOther);
   CHECK(info_of(std::runtime_error("other")).message == "other");

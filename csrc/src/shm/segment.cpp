@@ -30,7 +30,7 @@ constexpr std::size_t kRandomBytes = 6;
 #else
 constexpr std::size_t kRandomBytes = 16;
 #endif
-// A signal makes tmpfs give back what one call has allocated so far, hence small steps.
+// In older kernels a signal makes tmpfs give back what one call has allocated: hence small steps.
 constexpr std::size_t kAllocationStep = std::size_t{4} << 20;
 #if defined(__linux__) && !defined(MADV_POPULATE_WRITE)
 #define MADV_POPULATE_WRITE 23  // Linux 5.14; an error before
@@ -81,16 +81,38 @@ int open_unnamed() noexcept {
   return -1;
 }
 
+/// What the machine can still give without ending programs for it, in bytes; all if it does not
+/// say.
+std::size_t available_memory() noexcept {
+  std::size_t kib = 0;
+  int found = 0;
+  if (std::FILE* const figures = std::fopen("/proc/meminfo", "re")) {
+    char line[128];
+    std::size_t one = 0;
+    while (std::fgets(line, sizeof line, figures) != nullptr) {
+      if (std::sscanf(line, "MemAvailable: %zu kB", &one) == 1 ||
+          std::sscanf(line, "SwapFree: %zu kB", &one) == 1) {
+        kib += one;
+        ++found;
+      }
+    }
+    std::fclose(figures);
+  }
+  return found == 2 ? kib * 1024 : std::numeric_limits<std::size_t>::max();
+}
+
 void allocate(int descriptor, std::size_t size, const std::string& what) {
 #ifdef __APPLE__
   if (::ftruncate(descriptor, static_cast<off_t>(size)) != 0) fail(what, errno);
 #else
-  // What cannot succeed is not tried: it would take all the memory that others need meanwhile.
+  // What cannot succeed is not tried: it would take all the memory that others need meanwhile, and
+  // where /dev/shm may be larger than the machine is, the system would end programs for it.
   struct statvfs folder;
   if (::fstatvfs(descriptor, &folder) == 0 && folder.f_blocks != 0 &&
       (size - 1) / folder.f_frsize >= folder.f_bavail) {
     fail(what + ", " + std::to_string(folder.f_bavail * folder.f_frsize) + " are free", ENOSPC);
   }
+  if (size > available_memory()) fail(what, ENOMEM);
   for (std::size_t done = 0; done < size;) {
     const std::size_t step = std::min(size - done, kAllocationStep);
     const int error =
