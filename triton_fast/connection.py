@@ -105,16 +105,18 @@ class Connection:
 
     def close(self) -> None:
         """Give the channel back; running calls end with `ClosedError`. Idempotent."""
-        self.leave_shared_memory()
-        with self._lock:
-            self._closed = True
-            channel = self._channel
-        channel.close()
+        try:
+            self.leave_shared_memory()
+        finally:
+            with self._lock:
+                self._closed = True
+                channel = self._channel
+            channel.close()
 
     def leave_shared_memory(self) -> None:
         """Have the server let go of our regions, while there is a channel. Idempotent."""
         if self._shared is not None:
-            self._shared.close(self.options("close", _FAREWELL_S))
+            self._shared.close(lambda: self.options("close", _FAREWELL_S))
 
     def _open_channel(self) -> Channel:
         if self._closed:

@@ -11,7 +11,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -287,8 +287,14 @@ class Pool:
             live = [region.name for region in self._regions.values() if not region.lost]
             return live + list(self._leaving)
 
-    def close(self, options: CallOptions) -> None:
-        """Have the server let go of all regions. Arrays in them stay as they are. Idempotent."""
+    def close(self, options: Callable[[], CallOptions]) -> None:
+        """Have the server let go of all regions. Arrays in them stay as they are. Idempotent.
+
+        Parameters
+        ----------
+        options : callable
+            Returns the options of the calls that takes; not asked if there are none to make.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -298,7 +304,8 @@ class Pool:
                 if not region.lost:
                     self._leaving[region.name] = region.segment.byte_size
             self._regions.clear()
-            self._unregister(options)
+            if self._leaving:
+                self._unregister(options())
 
 
 def _segment(byte_size: int, wanted: int) -> Segment:

@@ -17,6 +17,7 @@ from triton_fast import errors
 from triton_fast.channels import native
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.native import NativeChannel
+from triton_fast.channels.threads import _MOST_THREADS
 
 pytestmark = pytest.mark.native
 
@@ -152,7 +153,7 @@ def test_closing_while_connections_are_busy(narrow):
 def crowded(server):
     """Make a channel whose threads are all busy with calls that nobody waits for."""
     channel = NativeChannel(server.target)
-    running = [start(channel, "Sleep", b"20") for _ in range(native._MOST_THREADS)]
+    running = [start(channel, "Sleep", b"20") for _ in range(_MOST_THREADS)]
     time.sleep(0.3)
     yield channel
     for sleeping, _, _ in running:
@@ -191,7 +192,7 @@ def test_cancelling_while_threads_are_busy(crowded):
 
 def test_turns_come_when_threads_are_free(server):
     channel = NativeChannel(server.target)
-    count = 3 * native._MOST_THREADS
+    count = 3 * _MOST_THREADS
     begun = [start(channel, "Sleep", b"0.3", CallOptions(within(60))) for _ in range(count)]
     assert call(channel, "Echo", b"x") == b"x"  # whoever waits has a thread
     assert [ending.wait() for _, ending, _ in begun] == [None] * count
