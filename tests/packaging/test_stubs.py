@@ -23,11 +23,13 @@ ALLOWED = r"""
 .*\.__test__
 # Names for types, which the stub makes for itself.
 .*\._wire\.(Buffer|DecodedOutput|Parameters)
+# Made by functions of the module only.
+.*\._shm\.(Arenas|Lease|Segment)\.__init__
 # Made and seen by the other classes of the module only.
 .*\._wire\.Hold
 .*\._wire\.Payload\.__init__
 # Python has the name since 3.12, and the buffer before.
-.*\._wire\.Payload\.__buffer__
+.*\._(shm|wire)\.(Lease|Payload|Segment)\.__buffer__
 """
 
 PLANTED = {

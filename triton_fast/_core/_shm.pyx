@@ -88,7 +88,8 @@ cdef class Segment:
         Raises
         ------
         SharedMemoryError
-            ``errno.ENOSPC`` if ``/dev/shm`` has no room for it; nothing is left behind.
+            ``errno.ENOSPC`` if ``/dev/shm`` has no room for it, ``ENOMEM`` if the machine has no
+            memory for it; nothing is left behind.
         """
         cdef Segment segment = Segment.__new__(Segment)
         with nogil:
