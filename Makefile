@@ -9,6 +9,8 @@
 #   TESTS=...        which tests, as a pytest marker expression
 #   HTTP2=...        where the native channel's nghttp2 is from: AUTO, SYSTEM, BUNDLED or OFF
 #   FUZZ=...         how long to fuzz: 60s, a number of inputs, or 0 for not at all
+#   SOAK_FUZZ=...    the same for `make soak`; TRITON_FAST_SOAK_CALLS=... and TRITON_FAST_SOAK_KILLS=...
+#                    are how many calls its tests make, and how often they kill the server
 
 PYTHON ?=
 PYTEST_ARGS ?=
@@ -43,7 +45,7 @@ WISHED := $(if $(IN_CI),,wished-)
 NEEDS := $(if $(BUILDS),compiler headers) \
   $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
   $(if $(filter demo test bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
-  $(if $(filter test soak check-python,$(BUILDS)),$(WISHED)proxies) \
+  $(if $(filter test check-python,$(BUILDS)),$(WISHED)proxies) \
   $(if $(filter bench check-benchmarks,$(BUILDS)),wished-grpcpp) \
   $(if $(filter fuzz soak check-planted $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(BUILDS)),libfuzzer)
 
@@ -67,9 +69,10 @@ bench: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server ## measure besid
 	@mkdir -p build
 	@cd build && env -u PYTHONPATH ../$(RUN) ../benchmarks --output ../results $(BENCH_ARGS)
 
-soak: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server ## the long campaigns: hours
+soak: $(STAMPS)/group-test $(STAMPS)/package $(STAMPS)/server ## the long campaigns: hours
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh $(SOAK_FUZZ)
-	@TRITON_FAST_SOAK=1 $(PYTEST) --timeout=0 $(PYTEST_ARGS)
+	@TRITON_FAST_SOAK=1 $(PYTEST) tests/wire $(PYTEST_ARGS)
+	@$(PYTEST) -m soak $(PYTEST_ARGS)
 
 lint: $(STAMPS)/group-test $(STAMPS)/group-lint ## ruff and mypy
 	@echo "==> lint"
@@ -94,7 +97,8 @@ check-core: .build-venv/.stamps/tools
 	@echo "==> the C++ core's own tests"
 	@mkdir -p build/core
 	@{ $(CMAKE) -S . -B build/core -DTRITON_FAST_PYTHON=OFF -DTRITON_FAST_TESTS=ON \
-	    -DTRITON_FAST_HTTP2=$(HTTP2) -DTRITON_FAST_SANITIZE=address,undefined && \
+	    -DTRITON_FAST_HTTP2=$(HTTP2) -DTRITON_FAST_SANITIZE=address,undefined \
+	    -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" && \
 	  $(CMAKE) --build build/core --parallel 2; } >build/core/build.log 2>&1 || \
 	  { cat build/core/build.log; exit 1; }
 	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error
