@@ -7,24 +7,40 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from contenders import Addresses, Case, Contender, numbers, present, strings, verify
+from contenders import (
+    BATCH,
+    CONTENDERS,
+    SPLIT,
+    Addresses,
+    Case,
+    Contender,
+    images,
+    numbers,
+    present,
+    strings,
+    verify,
+)
 from sampling import Plan, Samples, alternate
 
 CASES = [
-    (numbers(64, "FP32, 64 B"), Plan(20, 20, 2, sets=5)),
-    (numbers(4 << 10, "FP32, 4 KiB"), Plan(20, 20, 2, sets=5)),
-    (numbers(602_112, "FP32, 602,112 B"), Plan(10, 5, 2, sets=10)),
-    (numbers(4 << 20, "FP32, 4 MiB"), Plan(4, 4, 1, sets=8)),
-    (numbers(16 << 20, "FP32, 16 MiB"), Plan(3, 4, 1, sets=6)),
-    (strings(10_000, 20, "BYTES, 10,000 of 20 B"), Plan(12, 2, 1, sets=5)),
+    (numbers(64, "FP32, 64 B"), Plan(20, 20, 2, sets=5), CONTENDERS),
+    (numbers(4 << 10, "FP32, 4 KiB"), Plan(20, 20, 2, sets=5), CONTENDERS),
+    (numbers(602_112, "FP32, 602,112 B"), Plan(10, 5, 2, sets=10), CONTENDERS),
+    (numbers(4 << 20, "FP32, 4 MiB"), Plan(4, 4, 1, sets=8), CONTENDERS),
+    (numbers(16 << 20, "FP32, 16 MiB"), Plan(3, 4, 1, sets=6), CONTENDERS),
+    (strings(10_000, 20, "BYTES, 10,000 of 20 B"), Plan(12, 2, 1, sets=5), CONTENDERS),
+    (images(8, 224, "8 images, 4.8 MB"), Plan(4, 4, 1, sets=6), BATCH),
+    (images(8, 512, "8 large images, 25 MB"), Plan(2, 2, 1, sets=5), BATCH),
+    (images(100, 224, "100 images in batches of 8"), Plan(3, 1, 1, sets=6), SPLIT),
 ]
 PAIRS = [
-    pytest.param(case, plan, cls, id=f"{case.group}-{cls.name}")
-    for case, plan in CASES
-    for cls in present()
+    pytest.param(case, plan, classes, cls, id=f"{case.group}-{cls.name}")
+    for case, plan, classes in CASES
+    for cls in present(classes)
     if case.datatype in cls.datatypes
 ]
-Measure = Callable[[Case, Plan], dict[str, Samples]]
+Classes = tuple[type[Contender], ...]
+Measure = Callable[[Case, Plan, Classes], dict[str, Samples]]
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +48,16 @@ def measure(server: Addresses, plan_of: Callable[[Plan], Plan]) -> Measure:
     """Measures all contenders of a group when its first benchmark runs; the others only record."""
     groups: dict[str, dict[str, Samples]] = {}
 
-    def measured(case: Case, plan: Plan) -> dict[str, Samples]:
+    def measured(case: Case, plan: Plan, classes: Classes) -> dict[str, Samples]:
         if case.group not in groups:
-            groups[case.group] = _compete(case, plan_of(plan), server)
+            groups[case.group] = _compete(case, plan_of(plan), classes, server)
         return groups[case.group]
 
     return measured
 
 
-def _compete(case: Case, plan: Plan, server: Addresses) -> dict[str, Samples]:
-    classes = [cls for cls in present() if case.datatype in cls.datatypes]
+def _compete(case: Case, plan: Plan, competing: Classes, server: Addresses) -> dict[str, Samples]:
+    classes = [cls for cls in present(competing) if case.datatype in cls.datatypes]
     total = {cls.name: Samples(plan.block) for cls in classes}
     for number in range(plan.sets):
         with ExitStack() as stack:
@@ -59,12 +75,13 @@ def _compete(case: Case, plan: Plan, server: Addresses) -> dict[str, Samples]:
     return total
 
 
-@pytest.mark.parametrize(("case", "plan", "cls"), PAIRS)
+@pytest.mark.parametrize(("case", "plan", "classes", "cls"), PAIRS)
 def bench_infer(
     case: Case,
     plan: Plan,
+    classes: Classes,
     cls: type[Contender],
     measure: Measure,
     record: Callable[..., None],
 ) -> None:
-    record(case.group, cls.name, measure(case, plan)[cls.name])
+    record(case.group, cls.name, measure(case, plan, classes)[cls.name])

@@ -6,10 +6,12 @@ imported when a contender is made, so that a process with one contender in it lo
 
 from __future__ import annotations
 
+import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import cpp_stub
@@ -39,10 +41,11 @@ class Case:
     group: str
     datatype: Literal["FP32", "BYTES"]
     array: np.ndarray[Any, Any]
+    batched: bool = False
 
     @property
     def model(self) -> str:
-        return _MODELS[self.datatype]
+        return "identity_batched" if self.batched else _MODELS[self.datatype]
 
     @property
     def payload(self) -> bytes:
@@ -67,6 +70,12 @@ def numbers(byte_size: int, group: str) -> Case:
     """Return a case of FP32, of `byte_size` bytes."""
     rng = np.random.default_rng(byte_size)
     return Case(group, "FP32", rng.standard_normal(byte_size // 4, np.float32))
+
+
+def images(count: int, side: int, group: str) -> Case:
+    """Return a batch of RGB images of FP32."""
+    rng = np.random.default_rng(count)
+    return Case(group, "FP32", rng.standard_normal((count, 3 * side * side), np.float32), True)
 
 
 def strings(count: int, length: int, group: str) -> Case:
@@ -120,15 +129,19 @@ class Contender(ABC):
 
 
 class TritonFast(Contender):
-    """`Client.infer` over the native channel, as in the first lines of the README."""
+    """`Client.infer` over the native channel, all of it on the wire."""
 
     name = "triton_fast"
     channel: ClassVar[Literal["native", "grpc"]] = "native"
     busy_poll: ClassVar[float] = 0.0
+    shared_memory: ClassVar[bool] = False
 
     def __init__(self, server: Addresses, case: Case) -> None:
         self._client = triton_fast.Client(
-            server.grpc, channel=self.channel, busy_poll=self.busy_poll
+            server.grpc,
+            channel=self.channel,
+            busy_poll=self.busy_poll,
+            shared_memory=self.shared_memory,
         )
         self._model = case.model
         self._array = case.array
@@ -181,6 +194,52 @@ class TritonFastGrpcio(TritonFast):
 
     name = "triton_fast, grpcio channel"
     channel = "grpc"
+
+
+class TritonFastShared(TritonFast):
+    """`Client.infer` through shared memory, as in the first lines of the README."""
+
+    name = "triton_fast, shared memory"
+    datatypes = frozenset({"FP32"})
+    shared_memory = True
+
+
+class TritonFastSharedGrpcio(TritonFastShared):
+    """The same over the grpcio channel."""
+
+    name = "triton_fast, shared memory, grpcio channel"
+    channel = "grpc"
+
+
+class TritonFastSplit(TritonFastShared):
+    """A list of samples, in pieces that the model takes."""
+
+    name = "triton_fast, split"
+
+    def __init__(self, server: Addresses, case: Case) -> None:
+        super().__init__(server, case)
+        self._samples = list(case.array)
+
+    def call(self) -> Any:
+        return self._client.infer(self._model, {INPUT: self._samples}, split=True)[OUTPUT]
+
+
+class TritonFastSplitWire(TritonFastSplit):
+    """The same without shared memory."""
+
+    name = "triton_fast, split, wire"
+    shared_memory = False
+
+
+class TritonFastEmpty(TritonFastShared):
+    """With an input that is in shared memory from the beginning."""
+
+    name = "triton_fast, empty()"
+
+    def __init__(self, server: Addresses, case: Case) -> None:
+        super().__init__(server, case)
+        self._array = self._client.empty(case.array.shape, case.array.dtype)
+        self._array[...] = case.array
 
 
 class CppStub(Contender):
@@ -255,6 +314,76 @@ class TritonclientGrpc(Contender):
         self._client.close()
 
 
+class TritonclientShared(TritonclientGrpc):
+    """The official client with its helper for shared memory, one region each way, made once."""
+
+    name = "tritonclient.grpc, shared memory"
+    datatypes = frozenset({"FP32"})
+
+    def __init__(self, server: Addresses, case: Case) -> None:
+        super().__init__(server, case)
+        from tritonclient.utils import shared_memory
+
+        self._memory = shared_memory
+        self._regions = {}
+        for end in (INPUT, OUTPUT):
+            key = f"/bench-{os.getpid()}-{id(self)}-{end}"
+            self._regions[end] = shared_memory.create_shared_memory_region(
+                key, key, case.array.nbytes
+            )
+            self._client.register_system_shared_memory(key, key, case.array.nbytes)
+        self._keys = {end: f"/bench-{os.getpid()}-{id(self)}-{end}" for end in self._regions}
+
+    def call(self) -> Any:
+        array = self._case.array
+        self._memory.set_shared_memory_region(self._regions[INPUT], [array])
+        tensor = self._library.InferInput(INPUT, array.shape, self._case.datatype)
+        tensor.set_shared_memory(self._keys[INPUT], array.nbytes)
+        output = self._library.InferRequestedOutput(OUTPUT)
+        output.set_shared_memory(self._keys[OUTPUT], array.nbytes)
+        answer = self._client.infer(self._case.model, [tensor], outputs=[output])
+        described = answer.get_output(OUTPUT)
+        return self._memory.get_contents_as_numpy(
+            self._regions[OUTPUT], array.dtype, list(described.shape)
+        )
+
+    def close(self) -> None:
+        for end, region in self._regions.items():
+            self._client.unregister_system_shared_memory(self._keys[end])
+            self._memory.destroy_shared_memory_region(region)
+        super().close()
+
+
+class TritonShmClient(Contender):
+    """The package triton-shm-client: a pool for each model, of shapes that are told beforehand."""
+
+    name = "triton_shm_client"
+    datatypes = frozenset({"FP32"})
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if find_spec("triton_shm_client") is None:
+            return "it is not installed (pip install --no-deps triton-shm-client)"
+        return None
+
+    def __init__(self, server: Addresses, case: Case) -> None:
+        import triton_shm_client
+
+        self._client = triton_shm_client.TritonSHMClient(server.grpc)
+        row = (case.array.shape[1:], case.array.dtype.type)
+        self._client.register_shm_model(
+            case.model, [(INPUT, *row)], [(OUTPUT, *row)], max_batch_size=8, pool_size=4
+        )
+        self._model = case.model
+        self._samples = list(case.array)
+
+    def call(self) -> Any:
+        return self._client.infer_shm(self._model, {INPUT: self._samples})[OUTPUT]
+
+    def close(self) -> None:
+        self._client.close()
+
+
 class TritonclientHttp(TritonclientGrpc):
     """The official client, over HTTP, with tensors in binary."""
 
@@ -321,13 +450,31 @@ CONTENDERS: tuple[type[Contender], ...] = (
     TritonFastOut,
     TritonFastPolling,
     TritonFastGrpcio,
+    TritonFastShared,
+    TritonFastEmpty,
+    TritonFastSharedGrpcio,
     CppStub,
     TritonclientGrpc,
+    TritonclientShared,
     TritonclientHttp,
     GrpcioBytes,
     Memcpy,
 )
 """In the order of the tables."""
+
+BATCH: tuple[type[Contender], ...] = (
+    TritonFast,
+    TritonFastShared,
+    TritonFastEmpty,
+    TritonFastSharedGrpcio,
+    TritonclientGrpc,
+    TritonclientShared,
+    TritonShmClient,
+)
+"""Those that send a batch that the model takes at once."""
+
+SPLIT: tuple[type[Contender], ...] = (TritonFastSplit, TritonFastSplitWire, TritonShmClient)
+"""Those that cut a batch that it does not take."""
 
 
 def present(classes: tuple[type[Contender], ...] = CONTENDERS) -> list[type[Contender]]:
@@ -336,7 +483,7 @@ def present(classes: tuple[type[Contender], ...] = CONTENDERS) -> list[type[Cont
 
 
 def contender_class(name: str) -> type[Contender]:
-    return next(cls for cls in CONTENDERS if cls.name == name)
+    return next(cls for cls in (*CONTENDERS, *SPLIT) if cls.name == name)
 
 
 def verify(contender: Contender, case: Case, received: Any) -> None:

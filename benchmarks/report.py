@@ -23,6 +23,11 @@ BASELINE = "tritonclient.grpc"
 CPP = "C++ stub"
 OURS = "triton_fast"
 POLLING = "triton_fast, busy_poll"
+SHARED = "triton_fast, shared memory"
+EMPTY = "triton_fast, empty()"
+SPLIT = "triton_fast, split"
+THEIRS = "tritonclient.grpc, shared memory"
+SHM_CLIENT = "triton_shm_client"
 IMPORT = "import"
 
 
@@ -105,6 +110,11 @@ TARGETS = (
     Target("FP32, 4 MiB", 0.95, CPP),
     Target("FP32, 16 MiB", 0.95, CPP),
     Target("FP32, 64 B", 0.35, contender=POLLING),
+    Target("FP32, 4 MiB", 0.04, contender=SHARED),
+    Target("FP32, 4 MiB", 0.55, THEIRS, contender=SHARED),
+    Target("FP32, 4 MiB", 0.4, THEIRS, contender=EMPTY),
+    Target("8 images, 4.8 MB", 0.35, SHM_CLIENT, contender=SHARED),
+    Target("100 images in batches of 8", 0.5, SHM_CLIENT, contender=SPLIT),
     Target("16 threads, 64 B", 2.0, quantity=CALLS),
     Target("FP32, 64 B", 0.35, quantity=CPU),
     Target("16 threads, 64 B", 0.35, quantity=CPU),
