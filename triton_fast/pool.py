@@ -30,7 +30,7 @@ from .errors import (
     Unimplemented,
 )
 from .registry import Registry
-from .stale import region_name
+from .stale import region_name, remove_orphans
 
 __all__ = ["Pool", "Refused", "Slot"]
 
@@ -211,6 +211,7 @@ class Pool:
         return live + sum(self._leaving.values())
 
     def _add(self, segment: Segment, options: CallOptions) -> None:
+        remove_orphans()
         name = region_name()
         try:
             self._registry.register(name, segment.key, segment.byte_size, 0, options)
@@ -314,6 +315,6 @@ def _segment(byte_size: int, wanted: int) -> Segment:
         try:
             return Segment.create(-(-byte_size // _PAGE) * _PAGE)
         except SharedMemoryError as error:
-            if error.errno != errno.ENOSPC or byte_size <= wanted:
+            if error.errno not in {errno.ENOSPC, errno.ENOMEM} or byte_size <= wanted:
                 raise
             byte_size = max(wanted, byte_size // 4)

@@ -182,7 +182,7 @@ class SharedMemoryRegion:
         self._segment.unlink()
 
     def close(self) -> None:
-        """Give the mapping back. Idempotent.
+        """Give out no more arrays; the mapping goes back with this object. Idempotent.
 
         Raises
         ------

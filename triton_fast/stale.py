@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from .registry import RegisteredRegion
 
-__all__ = ["StaleRegion", "region_name", "stale_region"]
+__all__ = ["StaleRegion", "region_name", "remove_orphans", "stale_region"]
 
 # Which process made a region is in its name, for whoever finds it when the process is gone. A
 # number of a process means something only in its namespace (pid_namespaces(7)).
@@ -57,6 +58,29 @@ def stale_region(region: RegisteredRegion) -> StaleRegion | None:
     if _runs_since(pid, made):
         return None
     return StaleRegion(region.name, region.byte_size, pid, max(time.time() - made, 0.0))
+
+
+# As csrc/src/shm/segment.cpp names them.
+_FILES = Path("/dev/shm")
+_FILE = re.compile(r"triton_fast-(?P<space>\d+)-(?P<pid>\d+)-[0-9a-f]+")
+
+
+def remove_orphans() -> None:
+    """Remove the files of clients that were killed while the server was about to open one.
+
+    They are there for that moment only; but SIGKILL can come in it, and asks nobody.
+    """
+    try:
+        names = os.listdir(_FILES)
+    except OSError:
+        return  # no Linux: shared memory is in no folder
+    for name in names:
+        found = _FILE.fullmatch(name)
+        if found is None or int(found["space"]) != _namespace():
+            continue
+        if not _runs_since(int(found["pid"]), 2**62):
+            with contextlib.suppress(OSError):  # another's, or another was faster
+                (_FILES / name).unlink()
 
 
 def _namespace() -> int:

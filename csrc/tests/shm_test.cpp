@@ -49,19 +49,20 @@ using namespace triton_fast::shm;
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 constexpr std::uintptr_t kBase = 0x7000'0000'0000;  // memory that nobody touches
 
-std::size_t entries(const std::string& folder, const std::string& prefix) {
+std::size_t entries(const std::string& folder, const std::string& part) {
   DIR* const opened = ::opendir(folder.c_str());
   std::size_t count = 0;
   while (const dirent* entry = ::readdir(opened)) {
-    if (std::strncmp(entry->d_name, prefix.c_str(), prefix.size()) == 0) ++count;
+    if (std::strstr(entry->d_name, part.c_str()) != nullptr) ++count;
   }
   ::closedir(opened);
   return count;
 }
 
-std::size_t own_files() {
-  return entries("/dev/shm", "triton_fast-" + std::to_string(::getpid()) + "-");
-}
+// As a segment's name has it between namespace and random part.
+std::string own_part() { return "-" + std::to_string(::getpid()) + "-"; }
+
+std::size_t own_files() { return entries("/dev/shm", own_part()); }
 
 std::size_t descriptors() { return entries("/proc/self/fd", ""); }
 
@@ -122,7 +123,8 @@ TEST(segment_is_private_allocated_and_gone_after_it) {
     Segment segment = Segment::create(3 * kMiB + 5);
     ::umask(mask);
     name = segment.name();
-    CHECK(name.rfind("/triton_fast-" + std::to_string(::getpid()) + "-", 0) == 0);
+    CHECK(name.rfind("/triton_fast-", 0) == 0);
+    CHECK(name.find(own_part()) + own_part().size() == name.rfind('-') + 1);
     CHECK(name.size() == name.rfind('-') + 1 + 32);
     const struct stat file = file_of(segment);
     CHECK((file.st_mode & 07777) == 0600);

@@ -455,6 +455,8 @@ def test_two_processes(triton_server):
             assert region.pid == other.pid
             client.shared_memory.unregister(region.name)
         assert not client.shared_memory.registered()
+    with Client(triton_server.grpc_url, shared_memory=True) as client:
+        client.empty(1, np.int8)  # removes what was left if it was killed while it registered
     assert not files()
 
 
@@ -479,6 +481,10 @@ def test_killed_clients_leave_no_files_and_can_be_told(triton_server):
             victim.send_signal(signal.SIGKILL)
             victim.wait()
             victim.stdout.close()
+            # SIGKILL may have come while the server was about to open a file, which the next
+            # client that has a region removes.
+            with Client(triton_server.grpc_url, shared_memory=True) as client:
+                client.empty(1, np.int8)
             assert not files()
             stale = witness.shared_memory.stale()
             assert {region.pid for region in stale} <= {victim.pid}
@@ -510,6 +516,31 @@ def test_a_client_that_ends_without_closing_is_no_trouble(triton_server):
     assert (done.stdout, done.stderr) == ("1\n", "")
     with Client(triton_server.grpc_url, shared_memory=False) as client:
         assert not client.shared_memory.registered()
+    assert not files()
+
+
+def test_a_client_killed_while_it_registers(triton_server):
+    """The one moment in which a file is there: the next client removes it."""
+    program = textwrap.dedent(
+        f"""
+        import os, signal
+        import triton_fast.registry
+        from triton_fast import Client
+        def killed(*ignored):
+            os.kill(os.getpid(), signal.SIGKILL)
+        triton_fast.registry.Registry.register = killed
+        Client({triton_server.grpc_url!r}, shared_memory=True).empty(1, "u1")
+        """
+    )
+    victim = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert victim.returncode == -signal.SIGKILL
+    assert len(files()) == 1
+    with (
+        SharedMemoryRegion.create(4096) as kept,
+        Client(triton_server.grpc_url, shared_memory=True) as client,
+    ):
+        client.empty(1, np.int8)
+        assert files() == {kept.key.removeprefix("/")}
     assert not files()
 
 

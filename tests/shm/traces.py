@@ -48,7 +48,7 @@ def run_python(script: str, *arguments: str) -> str:
 
 def files(pid: int | None = None) -> set[str]:
     """Return the names of a process's segments; of this one's if no other is named."""
-    return {path.name for path in Path("/dev/shm").glob(f"triton_fast-{pid or os.getpid()}-*")}
+    return {path.name for path in Path("/dev/shm").glob(f"triton_fast-*-{pid or os.getpid()}-*")}
 
 
 def is_mapped(address: int) -> bool:

@@ -55,10 +55,17 @@ class Descriptor {
   const int number_;
 };
 
+/// The name says whose file it is, for those who find it when its maker was killed. The number of a
+/// process means something only together with its namespace (pid_namespaces(7)).
 std::string new_name() {
   unsigned char random[kRandomBytes];
   if (::getentropy(random, sizeof random) != 0) fail("name shared memory", errno);
-  std::string name = kPrefix + std::to_string(::getpid()) + "-";
+  std::string name = kPrefix;
+#ifdef __linux__
+  struct stat space;
+  name += std::to_string(::stat("/proc/self/ns/pid", &space) == 0 ? space.st_ino : 0) + "-";
+#endif
+  name += std::to_string(::getpid()) + "-";
   for (const unsigned char byte : random) {
     char hex[3];
     std::snprintf(hex, sizeof hex, "%02x", byte);
