@@ -42,7 +42,7 @@ BEGIN = """
 def run(script, url, timeout=100):
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(BEGIN + script), url],
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env={"PYTHONPATH": ":".join(sys.path), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         timeout=timeout,
         text=True,
@@ -106,7 +106,7 @@ def test_multiprocessing(triton_server, method, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, str(program), triton_server.grpc_url],
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env={"PYTHONPATH": ":".join(sys.path), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         timeout=100,
         text=True,

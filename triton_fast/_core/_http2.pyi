@@ -1,21 +1,21 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from ._wire import Response
 
 def versions() -> tuple[str, str]: ...
 
 class Pool:
-    def __init__(
-        self, host: str, port: str, unix_path: bytes, authority: str, most: int, idle_ns: int
-    ) -> None: ...
+    def __new__(
+        cls, host: str, port: str, unix_path: bytes, authority: str, most: int, idle_ns: int
+    ) -> Self: ...
     def close(self) -> None: ...
     @property
     def inherited(self) -> bool: ...
 
 class Call:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         pool: Pool,
         path: str,
         outgoing: Any,
@@ -25,7 +25,7 @@ class Call:
         deadline_ns: int | None,
         keepalive: tuple[int, int],
         busy_ns: int,
-    ) -> None: ...
+    ) -> Self: ...
     def run(self) -> None: ...
     def end(self) -> tuple[int, str, bool, str, bytes | None]: ...
     def cancel(self) -> None: ...
