@@ -61,7 +61,7 @@ def stale_region(region: RegisteredRegion) -> StaleRegion | None:
 
 
 # As csrc/src/shm/segment.cpp names them.
-_FILES = Path("/dev/shm")
+_FILES = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts them
 _FILE = re.compile(r"triton_fast-(?P<space>\d+)-(?P<pid>\d+)-[0-9a-f]+")
 
 
@@ -71,16 +71,16 @@ def remove_orphans() -> None:
     They are there for that moment only; but SIGKILL can come in it, and asks nobody.
     """
     try:
-        names = os.listdir(_FILES)
+        files = list(_FILES.iterdir())
     except OSError:
         return  # no Linux: shared memory is in no folder
-    for name in names:
-        found = _FILE.fullmatch(name)
+    for file in files:
+        found = _FILE.fullmatch(file.name)
         if found is None or int(found["space"]) != _namespace():
             continue
         if not _runs_since(int(found["pid"]), 2**62):
             with contextlib.suppress(OSError):  # another's, or another was faster
-                (_FILES / name).unlink()
+                file.unlink()
 
 
 def _namespace() -> int:
