@@ -110,6 +110,7 @@ COUNT = f"{RIGHT}{LINE}self.calls = getattr(self, 'calls', 0) + 1{LINE}"
             f"{RIGHT}{LINE}scores[:, 0] += 1e-3\n",
             "✗ scores are scikit-learn's; the largest difference is 0.001",
             id="scores",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "training.py",
@@ -117,6 +118,7 @@ COUNT = f"{RIGHT}{LINE}self.calls = getattr(self, 'calls', 0) + 1{LINE}"
             "network.fit(pixels[fitted], np.roll(data.target[fitted], 1))",
             r"✗ \d?\d\.\d% of the 450 held-out",
             id="accuracy",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "model.py",
