@@ -365,3 +365,20 @@ def test_nothing_is_left_behind(triton_server, channel):
     while any(now > then for now, then in zip(counts(), before, strict=True)):
         assert time.monotonic() < deadline, (before, counts())
         time.sleep(0.1)
+
+
+@pytest.mark.server
+def test_a_server_that_stops_need_not_wait_for_idle_clients(triton_server_factory, channel):
+    """Before it goes, gRPC's server asks each connection whether it has heard, for up to 20 s."""
+    with (
+        triton_server_factory(models=["identity_fp32"]) as server,
+        Client(server.grpc_url, channel=channel) as client,
+    ):
+        assert_usable(client)
+        started = time.monotonic()
+        server.stop()
+        assert time.monotonic() - started < 10
+        with pytest.raises(Unavailable):
+            client.infer("identity_fp32", ONE)
+        server.start()
+        assert_usable(client)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from channel_peers import Answer, Ending, Message
@@ -297,3 +298,22 @@ def test_the_interpreter_ends_with_calls_running(server, ending):
             program.communicate()
             raise
         assert (program.returncode, output.decode()) == (status, "")
+
+
+def test_idle_connections_are_closed_after_a_while(monkeypatch, server):
+    """Without a call that would notice."""
+    monkeypatch.setattr(native, "_IDLE_NS", 10**9)
+    channel = NativeChannel(server.target)
+    before = descriptors()
+    call(channel, "Echo")
+    assert descriptors() > before
+    end = time.monotonic() + 20
+    while descriptors() > before:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert call(channel, "Echo", b"again") == b"again"
+    channel.close()
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))

@@ -2,6 +2,9 @@
 #include "triton_fast/http2/pool.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <iterator>
+#include <system_error>
 #include <utility>
 
 namespace triton_fast::http2 {
@@ -9,6 +12,11 @@ namespace {
 
 // How long to wait before signals are looked at, if none interrupts the wait.
 constexpr std::int64_t kSlice = 200000000;
+
+// How often idle connections are looked after, and how long one is left alone before. A gRPC server
+// that shuts down sends GOAWAY and a PING, and waits for the answer for up to 20 s.
+constexpr std::chrono::milliseconds kRound{500};
+constexpr std::int64_t kFresh = 400000000;
 
 constexpr char kForked[] = "the process was forked during the call, which the parent goes on with";
 
@@ -20,7 +28,7 @@ Pool::Pool(Address address, std::string authority, std::size_t most, std::int64_
       most_(std::max<std::size_t>(most, 1)),
       idle_ns_(idle_ns) {}
 
-Pool::~Pool() = default;
+Pool::~Pool() { close(); }
 
 void Pool::close() noexcept {
   if (inherited()) return;
@@ -35,6 +43,53 @@ void Pool::close() noexcept {
     }
   }
   freed_.notify_all();
+  tendered_.notify_all();
+  if (tender_.joinable()) tender_.join();
+}
+
+void Pool::start_tending() noexcept {
+  try {
+    tender_ = std::thread([this] { tend(); });
+  } catch (const std::system_error&) {
+    // The system allows no more threads: the next call sees to what has come meanwhile.
+  }
+}
+
+void Pool::tend() noexcept {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!closed_) {
+    if (idle_.empty()) {
+      tender_sleeps_ = true;
+      tendered_.wait(lock);
+      tender_sleeps_ = false;
+      continue;
+    }
+    tendered_.wait_for(lock, kRound);
+    if (closed_) return;
+    try {
+      const std::int64_t now = monotonic_ns();
+      const auto fresh = std::find_if(idle_.begin(), idle_.end(), [&](const auto& connection) {
+        return now - connection->idle_since() < kFresh;
+      });
+      std::vector<std::unique_ptr<Connection>> stale(std::make_move_iterator(idle_.begin()),
+                                                     std::make_move_iterator(fresh));
+      idle_.erase(idle_.begin(), fresh);
+      lock.unlock();
+      const auto bad = std::remove_if(stale.begin(), stale.end(), [&](const auto& connection) {
+        return now - connection->idle_since() > idle_ns_ || !connection->usable();
+      });
+      stale.erase(bad, stale.end());
+      lock.lock();
+      // Whatever was given back meanwhile was used more recently.
+      if (!closed_) {
+        idle_.insert(idle_.begin(), std::make_move_iterator(stale.begin()),
+                     std::make_move_iterator(stale.end()));
+      }
+    } catch (const std::bad_alloc&) {
+      // What was taken out is closed instead of kept.
+      if (!lock.owns_lock()) lock.lock();
+    }
+  }
 }
 
 std::unique_ptr<Connection> Pool::take_idle() {
@@ -79,6 +134,8 @@ void Pool::give(std::unique_ptr<Connection> connection) noexcept {
     if (connection != nullptr && connection->open() && !closed_) {
       try {
         idle_.push_back(std::move(connection));
+        if (!tender_.joinable()) start_tending();
+        if (tender_sleeps_) tendered_.notify_one();
       } catch (const std::bad_alloc&) {
         // It is closed instead of kept.
       }

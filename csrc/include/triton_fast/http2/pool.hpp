@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -38,7 +39,8 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  /// @brief Ends the calls that are running and refuses further ones. Idempotent; does not wait.
+  /// @brief Ends the calls that are running and refuses further ones. Idempotent; does not wait for
+  /// them.
   void close() noexcept;
 
   /// Whether this is a copy, in a forked child, of the parent's.
@@ -50,6 +52,8 @@ class Pool {
   std::unique_ptr<Connection> take_idle();
   bool reserve(std::int64_t until_ns);
   void give(std::unique_ptr<Connection> connection) noexcept;
+  void start_tending() noexcept;
+  void tend() noexcept;
 
   const Address address_;
   const std::string authority_;
@@ -62,6 +66,11 @@ class Pool {
   std::unordered_set<Call*> running_;
   std::size_t reserved_ = 0;  // connections that calls have or are making
   bool closed_ = false;
+  // Looks after idle connections, from the first one on: answers what servers ask there, so that
+  // one that is shutting down need not wait for us, and drops those that nobody has used for long.
+  std::thread tender_;
+  std::condition_variable tendered_;  // there is one, or the pool was closed
+  bool tender_sleeps_ = false;        // for want of idle connections
 };
 
 /// @brief One call: takes a connection, makes the call, gives the connection back.
