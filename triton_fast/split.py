@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ def infer_split(
     rows = _rows(batches)
     most = signature.max_batch_size
     if rows <= most:
-        return connection.infer(prepared, batches, request_id, options, out)
+        whole = {name: batch[0:rows] for name, batch in batches.items()}
+        return connection.infer(prepared, whole, request_id, options, out)
     pieces = [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
     join = _Join(connection, prepared, rows, out)
     join.prepare(signature)
@@ -110,38 +111,50 @@ def _of_piece(error: TritonFastError, number: int, piece: slice, count: int) -> 
     return type(error)(f"{where}: {error}")
 
 
-def _batch(connection: Connection, name: str, value: Any) -> np.ndarray[Any, Any]:
-    """Return an input as one array whose rows can be cut off without a copy."""
+class _Samples:
+    """A list of samples, of which a part becomes a batch when it is about to be sent.
+
+    It is written straight to where it is sent from, while earlier parts are on their way.
+    """
+
+    def __init__(self, connection: Connection, name: str, samples: Sequence[Any]) -> None:
+        self._connection = connection
+        self._arrays = [np.asarray(sample) for sample in samples]
+        first = self._arrays[0]
+        for number, array in enumerate(self._arrays):
+            if array.shape != first.shape or array.dtype != first.dtype:
+                raise InvalidTensor(
+                    f"input {name!r}: sample {number} is {array.dtype} {list(array.shape)}, and "
+                    f"sample 0 is {first.dtype} {list(first.shape)}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getitem__(self, piece: slice) -> np.ndarray[Any, Any]:
+        arrays = self._arrays[piece]
+        first = arrays[0]
+        if datatype_of(first.dtype) in {None, "BYTES"}:
+            return np.stack(arrays)
+        batch = self._connection.empty((len(arrays), *first.shape), first.dtype)
+        for row, array in enumerate(arrays):
+            batch[row] = array
+        return batch
+
+
+def _batch(connection: Connection, name: str, value: Any) -> np.ndarray[Any, Any] | _Samples:
+    """Return an input as something whose rows can be cut off."""
     if isinstance(value, Tensor):
         raise InvalidTensor(f"input {name!r}: a Tensor cannot be split; pass an array")
     if isinstance(value, list | tuple) and value and not isinstance(value[0], str | bytes):
-        return _scattered(connection, name, value)
+        return _Samples(connection, name, value)
     array = np.array(value, np.object_) if isinstance(value, list | tuple) else np.asarray(value)
     if array.ndim == 0:
         raise InvalidTensor(f"input {name!r} has no rows to split")
     return array
 
 
-def _scattered(connection: Connection, name: str, samples: Sequence[Any]) -> np.ndarray[Any, Any]:
-    """Return samples as a batch, written straight to where it is sent from."""
-    arrays = [np.asarray(sample) for sample in samples]
-    first = arrays[0]
-    for number, array in enumerate(arrays):
-        if array.shape != first.shape or array.dtype != first.dtype:
-            raise InvalidTensor(
-                f"input {name!r}: sample {number} is {array.dtype} {list(array.shape)}, and "
-                f"sample 0 is {first.dtype} {list(first.shape)}"
-            )
-    shape = (len(arrays), *first.shape)
-    if datatype_of(first.dtype) in {None, "BYTES"}:
-        return np.stack(arrays)
-    batch = connection.empty(shape, first.dtype)
-    for row, array in zip(batch, arrays, strict=True):
-        np.copyto(row, array)
-    return batch
-
-
-def _rows(batches: Mapping[str, np.ndarray[Any, Any]]) -> int:
+def _rows(batches: Mapping[str, Sized]) -> int:
     rows = {name: len(batch) for name, batch in batches.items()}
     if not rows:
         raise InvalidTensor("split: there are no inputs")
