@@ -19,10 +19,16 @@ LAYERS = [
     ("_core",),
     ("deadline", "headers", "keepalive", "messages", "target", "tls"),
     ("channels", "channels.base", "metadata", "tensor"),
-    ("channels.grpc", "channels.native", "future", "request", "response", "signature", "unary"),
-    ("channels.choice", "connection"),
+    ("channels.compression", "channels.threads", "future", "registry", "request", "signature"),
+    ("channels.grpc", "channels.native", "stale", "unary"),
+    ("channels.choice", "pool", "regions"),
+    ("response",),
+    ("placement",),
+    ("connection",),
+    ("split",),
     ("model",),
     ("client",),
+    ("region",),
     ("",),  # triton_fast itself
     ("testing",),
 ]
