@@ -1,9 +1,9 @@
 # Finds or builds nghttp2 as TRITON_FAST_HTTP2 asks, and makes the target triton_fast_nghttp2 of it.
-set(TRITON_FAST_NGHTTP2_SOURCE "$ENV{TRITON_FAST_NGHTTP2_SOURCE}" CACHE PATH
-    "For BUNDLED: a folder with nghttp2's source. Without one, a release is downloaded")
+set(TRITON_FAST_NGHTTP2_SOURCE "" CACHE PATH
+    "For BUNDLED: a folder with nghttp2's source (or set in the environment); else it is downloaded")
 
-# The release that is downloaded. The hash is what upstream publishes beside it, and what Debian has
-# checked against upstream's signature.
+# The release that is downloaded. Upstream publishes the hash beside it, and Debian's 1.70.0-1 has
+# the same.
 set(nghttp2_release 1.70.0)
 set(nghttp2_sha256 aa317e2cf9dca6afa0aed68f8fad6ff303ec6982e25a78c75c0b65e2b9b3ded5)
 set(nghttp2_oldest 1.43)
@@ -95,6 +95,9 @@ elseif(TRITON_FAST_HTTP2 STREQUAL "BUNDLED")
   # symbols stay inside our module, so that another nghttp2 in the process (curl's) is no concern.
   enable_language(C)
   set(nghttp2_source "${TRITON_FAST_NGHTTP2_SOURCE}")
+  if(NOT nghttp2_source)
+    set(nghttp2_source "$ENV{TRITON_FAST_NGHTTP2_SOURCE}")
+  endif()
   if(NOT nghttp2_source)
     triton_fast_download_nghttp2()
   endif()
