@@ -201,7 +201,7 @@ packages_for() {
       ;;
     nghttp2) echo "pkg-config libnghttp2-dev" ;;
     proxies) missing_proxies ;;
-    grpcpp) echo "libgrpc++-dev protobuf-compiler-grpc pkg-config" ;;
+    grpcpp) echo "libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc pkg-config" ;;
   esac
 }
 
