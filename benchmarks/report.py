@@ -23,6 +23,7 @@ BASELINE = "tritonclient.grpc"
 CPP = "C++ stub"
 OURS = "triton_fast"
 POLLING = "triton_fast, busy_poll"
+GRPCIO = "triton_fast, grpcio channel"
 SHARED = "triton_fast, shared memory"
 EMPTY = "triton_fast, empty()"
 SPLIT = "triton_fast, split"
@@ -110,6 +111,10 @@ TARGETS = (
     Target("FP32, 4 MiB", 0.95, CPP),
     Target("FP32, 16 MiB", 0.95, CPP),
     Target("FP32, 64 B", 0.35, contender=POLLING),
+    Target("FP32, 64 B", 1.0, contender=GRPCIO),
+    Target("FP32, 602,112 B", 0.75, contender=GRPCIO),
+    Target("FP32, 4 MiB", 0.5, contender=GRPCIO),
+    Target("FP32, 16 MiB", 0.4, contender=GRPCIO),
     Target("FP32, 4 MiB", 0.04, contender=SHARED),
     Target("FP32, 4 MiB", 0.55, THEIRS, contender=SHARED),
     Target("FP32, 4 MiB", 0.4, THEIRS, contender=EMPTY),
