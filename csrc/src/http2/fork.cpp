@@ -17,24 +17,27 @@ struct Registry {
   std::unordered_set<int> descriptors;
 };
 
+void close_in_child() noexcept;
+
 // Never destroyed: threads may make calls while the process ends.
 Registry& registry() {
   static Registry* const made = [] {
     auto* const registry = new Registry;
-    const int error = ::pthread_atfork(
-        [] { http2::registry().mutex.lock(); }, [] { http2::registry().mutex.unlock(); },
-        [] {
-          Registry& inherited = http2::registry();
-          const int before = errno;
-          for (const int descriptor : inherited.descriptors) ::close(descriptor);
-          inherited.descriptors.clear();
-          inherited.mutex.unlock();
-          errno = before;
-        });
-    if (error != 0) throw std::bad_alloc();
+    const auto lock = [] { http2::registry().mutex.lock(); };
+    const auto unlock = [] { http2::registry().mutex.unlock(); };
+    if (::pthread_atfork(lock, unlock, close_in_child) != 0) throw std::bad_alloc();
     return registry;
   }();
   return *made;
+}
+
+void close_in_child() noexcept {
+  Registry& inherited = registry();
+  const int before = errno;
+  for (const int descriptor : inherited.descriptors) ::close(descriptor);
+  inherited.descriptors.clear();
+  inherited.mutex.unlock();
+  errno = before;
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // What a forked child has of its parent's connections: nothing.
 //
-// Owns the list of this process's descriptors. fork() waits until none is being opened or closed, and
-// the child closes them all before anything else runs in it: so the server sees the parent's
+// Owns the list of this process's descriptors. fork() waits until none is being opened or closed,
+// and the child closes them all before anything else runs in it: so the server sees the parent's
 // connections end when the parent ends them. The objects that had them are copies of what other
 // threads of the parent were at; they are told by process_generation(), and left alone. Any thread.
 #pragma once

@@ -2,8 +2,8 @@
 //
 // The peer's bytes go through here on their way to nghttp2. Long values are taken out of a header
 // block and a mark is left in the place of each; everything else passes as it came. Header blocks
-// without end stop here too, and frames that no gRPC server sends and nghttp2 would take memory for.
-// Owns the block that is being gathered and the values taken out of it.
+// without end stop here too, and frames that no gRPC server sends and nghttp2 would take memory
+// for. Owns the block that is being gathered and the values taken out of it.
 #pragma once
 
 #include <cstdint>

@@ -3,8 +3,9 @@
 // Any thread may use a pool and its calls; a call is one thread's, but for cancel(). Locks are held
 // for bookkeeping only, never while a call waits.
 //
-// In a forked child a pool of the parent's makes no calls any more, and its calls are over. Neither is
-// ever destroyed there (see dispose()): other threads may have been in the middle of changing it.
+// In a forked child a pool of the parent's makes no calls any more, and its calls are over. Neither
+// is ever destroyed there (see dispose()): other threads may have been in the middle of changing
+// it.
 #pragma once
 
 #include <condition_variable>

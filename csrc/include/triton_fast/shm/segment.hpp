@@ -23,8 +23,8 @@ class Segment {
   /// run out of memory by writing to it. If anything throws, nothing is left behind.
   ///
   /// @param size in bytes, at least 1
-  /// @throws SharedMemoryError with ENOSPC if /dev/shm has no room for it, with ENOMEM if the machine
-  /// has no memory for it
+  /// @throws SharedMemoryError with ENOSPC if /dev/shm has no room for it, with ENOMEM if the
+  /// machine has no memory for it
   static Segment create(std::size_t size);
 
   /// @brief Maps a part of somebody else's segment.
