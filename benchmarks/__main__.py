@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import report
-from contenders import CONTENDERS
 
 HERE = Path(__file__).parent
 # In the order of the report.
@@ -34,9 +33,6 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     json_path = options.output / "bench.json"
     json_path.unlink(missing_ok=True)
-    for cls in CONTENDERS:
-        if (reason := cls.missing()) is not None:
-            print(f"Without {cls.name}: {reason}", flush=True)
     with tempfile.TemporaryDirectory() as storage:
         status = pytest.main(
             [

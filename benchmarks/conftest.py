@@ -10,7 +10,7 @@ from typing import Any
 
 import cpp_stub
 import pytest
-from contenders import Addresses
+from contenders import CONTENDERS, SPLIT, Addresses
 from sampling import Plan, ReplayClock, Samples
 
 from triton_fast import Client
@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="measure next to nothing: show that the benchmarks work, not how fast anything is",
     )
+
+
+def pytest_report_header() -> list[str]:
+    reasons = {cls.name: cls.missing() for cls in (*CONTENDERS, *SPLIT)}
+    return [f"without {name}: {reason}" for name, reason in reasons.items() if reason]
 
 
 def pytest_configure(config: pytest.Config) -> None:
