@@ -208,15 +208,16 @@ class Connection:
             placement = None if shared is None else shared.place(prepared, tensors, out, options)
             request, receiver = _ends(prepared, tensors, request_id, out, placement)
             try:
-                channel.call(_MODEL_INFER, request, receiver.response, options)
+                try:
+                    channel.call(_MODEL_INFER, request, receiver.response, options)
+                except BaseException as error:
+                    if shared is None or placement is None:
+                        raise
+                    if not shared.try_again(prepared, placement, error, repeats):
+                        raise
+                    repeats += 1
+                    continue
                 result = receiver.result()
-            except BaseException as error:
-                if shared is None or placement is None:
-                    raise
-                if not shared.try_again(prepared, placement, error, repeats):
-                    raise
-                repeats += 1
-                continue
             finally:
                 request.release()
                 receiver.release()
@@ -245,23 +246,22 @@ class Connection:
         def on_done(error: BaseException | None) -> None:
             result = None
             request.release()
+            again = False
             if error is None:
                 try:
                     result = receiver.result()
                 except Exception as failure:  # noqa: BLE001 - it is the future's now
                     error = failure
-            receiver.release()
-            if shared is not None and result is not None:
-                shared.learn(prepared, tensors, result)
-            if shared is not None and placement is not None and error is not None:
+            elif shared is not None and placement is not None:
                 again = shared.try_again(prepared, placement, error, 0)
-            else:
-                again = False
+            receiver.release()
             if again:
                 # Rare, and on a thread of its own: the channel's, which tell the end of calls,
                 # must not wait for one.
                 threading.Thread(target=repeat, name="triton_fast", daemon=True).start()
                 return
+            if shared is not None and result is not None:
+                shared.learn(prepared, tensors, result)
             future.settle(result, error)
 
         def repeat() -> None:

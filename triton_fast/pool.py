@@ -7,6 +7,7 @@ again. That is done in C++ and takes no lock of Python's, for arrays die anywher
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
@@ -39,6 +40,8 @@ _log = logging.getLogger("triton_fast")
 # What the first region has room for; each further one is as large as all before it together.
 _FIRST_REGION = 16 << 20
 _PAGE = 4096
+# How long closing waits for a thread that is registering a region.
+_FAREWELL_S = 2.0
 
 _DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
 _ELSEWHERE = (
@@ -133,7 +136,7 @@ class Pool:
             slots = self._take(sizes)
             if slots is not None:
                 return slots
-            if self._grow(sizes, options):
+            if self._grow(sizes, options, patient=patient):
                 continue
             if not patient:
                 return None
@@ -174,16 +177,15 @@ class Pool:
 
     def forget(self, names: Iterable[str]) -> None:
         """Take no more slots from regions that the server has lost: it was started anew."""
-        with self._lock:
-            lost = set(names)
-            for region in self._regions.values():
-                if region.name in lost:
-                    region.lost = region.retired = True
+        # Without the lock, which somebody may hold who waits for that server.
+        lost = set(names)
+        for region in list(self._regions.values()):
+            if region.name in lost:
+                region.lost = region.retired = True
+                with contextlib.suppress(KeyError):  # dropped just now
                     self._arenas.retire(region.arena)
-            for name in lost:
-                self._leaving.pop(name, None)
 
-    def _grow(self, sizes: Sequence[int], options: CallOptions) -> bool:
+    def _grow(self, sizes: Sequence[int], options: CallOptions, *, patient: bool) -> bool:
         """Add a region if there may be one; say whether there is more room now."""
         wanted = sum(-(-size // _PAGE) * _PAGE for size in sizes)
         if wanted > self._limit:
@@ -193,7 +195,10 @@ class Pool:
                 call=options.call,
             )
         seen = len(self._regions)
-        with self._lock:
+        # Who holds it may be waiting for the server.
+        if not self._lock.acquire(timeout=_left(options) if patient else 0):
+            return False
+        try:
             if self._closed:
                 raise ClosedError("the client was closed")
             if len(self._regions) > seen:
@@ -205,6 +210,8 @@ class Pool:
             byte_size = max(wanted, min(max(used, _FIRST_REGION), self._limit - used))
             self._add(_segment(byte_size, wanted), options)
             return True
+        finally:
+            self._lock.release()
 
     def _used(self) -> int:
         live = sum(region.segment.byte_size for region in self._regions.values())
@@ -282,12 +289,6 @@ class Pool:
             parts.append(f"{leaving} bytes are of regions that the server has not let go of")
         return f"of the client's {self._limit} bytes, " + "; ".join(parts)
 
-    def names(self) -> list[str]:
-        """Return the names of the regions that the server has of ours."""
-        with self._lock:
-            live = [region.name for region in self._regions.values() if not region.lost]
-            return live + list(self._leaving)
-
     def close(self, options: Callable[[], CallOptions]) -> None:
         """Have the server let go of all regions. Arrays in them stay as they are. Idempotent.
 
@@ -296,10 +297,10 @@ class Pool:
         options : callable
             Returns the options of the calls that takes; not asked if there are none to make.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        closed, self._closed = self._closed, True
+        if closed or not self._lock.acquire(timeout=_FAREWELL_S):
+            return
+        try:
             for region in self._regions.values():
                 self._arenas.retire(region.arena)
                 if not region.lost:
@@ -307,6 +308,15 @@ class Pool:
             self._regions.clear()
             if self._leaving:
                 self._unregister(options())
+        finally:
+            self._lock.release()
+
+
+def _left(options: CallOptions) -> float:
+    """Return how many seconds a call has left, as locks want it."""
+    if options.deadline_ns is None:
+        return -1
+    return min(max((options.deadline_ns - time.monotonic_ns()) * 1e-9, 0.0), threading.TIMEOUT_MAX)
 
 
 def _segment(byte_size: int, wanted: int) -> Segment:

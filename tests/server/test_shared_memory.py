@@ -181,6 +181,7 @@ def test_out_arrays_of_the_callers(client):
     shared = client.empty((BIG // 2, 2), np.float32)
     with pytest.raises(InvalidTensor, match=r"out\['OUTPUT0'\] is float32"):
         echo(client, array(0), out={"OUTPUT0": shared})
+    assert figures(client)["quarantined"] == 0, "the server was done"
     np.testing.assert_array_equal(echo(client, array(0)), array(0))
 
 
