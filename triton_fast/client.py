@@ -561,6 +561,6 @@ def _shared_factory(
     from .pool import Pool  # noqa: PLC0415
     from .registry import Registry  # noqa: PLC0415
 
-    return lambda exchange: SharedMemory(
-        Pool(Registry(exchange), limit), required=required, url=url
+    return lambda exchange, farewell: SharedMemory(
+        Pool(Registry(exchange), limit, farewell), required=required, url=url
     )

@@ -6,7 +6,6 @@ it (client, model) turn arguments into `Prepared` requests and `CallOptions`; th
 
 from __future__ import annotations
 
-import atexit
 import operator
 import os
 import threading
@@ -43,7 +42,7 @@ __all__ = ["ChannelFactory", "Connection", "HeaderHook", "Out"]
 Out: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 HeaderHook: TypeAlias = Callable[[str], HeaderSource | None]
 ChannelFactory: TypeAlias = Callable[[], Channel]
-SharedFactory: TypeAlias = "Callable[[Exchange], SharedMemory]"
+SharedFactory: TypeAlias = "Callable[[Exchange, Callable[[], CallOptions]], SharedMemory]"
 
 _MODEL_INFER = method_path("ModelInfer")
 
@@ -95,7 +94,7 @@ class Connection:
         self._new_channel = new_channel
         self._channel = new_channel()
         self._new_shared = new_shared
-        self._shared = None if new_shared is None else new_shared(self.exchange)
+        self._shared = self._open_shared()
         _connections.add(self)
 
     @property
@@ -106,17 +105,18 @@ class Connection:
     def close(self) -> None:
         """Give the channel back; running calls end with `ClosedError`. Idempotent."""
         try:
-            self.leave_shared_memory()
+            if self._shared is not None:
+                self._shared.close()  # before the channel goes, on which the server is told
         finally:
             with self._lock:
                 self._closed = True
                 channel = self._channel
             channel.close()
 
-    def leave_shared_memory(self) -> None:
-        """Have the server let go of our regions, while there is a channel. Idempotent."""
-        if self._shared is not None:
-            self._shared.close(lambda: self.options("close", _FAREWELL_S))
+    def _open_shared(self) -> SharedMemory | None:
+        if self._new_shared is None:
+            return None
+        return self._new_shared(self.exchange, lambda: self.options("close", _FAREWELL_S))
 
     def _open_channel(self) -> Channel:
         if self._closed:
@@ -133,7 +133,7 @@ class Connection:
         self._channel = self._new_channel()
         if self._new_shared is not None:
             _inherited.append(self._shared)
-            self._shared = self._new_shared(self.exchange)
+            self._shared = self._open_shared()
         if self._closed:
             self._channel.close()
 
@@ -395,10 +395,3 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-# The last to be registered is the first to run: the channels are still open then.
-@atexit.register
-def _leave_shared_memory() -> None:
-    for connection in list(_connections):
-        connection.leave_shared_memory()

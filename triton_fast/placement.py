@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -321,9 +321,9 @@ class SharedMemory:
         """Forget what a model's last answer had."""
         self._answers.pop(_key(prepared), None)
 
-    def close(self, options: Callable[[], CallOptions]) -> None:
+    def close(self) -> None:
         """Have the server let go of our regions; see `Pool.close`."""
-        self._pool.close(options)
+        self._pool.close()
 
     def empty(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], options: CallOptions

@@ -7,11 +7,15 @@ again. That is done in C++ and takes no lock of Python's, for arrays die anywher
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import logging
+import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,6 +89,8 @@ class Pool:
         Where regions are registered.
     limit : int, bytes
         How much all regions may have together, those included that the server has not let go of.
+    farewell : callable
+        Returns the options of the calls that closing takes; not asked if there are none to make.
 
     Notes
     -----
@@ -92,14 +98,16 @@ class Pool:
     mapped them, so that none is left behind, however the process ends.
     """
 
-    def __init__(self, registry: Registry, limit: int) -> None:
+    def __init__(self, registry: Registry, limit: int, farewell: Callable[[], CallOptions]) -> None:
         self._registry = registry
         self._limit = limit
+        self._farewell = farewell
         self._arenas = Arenas()
         self._regions: dict[int, _Region] = {}  # by arena
         self._leaving: dict[str, int] = {}  # bytes of those that the server still has, by name
         self._lock = threading.Lock()  # of the two above, and of growing
         self._closed = False
+        _pools.add(self)
 
     def lease(
         self, sizes: Sequence[int], options: CallOptions, *, patient: bool
@@ -229,6 +237,7 @@ class Pool:
         finally:
             # The server has mapped it, or never will: either way the name has done its work.
             segment.unlink()
+        _expect_the_end()
         arena = self._arenas.add(segment)
         self._regions[arena] = _Region(name, segment, arena)
 
@@ -289,14 +298,8 @@ class Pool:
             parts.append(f"{leaving} bytes are of regions that the server has not let go of")
         return f"of the client's {self._limit} bytes, " + "; ".join(parts)
 
-    def close(self, options: Callable[[], CallOptions]) -> None:
-        """Have the server let go of all regions. Arrays in them stay as they are. Idempotent.
-
-        Parameters
-        ----------
-        options : callable
-            Returns the options of the calls that takes; not asked if there are none to make.
-        """
+    def close(self) -> None:
+        """Have the server let go of all regions. Arrays in them stay as they are. Idempotent."""
         closed, self._closed = self._closed, True
         if closed or not self._lock.acquire(timeout=_FAREWELL_S):
             return
@@ -307,9 +310,30 @@ class Pool:
                     self._leaving[region.name] = region.segment.byte_size
             self._regions.clear()
             if self._leaving:
-                self._unregister(options())
+                self._unregister(self._farewell())
         finally:
             self._lock.release()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_expecting = -1  # the process that has told multiprocessing
+
+
+# The last to be registered is the first to run: the channels are still open then.
+@atexit.register
+def _close_all() -> None:
+    for pool in list(_pools):
+        if not pool._arenas.inherited:
+            pool.close()
+
+
+def _expect_the_end() -> None:
+    """Have the processes of multiprocessing close their pools too: they run nothing of atexit's."""
+    global _expecting  # noqa: PLW0603 - one for the process
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _expecting != os.getpid():
+        _expecting = os.getpid()
+        util.Finalize(None, _close_all, exitpriority=0)
 
 
 def _left(options: CallOptions) -> float:

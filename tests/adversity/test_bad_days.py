@@ -381,4 +381,7 @@ def test_a_server_that_stops_need_not_wait_for_idle_clients(triton_server_factor
         with pytest.raises(Unavailable):
             client.infer("identity_fp32", ONE)
         server.start()
+        deadline = time.monotonic() + 30
+        while not client.is_ready():  # grpcio tries again once a second
+            assert time.monotonic() < deadline
         assert_usable(client)

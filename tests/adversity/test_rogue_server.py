@@ -75,7 +75,9 @@ def meeting(script, *, payload=GOOD, client=None, usable=True, **server):
     """A rogue server and a client of it, which has to be usable afterwards."""
     with (
         Rogue(script, payload, **server) as rogue,
-        Client(rogue.url, channel="native", timeout=LONG, **client or {}) as caller,
+        Client(
+            rogue.url, channel="native", timeout=LONG, shared_memory=False, **client or {}
+        ) as caller,
     ):
         yield rogue, caller
         if usable:
@@ -900,7 +902,7 @@ def test_compressed_as_asked(encoding, compress):
     ],
 )
 def test_compressed_and_broken(broken, encoding, match, monkeypatch):
-    monkeypatch.setattr("triton_fast.channels.native._MOST_BYTES", 1_000_000)
+    monkeypatch.setattr("triton_fast.channels.compression._MOST_BYTES", 1_000_000)
 
     def script(peer):
         sent = h2.message(broken, flags=1)
@@ -1442,7 +1444,7 @@ def full_listener():
 
 
 def test_connecting_takes_too_long():
-    with full_listener() as url, Client(url, channel="native") as client:
+    with full_listener() as url, Client(url, channel="native", shared_memory=False) as client:
         for timeout in (0.05, 0.3):
             expires(client, timeout, "the deadline passed while connecting")
         future = client.submit("m", ONE)
@@ -1500,7 +1502,7 @@ def test_ctrl_c(case):
 import sys, time
 import numpy as np
 from triton_fast import Client
-client = Client(sys.argv[1], channel="native")
+client = Client(sys.argv[1], channel="native", shared_memory=False)
 print("ready", flush=True)
 try:
     client.infer("m", {"INPUT0": np.ones(int(sys.argv[2]), np.float32)})

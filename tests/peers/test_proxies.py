@@ -47,7 +47,7 @@ def proxy(start_proxy, program, triton_server):
 
 @pytest.fixture
 def client(proxy, channel):
-    with Client(proxy.target, channel=channel, timeout=60) as client:
+    with Client(proxy.target, shared_memory=False, channel=channel, timeout=60) as client:
         yield client
         assert_usable(client)
 
@@ -173,7 +173,7 @@ def test_cancelling(client):
 def test_a_server_that_is_not_there_and_comes(start_proxy, program, triton_server_factory, channel):
     with triton_server_factory(models=["identity_fp32", "slow"]) as server:
         proxy = start_proxy(program, server.grpc_url)
-        with Client(proxy.target, channel=channel, timeout=30) as client:
+        with Client(proxy.target, shared_memory=False, channel=channel, timeout=30) as client:
             assert_usable(client)
             killer = threading.Timer(0.3, server.kill)
             killer.start()
@@ -199,7 +199,7 @@ def test_a_server_that_is_not_there_and_comes(start_proxy, program, triton_serve
 
 def test_a_server_that_is_slower_than_the_proxy_likes(start_proxy, program, triton_server, channel):
     proxy = start_proxy(program, triton_server.grpc_url, answer_seconds=1)
-    with Client(proxy.target, channel=channel, timeout=60) as client:
+    with Client(proxy.target, shared_memory=False, channel=channel, timeout=60) as client:
         started = time.monotonic()
         with pytest.raises(Unavailable, match=r"504|timeout"):
             client.infer("slow", slow(50))
@@ -211,7 +211,7 @@ def test_a_server_that_is_slower_than_the_proxy_likes(start_proxy, program, trit
 def test_a_request_too_large_for_nginx(start_proxy, triton_server, channel):
     """It answers 413 in the middle of the request, which is the default at 1 MiB."""
     proxy = start_proxy("nginx", triton_server.grpc_url, largest_request=1 << 20)
-    with Client(proxy.target, channel=channel, timeout=30) as client:
+    with Client(proxy.target, shared_memory=False, channel=channel, timeout=30) as client:
         for byte_size in (1_048_000, 2 << 20, 16 << 20):
             inputs = tensor(byte_size)
             if byte_size < 1 << 20:
@@ -268,7 +268,7 @@ class Traffic:
 @pytest.mark.parametrize("program", ["nginx", "envoy"])  # HAProxy does not count them
 def test_connections_of_seven_requests(start_proxy, program, triton_server):
     proxy = start_proxy(program, triton_server.grpc_url, requests=7)
-    with Client(proxy.target, channel="native", timeout=30) as client:
+    with Client(proxy.target, shared_memory=False, channel="native", timeout=30) as client:
         with Traffic(client, threads=8) as traffic:
             time.sleep(1.5)
         for _ in range(100):
@@ -282,7 +282,7 @@ def test_connections_of_seven_requests(start_proxy, program, triton_server):
 def test_connections_that_idle_as_long_as_the_proxy_likes(start_proxy, program, triton_server):
     proxy = start_proxy(program, triton_server.grpc_url, idle_seconds=1)
     random = np.random.default_rng(3)
-    with Client(proxy.target, channel="native", timeout=30) as client:
+    with Client(proxy.target, shared_memory=False, channel="native", timeout=30) as client:
         # About when it closes them: sometimes before the request, sometimes after, sometimes as
         # it is on its way.
         with Traffic(client, 16, pause=lambda: 1 + random.normal(0, 0.003)) as traffic:
@@ -296,7 +296,7 @@ def test_connections_that_idle_as_long_as_the_proxy_likes(start_proxy, program, 
 @pytest.mark.parametrize("program", ["nginx", "haproxy"])
 def test_a_proxy_that_is_reloaded(start_proxy, program, triton_server):
     proxy = start_proxy(program, triton_server.grpc_url)
-    with Client(proxy.target, channel="native", timeout=30) as client:
+    with Client(proxy.target, shared_memory=False, channel="native", timeout=30) as client:
         with Traffic(client, threads=8) as traffic:
             for _ in range(3):
                 time.sleep(0.4)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture(scope="module")
 def client(triton_server, channel):
-    with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
+    with Client(triton_server.grpc_url, channel=channel, timeout=60, shared_memory=False) as client:
         yield client
 
 

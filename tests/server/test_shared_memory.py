@@ -71,6 +71,16 @@ def in_slot(client, tensor):
     return client._connection._shared.pool.locate(tensor.ctypes.data, tensor.nbytes) is not None
 
 
+MODELS = ["identity_cpp", "identity_cpp_bytes", "identity_batched", "identity_mixed", "variable"]
+
+
+@pytest.fixture(scope="module")
+def triton_server(triton_server_factory):
+    """A server of our own: other tests may have left regions with theirs."""
+    with triton_server_factory(models=[*MODELS, "slow"]) as server:
+        yield server
+
+
 @pytest.fixture
 def client(triton_server, channel):
     with Client(triton_server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
@@ -568,6 +578,37 @@ def test_a_forked_child_has_a_pool_of_its_own(triton_server):
         assert len(client.shared_memory.registered()) == 1
         np.testing.assert_array_equal(kept, array(1))
         np.testing.assert_array_equal(echo(client, array(2)), array(2))
+    assert not files()
+
+
+def test_processes_of_multiprocessing_leave_nothing(triton_server):
+    """They end without what atexit runs."""
+    program = textwrap.dedent(
+        f"""
+        import multiprocessing
+        import numpy as np
+        from triton_fast import Client
+        def work(number):
+            data = np.full({BIG}, number, np.float32)
+            assert (client.infer("identity_cpp", {{"INPUT0": data}})["OUTPUT0"] == number).all()
+            return len(client.shared_memory.registered())
+        client = Client({triton_server.grpc_url!r}, channel="native", shared_memory=True)
+        work(0)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert min(pool.map(work, range(6), chunksize=1)) > 1
+            pool.close()
+            pool.join()
+        print(len(client.shared_memory.registered()))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
     assert not files()
 
 
