@@ -46,6 +46,8 @@ _FIRST_REGION = 16 << 20
 _PAGE = 4096
 # How long closing waits for a thread that is registering a region.
 _FAREWELL_S = 2.0
+# How long closing asks again while the server says that a region is in use.
+_LETTING_GO_S = 0.3
 
 _DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
 _ELSEWHERE = (
@@ -310,7 +312,13 @@ class Pool:
                     self._leaving[region.name] = region.segment.byte_size
             self._regions.clear()
             if self._leaving:
-                self._unregister(self._farewell())
+                options = self._farewell()
+                self._unregister(options)
+                # A server lets go of a call's regions a moment after it has answered.
+                end = time.monotonic() + _LETTING_GO_S
+                while self._leaving and time.monotonic() < end:
+                    time.sleep(0.01)
+                    self._unregister(options)
         finally:
             self._lock.release()
 
