@@ -32,7 +32,7 @@ from .errors import (
     Unknown,
 )
 from .pool import Pool, Refused, Slot
-from .request import Prepared
+from .request import Prepared, shared_memory_parameters
 from .tensor import InputTensor
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ _TOO_SMALL = re.compile(
     r"should be at least (?P<size>\d+) bytes"
 )
 _LOST = re.compile(r"Unable to find (?:system )?shared memory region")
-
 
 # Answers that may come for one call that is made again, before its error is the caller's.
 _MOST_REPEATS = 3
@@ -86,11 +85,17 @@ class Placement:
 
     __slots__ = ("header", "outputs", "slots", "tensors")
 
-    def __init__(self, tensors: list[InputTensor], header: _wire.Header) -> None:
+    def __init__(
+        self,
+        tensors: list[InputTensor],
+        header: _wire.Header,
+        outputs: dict[str, Slot],
+        slots: list[Slot],
+    ) -> None:
         self.tensors = tensors
         self.header = header
-        self.outputs: dict[str, Slot] = {}
-        self.slots: list[Slot] = []
+        self.outputs = outputs
+        self.slots = slots
 
 
 class SharedMemory:
@@ -187,10 +192,7 @@ class SharedMemory:
             slot = next(fresh) if found is None else found
             written[name] = slot
             slots.append(slot)
-        placement = Placement(placed, self._header(prepared, written))
-        placement.outputs = written
-        placement.slots = slots
-        return placement
+        return Placement(placed, self._header(prepared, written), written, slots)
 
     def _header(self, prepared: Prepared, written: Mapping[str, Slot]) -> _wire.Header:
         """Return a header that asks for some outputs in slots, and for all that is wanted."""
@@ -272,8 +274,8 @@ class SharedMemory:
     ) -> None:
         """Take note of how large a model's outputs are."""
         key = _key(prepared)
-        sizes = {name: array.nbytes for name, array in result.items()}
-        if key not in self._answers and max(sizes.values(), default=0) < _THRESHOLD:
+        largest = max((array.nbytes for array in result.values()), default=0)
+        if key not in self._answers and largest < _THRESHOLD:
             return
         if len(self._answers) >= _MOST_MODELS:
             self._answers.clear()
@@ -317,10 +319,6 @@ class SharedMemory:
             return self._answers.pop(_key(prepared), None) is not None
         return False
 
-    def unlearn(self, prepared: Prepared) -> None:
-        """Forget what a model's last answer had."""
-        self._answers.pop(_key(prepared), None)
-
     def close(self) -> None:
         """Have the server let go of our regions; see `Pool.close`."""
         self._pool.close()
@@ -357,8 +355,4 @@ def _batch(tensors: Sequence[InputTensor]) -> int | None:
 
 
 def _parameters(slot: Slot) -> dict[str, str | int]:
-    return {
-        "shared_memory_region": slot.region,
-        "shared_memory_offset": slot.offset,
-        "shared_memory_byte_size": slot.byte_size,
-    }
+    return shared_memory_parameters(slot.region, slot.offset, slot.byte_size)

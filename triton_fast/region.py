@@ -12,7 +12,7 @@ import numpy as np
 from ._core._shm import Segment
 from .datatypes import datatype_of
 from .errors import InvalidOption, InvalidTensor
-from .request import RequestedOutput
+from .request import RequestedOutput, shared_memory_parameters
 from .stale import region_name
 from .tensor import Tensor
 
@@ -209,11 +209,7 @@ class SharedMemoryRegion:
 
     def _parameters(self, byte_size: int, offset: int) -> dict[str, str | int]:
         self._check(byte_size, offset)
-        return {
-            "shared_memory_region": self.name,
-            "shared_memory_offset": offset,
-            "shared_memory_byte_size": byte_size,
-        }
+        return shared_memory_parameters(self.name, offset, byte_size)
 
     def _check(self, byte_size: int, offset: int) -> None:
         if offset < 0 or byte_size < 0 or offset + byte_size > self.byte_size:

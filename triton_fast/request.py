@@ -19,6 +19,7 @@ __all__ = [
     "encode_request",
     "input_tensors",
     "prepare",
+    "shared_memory_parameters",
 ]
 
 UNSET: Any = object()
@@ -57,6 +58,20 @@ class RequestedOutput:
 Outputs: TypeAlias = Iterable[str | RequestedOutput]
 RequestedPair: TypeAlias = tuple[str, Mapping[str, Any] | None]
 """An output's name and parameters."""
+
+
+def shared_memory_parameters(region: str, offset: int, byte_size: int) -> dict[str, str | int]:
+    """Return the parameters that say where in shared memory a tensor is; both numbers in bytes.
+
+    Source
+    ------
+    Triton's "system shared memory extension".
+    """
+    return {
+        "shared_memory_region": region,
+        "shared_memory_offset": offset,
+        "shared_memory_byte_size": byte_size,
+    }
 
 
 def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
