@@ -9,11 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from .._core import Segment
 
-__all__ = ["Call", "CallOptions", "Channel", "Compression", "Headers", "Incoming", "Outgoing"]
+if TYPE_CHECKING:
+    from .._core._wire import Response
+
+__all__ = [
+    "Answer",
+    "AsyncChannel",
+    "AsyncChannelStream",
+    "Call",
+    "CallOptions",
+    "Channel",
+    "ChannelStream",
+    "Compression",
+    "Headers",
+    "Incoming",
+    "Outgoing",
+]
 
 Compression: TypeAlias = Literal["gzip", "deflate"]
 Headers: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -92,6 +107,25 @@ class CallOptions:
     call: str = ""
 
 
+class Answer(NamedTuple):
+    """One message of a stream, ModelStreamInferResponse.
+
+    Parameters
+    ----------
+    error : str
+        What went wrong with one request; empty if nothing did.
+    response : Response
+        Decoded already. After an error it has the request's id, and little else.
+
+    Source
+    ------
+    inference.proto, ModelStreamInferResponse.
+    """
+
+    error: str
+    response: Response
+
+
 class Call(Protocol):
     """A call on its way, as `Channel.start` returns it."""
 
@@ -163,6 +197,20 @@ class Channel(Protocol):
             If the channel is closed.
         """
 
+    def open_stream(self, method: str, options: CallOptions) -> ChannelStream:
+        """Return a call with many messages each way, which begins with its first message.
+
+        Parameters
+        ----------
+        method, options
+            As in `call`; the deadline is that of the whole call. Messages are not compressed.
+
+        Raises
+        ------
+        ClosedError
+            If the channel is closed.
+        """
+
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
 
@@ -171,3 +219,85 @@ class Channel(Protocol):
 
         Calls raise `ClosedError` from then on.
         """
+
+
+class ChannelStream(Protocol):
+    """A call with many messages each way, as `Channel.open_stream` returns it.
+
+    Notes
+    -----
+    One thread may send while another receives, and any thread may cancel; two threads neither send
+    nor receive at the same time. Nothing is sent before the first `send`.
+    """
+
+    def send(self, outgoing: Outgoing, deadline_ns: int | None) -> None:
+        """Send one message; its memory is not read any more once this returns or raises.
+
+        Raises
+        ------
+        ServerError, ClosedError
+            How the call ended, if it did. `DeadlineExceeded` if the peer had not taken the message
+            by ``deadline_ns``; the call is over then, for part of the message may be on its way.
+        """
+
+    def half_close(self) -> None:
+        """Say that no more messages will be sent. Idempotent."""
+
+    def receive(self, deadline_ns: int | None) -> list[Answer]:
+        """Wait for messages and return those that are there; an empty list at the end.
+
+        What is not received is not asked for: beyond a window's worth, the peer waits.
+
+        Raises
+        ------
+        ServerError, WireError, ClosedError
+            How the call ended, if not well. `DeadlineExceeded` if ``deadline_ns`` passed before
+            there was a message, in which case the call goes on, unless its own deadline passed.
+        """
+
+    def cancel(self) -> None:
+        """End the call, unless it is over, and tell the server; then give all back. Idempotent."""
+
+
+class AsyncChannelStream(Protocol):
+    """A call with many messages each way, on an event loop; see `ChannelStream`."""
+
+    async def send(self, outgoing: Outgoing, deadline_ns: int | None) -> None:
+        """Send one message; see `ChannelStream.send`. If it is cancelled, so is the call."""
+
+    async def half_close(self) -> None:
+        """Say that no more messages will be sent. Idempotent."""
+
+    async def receive(self, deadline_ns: int | None) -> list[Answer]:
+        """Wait for messages; see `ChannelStream.receive`. Cancelling it loses no message."""
+
+    def cancel(self) -> None:
+        """End the call; see `ChannelStream.cancel`."""
+
+
+class AsyncChannel(Protocol):
+    """A way to one server for coroutines. One event loop at a time.
+
+    Notes
+    -----
+    Constructing one opens nothing and needs no running loop; the first call's loop is the one that
+    it belongs to, until that loop is closed.
+    """
+
+    async def call(
+        self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
+    ) -> None:
+        """Make one unary call; see `Channel.call`. Cancelling it cancels the call on the server.
+
+        ``outgoing``'s memory may be read for a while after a cancellation; the channel keeps it
+        alive until then.
+        """
+
+    def open_stream(self, method: str, options: CallOptions) -> AsyncChannelStream:
+        """Return a call with many messages each way; see `Channel.open_stream`."""
+
+    async def close(self) -> None:
+        """End running calls with `ClosedError` and give everything back. Idempotent."""
+
+    def abandon(self) -> None:
+        """Let go, in a forked child, of what is the parent's; see `Channel.abandon`."""
