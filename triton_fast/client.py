@@ -16,7 +16,7 @@ from .connection import Connection, HeaderHook, Out, SharedFactory
 from .errors import DeadlineExceeded, InvalidOption, NotFound, Unavailable
 from .headers import HeaderSource
 from .model import Model
-from .request import UNSET, Outputs, Prepared, prepare
+from .request import UNSET, Outputs, Prepared, prepare, prepare_streamed
 from .response import InferResult
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .keepalive import Keepalive
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
     from .regions import Regions
+    from .streams import ResponseStream, Stream
     from .tls import TLS
 
 __all__ = ["Client"]
@@ -320,6 +321,95 @@ class Client:
         prepared = self._prepare(model, model_version, outputs, parameters, priority, queue_timeout)
         options = self._connection.options(prepared.call, timeout, headers, compression)
         return self._connection.submit(prepared, inputs, request_id, options, out)
+
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+    ) -> ResponseStream:
+        """Run a model that may give many answers (a decoupled one), and iterate over them.
+
+        Parameters
+        ----------
+        model, inputs, outputs, model_version, request_id, parameters, priority, queue_timeout,
+        headers
+            As in `infer`. Inputs may be changed once this has returned.
+        timeout : float, seconds, optional
+            When the last answer must have come. The client's by default; None or infinity for no
+            limit.
+
+        Returns
+        -------
+        ResponseStream
+            An iterator of `InferResult`. Closing it early, or leaving its ``with`` block, cancels
+            the request on the server.
+
+        Raises
+        ------
+        InvalidTensor, InvalidOption, ClosedError, ServerError
+            As in `infer`, here or when an answer is read. The server gives no status with an
+            error in a stream, so the subclass of `ServerError` is told from its text.
+
+        Notes
+        -----
+        The request has a call and a connection to itself, and is read no faster than its answers
+        are taken. Tensors go over the wire. Any model can be called so: one that is not decoupled
+        gives one answer.
+
+        Source
+        ------
+        inference.proto, ModelStreamInfer.
+        """
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        options = self._connection.options(prepared.call, timeout, headers)
+        stream = self._connection.open_stream(options, most_unread=1)
+        try:
+            return stream.make(prepared, inputs, request_id, last=True)
+        except BaseException:
+            stream.close()
+            raise
+
+    def open_stream(
+        self,
+        *,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        most_unread: int = 1024,
+    ) -> Stream:
+        """Return a stream that many requests share.
+
+        Parameters
+        ----------
+        timeout : float, seconds, optional
+            When it must be over. The client's by default; None or infinity for no limit.
+        headers : mapping or iterable of pairs, optional
+            To send with it, beside the client's.
+        most_unread : int, default 1024
+            How many answers may wait for those who read them before reading stops.
+
+        Returns
+        -------
+        Stream
+            Nothing is sent before its first request.
+
+        Raises
+        ------
+        InvalidOption, ClosedError
+            As in `infer`.
+        """
+        options = self._connection.options("ModelStreamInfer", timeout, headers)
+        return self._connection.open_stream(options, most_unread)
 
     def _prepare(
         self,

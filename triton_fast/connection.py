@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .pool import Slot
     from .registry import Exchange
     from .signature import Signature
+    from .streams import Stream
     from .tensor import InputTensor
 
 __all__ = ["ChannelFactory", "Connection", "HeaderHook", "Out"]
@@ -45,6 +46,7 @@ ChannelFactory: TypeAlias = Callable[[], Channel]
 SharedFactory: TypeAlias = "Callable[[Exchange, Callable[[], CallOptions]], SharedMemory]"
 
 _MODEL_INFER = method_path("ModelInfer")
+_MODEL_STREAM_INFER = method_path("ModelStreamInfer")
 
 # How long closing waits for the server to let go of shared memory.
 _FAREWELL_S = 2.0
@@ -279,6 +281,13 @@ class Connection:
             receiver.release()
             raise
         return future
+
+    def open_stream(self, options: CallOptions, most_unread: int) -> Stream:
+        """Return a stream for requests; see `triton_fast.Client.open_stream`."""
+        from .streams import Stream  # noqa: PLC0415 - for those who stream
+
+        channel_stream = self._open_channel().open_stream(_MODEL_STREAM_INFER, options)
+        return Stream(channel_stream, options, self.url, self._inputs, most_unread)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.Client.empty`."""

@@ -19,6 +19,7 @@ __all__ = [
     "encode_request",
     "input_tensors",
     "prepare",
+    "prepare_streamed",
     "shared_memory_parameters",
 ]
 
@@ -121,8 +122,11 @@ def prepare(
     parameters: Mapping[str, Any] | None,
     priority: int,
     queue_timeout: float | None,
+    method: str = "ModelInfer",
 ) -> Prepared:
     """Encode what a request has beside its id and its tensors.
+
+    ``method`` is what errors call it.
 
     Raises
     ------
@@ -146,10 +150,52 @@ def prepare(
         model_version,
         tuple(name for name, _ in requested),
         header,
-        f"ModelInfer({model_name!r})",
+        f"{method}({model_name!r})",
         requested,
         settings,
     )
+
+
+# Has a decoupled model's last answer sent though it has nothing in it, so that one knows it is the
+# last.
+_FINAL_ANSWER = {"triton_enable_empty_final_response": True}
+
+
+def prepare_streamed(
+    model_name: str,
+    model_version: str,
+    outputs: Outputs | None,
+    parameters: Mapping[str, Any] | None,
+    priority: int,
+    queue_timeout: float | None,
+) -> Prepared:
+    """Encode a request for a stream, which always asks for the model's final answer; see `prepare`.
+
+    Raises
+    ------
+    InvalidOption
+        Also if an output is to be in shared memory, where answers would overwrite each other.
+
+    Source
+    ------
+    Triton's "decoupled models": triton_enable_empty_final_response, triton_final_response.
+    """
+    prepared = prepare(
+        model_name,
+        model_version,
+        outputs,
+        {**_FINAL_ANSWER, **(parameters or {})},
+        priority,
+        queue_timeout,
+        "ModelStreamInfer",
+    )
+    shared = prepared.header.shared_memory_outputs
+    if shared:
+        raise InvalidOption(
+            f"output {shared[0]!r} of a stream cannot be in shared memory: each answer would "
+            "overwrite the one before"
+        )
+    return prepared
 
 
 def _requested(outputs: Outputs | None) -> list[RequestedPair]:

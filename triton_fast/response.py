@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .metadata import TensorMetadata
     from .pool import Slot
 
-__all__ = ["InferResult", "Receiver"]
+__all__ = ["InferResult", "Receiver", "result_of"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -245,6 +245,19 @@ class Receiver:
     def release(self) -> None:
         """Let go of the caller's arrays. Idempotent."""
         self.response.release()
+
+
+def result_of(response: _wire.Response) -> InferResult:
+    """Return a complete response as an answer with arrays of its own."""
+    model_name, model_version, request_id, parameters, outputs = response.take()
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    own: dict[str, Mapping[str, Any]] = {}
+    for name, datatype, shape, payload, output_parameters in outputs:
+        assert isinstance(payload, _wire.Payload)
+        arrays[name] = _array(datatype, shape, payload)
+        if output_parameters:
+            own[name] = output_parameters
+    return InferResult(model_name, model_version, request_id, parameters, arrays, own or _NOTHING)
 
 
 def _array(datatype: str, shape: tuple[int, ...], payload: _wire.Payload) -> np.ndarray[Any, Any]:
