@@ -70,8 +70,8 @@ class TritonServer:
         The models to serve. When left out, the built-in test models
         (`triton_fast.testing.write_test_models`).
     models : sequence of str, optional
-        Which of the built-in test models; all when left out. Not together with
-        `model_repository`.
+        Which of the built-in test models; `triton_fast.testing.TEST_MODELS` when left out. Not
+        together with `model_repository`.
     backend_directory : path or sequence of paths, optional
         Folders with further backends, each as ``NAME/libtriton_NAME.so``; they come on top of the
         server's own and win over those of the same name.
