@@ -53,6 +53,9 @@ _STATUS_BY_TEXT: tuple[tuple[StatusCode, re.Pattern[str]], ...] = (
 )
 _PREFIX = re.compile(r"^\[request id: [^\]]*\] ")
 
+# What an answer takes beside its tensors, about.
+_ANSWER_SIZE = 1024
+
 # The server's word that no more answers to a request come; Triton sends it since 2.35.
 _FINAL = "triton_final_response"
 
@@ -124,6 +127,7 @@ class Answers:
         self._pending: dict[str, Pending] = {}
         self._prefix = secrets.token_hex(4)
         self._count = 0
+        self._unread = 0  # bytes, at most: what was read since it was counted is in it
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -173,6 +177,7 @@ class Answers:
                     pending.inbox.append(request_error(error, pending.call, self._target))
                 elif len(result) or not final:
                     pending.inbox.append(result)
+                    self._unread += _byte_size(result)
             if final:
                 pending.over = True
                 del self._pending[pending.wire_id]
@@ -185,7 +190,16 @@ class Answers:
             pending.over = True
         self._pending.clear()
 
-    def unread(self) -> int:
-        """Return how many answers wait to be read, those of requests that are over not counted."""
-        inboxes = {id(pending.inbox): pending.inbox for pending in self._pending.values()}
-        return sum(len(inbox) for inbox in inboxes.values())
+    def unread(self, limit: int) -> int:
+        """Return the bytes of the answers that nobody has read yet; exact from a limit up.
+
+        Those to requests that have had their last answer are not counted.
+        """
+        if self._unread >= limit:
+            inboxes = {id(pending.inbox): pending.inbox for pending in self._pending.values()}
+            self._unread = sum(_byte_size(item) for inbox in inboxes.values() for item in inbox)
+        return self._unread
+
+
+def _byte_size(item: InferResult | TritonFastError) -> int:
+    return _ANSWER_SIZE + (item.nbytes if isinstance(item, InferResult) else 0)

@@ -373,7 +373,7 @@ class Client:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         options = self._connection.options(prepared.call, timeout, headers)
-        stream = self._connection.open_stream(options, most_unread=1)
+        stream = self._connection.open_stream(options, buffer_size=1 << 30)
         try:
             return stream.make(prepared, inputs, request_id, last=True)
         except BaseException:
@@ -385,7 +385,7 @@ class Client:
         *,
         timeout: float | None = UNSET,
         headers: HeaderSource | None = None,
-        most_unread: int = 1024,
+        buffer_size: int = 64 << 20,
     ) -> Stream:
         """Return a stream that many requests share.
 
@@ -395,8 +395,8 @@ class Client:
             When it must be over. The client's by default; None or infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send with it, beside the client's.
-        most_unread : int, default 1024
-            How many answers may wait for those who read them before reading stops.
+        buffer_size : int, bytes, default 64 MiB
+            How much of answers may wait for those who read them before reading stops.
 
         Returns
         -------
@@ -409,7 +409,7 @@ class Client:
             As in `infer`.
         """
         options = self._connection.options("ModelStreamInfer", timeout, headers)
-        return self._connection.open_stream(options, most_unread)
+        return self._connection.open_stream(options, buffer_size)
 
     def _prepare(
         self,

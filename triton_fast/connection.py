@@ -282,12 +282,12 @@ class Connection:
             raise
         return future
 
-    def open_stream(self, options: CallOptions, most_unread: int) -> Stream:
+    def open_stream(self, options: CallOptions, buffer_size: int) -> Stream:
         """Return a stream for requests; see `triton_fast.Client.open_stream`."""
         from .streams import Stream  # noqa: PLC0415 - for those who stream
 
         channel_stream = self._open_channel().open_stream(_MODEL_STREAM_INFER, options)
-        return Stream(channel_stream, options, self.url, self._inputs, most_unread)
+        return Stream(channel_stream, options, self.url, self._inputs, buffer_size)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.Client.empty`."""

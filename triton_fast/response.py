@@ -94,6 +94,11 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return sum([array.nbytes for array in self._arrays.values()])
+
     def output_parameters(self, name: str) -> Mapping[str, Any]:
         """Return the parameters that the response has for one output; empty if there are none."""
         return self._output_parameters.get(name, _NOTHING)

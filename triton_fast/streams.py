@@ -130,9 +130,9 @@ class Stream:
     Notes
     -----
     A context manager: leaving it ends the requests whose answers have not all come. Answers that
-    nobody reads are kept up to ``most_unread``; then reading stops, and so, before long, does the
-    server. One request's error does not end the others. The stream goes to one server, and has one
-    connection to itself.
+    nobody reads are kept up to ``buffer_size`` bytes; then reading stops, and so, before long, does
+    the server. One request's error does not end the others. The stream goes to one server, and has
+    one connection to itself.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class Stream:
         options: CallOptions,
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
-        most_unread: int,
+        buffer_size: int,
     ) -> None:
-        if not isinstance(most_unread, int) or most_unread < 1:
-            raise InvalidOption(f"most_unread is a number of answers, not {most_unread!r}")
+        if not isinstance(buffer_size, int) or buffer_size < 1:
+            raise InvalidOption(f"buffer_size is a number of bytes, not {buffer_size!r}")
         self._channel_stream = channel_stream
         self._options = options
         self._inputs = inputs
-        self._most_unread = most_unread
+        self._buffer_size = buffer_size
         self._answers = Answers(target)
         self._changed = threading.Condition()  # guards what follows, and the answers
         self._reading = False
@@ -348,7 +348,7 @@ class Stream:
                     if self._is_over(pending):
                         return None
                     if not self._reading:
-                        if self._answers.unread() < self._most_unread:
+                        if self._answers.unread(self._buffer_size) < self._buffer_size:
                             self._reading = True
                             break
                         patience = patience or time.monotonic_ns() + _PATIENCE_NS
@@ -373,9 +373,9 @@ class Stream:
             raise self._late()
         if patience is not None and now >= patience:
             raise ResourceExhausted(
-                f"{self._answers.unread()} answers to other requests on the stream wait to be "
-                "read: read them, in other threads or turn by turn, or give requests streams of "
-                "their own",
+                f"{self._answers.unread(0)} bytes of answers to other requests on the stream wait to "
+                f"be read, and buffer_size is {self._buffer_size}: read them, in other threads or "
+                "turn by turn, or give requests streams of their own",
                 call=self._options.call,
             )
         ends = [end for end in (deadline_ns, patience) if end is not None]
