@@ -373,8 +373,8 @@ class Stream:
             raise self._late()
         if patience is not None and now >= patience:
             raise ResourceExhausted(
-                f"{self._answers.unread(0)} bytes of answers to other requests on the stream wait to "
-                f"be read, and buffer_size is {self._buffer_size}: read them, in other threads or "
+                f"{self._answers.unread(0)} bytes of answers to other requests on the stream wait "
+                f"to be read; buffer_size is {self._buffer_size}. Read them, in other threads or "
                 "turn by turn, or give requests streams of their own",
                 call=self._options.call,
             )
