@@ -30,12 +30,24 @@ if TYPE_CHECKING:
     from .channels.base import CallOptions, ChannelStream
     from .tensor import InputTensor
 
-__all__ = ["ResponseStream", "Stream"]
+__all__ = [
+    "FAREWELL_NS",
+    "PATIENCE_NS",
+    "ResponseStream",
+    "Stream",
+    "checked_buffer_size",
+    "described",
+    "ended_early",
+    "late",
+    "neglected",
+    "readers_own",
+]
 
-# How long a reader lets answers lie that others do not read, before it says so.
-_PATIENCE_NS = 30 * 10**9
-# How long the end of a call is waited for, once its last answer is there.
-_FAREWELL_NS = 200_000_000
+PATIENCE_NS = 30 * 10**9
+"""How long a reader lets answers lie that others do not read, before it says so."""
+
+FAREWELL_NS = 200_000_000
+"""How long the end of a call is waited for, once its last answer is there."""
 
 
 class ResponseStream(Iterator[InferResult]):
@@ -143,12 +155,10 @@ class Stream:
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
         buffer_size: int,
     ) -> None:
-        if not isinstance(buffer_size, int) or buffer_size < 1:
-            raise InvalidOption(f"buffer_size is a number of bytes, not {buffer_size!r}")
         self._channel_stream = channel_stream
         self._options = options
         self._inputs = inputs
-        self._buffer_size = buffer_size
+        self._buffer_size = checked_buffer_size(buffer_size)
         self._answers = Answers(target)
         self._changed = threading.Condition()  # guards what follows, and the answers
         self._reading = False
@@ -309,14 +319,13 @@ class Stream:
         last: bool = False,
     ) -> Pending:
         tensors = self._inputs(prepared, inputs, self._options)
-        call = f"{prepared.call[:-1]}, request {request_id!r})" if request_id else prepared.call
         with self._sending:
             with self._changed:
                 if self._failure is not None:
                     raise self._failure
                 if self._half_closed:
                     raise ClosedError("the stream is half closed, and takes no more requests")
-                pending = self._answers.add(request_id, call, inbox)
+                pending = self._answers.add(request_id, described(prepared, request_id), inbox)
                 if inbox is self._inbox:
                     self._by_hand[pending] = None
                 self._half_closed = last
@@ -351,7 +360,7 @@ class Stream:
                         if self._answers.unread(self._buffer_size) < self._buffer_size:
                             self._reading = True
                             break
-                        patience = patience or time.monotonic_ns() + _PATIENCE_NS
+                        patience = patience or time.monotonic_ns() + PATIENCE_NS
                     self._wait(deadline_ns, patience)
             try:
                 self._read(deadline_ns)
@@ -370,20 +379,12 @@ class Stream:
     def _wait(self, deadline_ns: int | None, patience: int | None) -> None:
         now = time.monotonic_ns()
         if deadline_ns is not None and now >= deadline_ns:
-            raise self._late()
+            raise late(self._options)
         if patience is not None and now >= patience:
-            raise ResourceExhausted(
-                f"{self._answers.unread(0)} bytes of answers to other requests on the stream wait "
-                f"to be read; buffer_size is {self._buffer_size}. Read them, in other threads or "
-                "turn by turn, or give requests streams of their own",
-                call=self._options.call,
-            )
+            raise neglected(self._answers.unread(0), self._buffer_size, self._options)
         ends = [end for end in (deadline_ns, patience) if end is not None]
         left = (min(ends) - now) * 1e-9 if ends else None
         self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
-
-    def _late(self) -> DeadlineExceeded:
-        return DeadlineExceeded("the deadline passed before the answer", call=self._options.call)
 
     def _read(self, deadline_ns: int | None) -> None:
         """Wait for answers, and hand them out."""
@@ -394,27 +395,13 @@ class Stream:
                     self._answers.deliver(answers)
                     return
                 # Nobody has reason to be told if all requests were answered.
-                self._conclude(
-                    Unavailable(
-                        "the server ended the stream before a request's last answer",
-                        call=self._options.call,
-                    )
-                )
+                self._conclude(ended_early(self._options))
         except TritonFastError as error:
-            if (
-                isinstance(error, DeadlineExceeded)
-                and deadline_ns is not None
-                and time.monotonic_ns() >= deadline_ns
-                and not self._past_its_own_deadline()
-            ):
-                raise  # the reader's own; the stream goes on
+            if readers_own(error, deadline_ns, self._options):
+                raise
             with self._changed:
                 self._conclude(error)
             self._channel_stream.cancel()
-
-    def _past_its_own_deadline(self) -> bool:
-        own = self._options.deadline_ns
-        return own is not None and time.monotonic_ns() >= own
 
     def _conclude(self, failure: TritonFastError) -> None:
         """Have nothing more be done on the stream. With the lock."""
@@ -438,8 +425,50 @@ class Stream:
                 return
             self._conclude(ClosedError("the stream is over"))
         try:
-            self._channel_stream.receive(time.monotonic_ns() + _FAREWELL_NS)
+            self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
         except TritonFastError:
             pass  # the answers are there; how the call went after them is nobody's concern
         finally:
             self._channel_stream.cancel()
+
+
+def checked_buffer_size(value: Any) -> int:
+    """Return how many bytes of answers a stream may keep unread, or raise InvalidOption."""
+    if not isinstance(value, int) or value < 1:
+        raise InvalidOption(f"buffer_size is a number of bytes, not {value!r}")
+    return value
+
+
+def described(prepared: Prepared, request_id: str) -> str:
+    """Return what errors call a request."""
+    return f"{prepared.call[:-1]}, request {request_id!r})" if request_id else prepared.call
+
+
+def late(options: CallOptions) -> DeadlineExceeded:
+    """Return the error for a reader whose own deadline has passed."""
+    return DeadlineExceeded("the deadline passed before the answer", call=options.call)
+
+
+def neglected(unread: int, buffer_size: int, options: CallOptions) -> ResourceExhausted:
+    """Return the error for a reader who is held up by answers that others do not read."""
+    return ResourceExhausted(
+        f"{unread} bytes of answers to other requests on the stream wait to be read; buffer_size "
+        f"is {buffer_size}. Read them, in turn or at the same time, or give requests streams of "
+        "their own",
+        call=options.call,
+    )
+
+
+def ended_early(options: CallOptions) -> Unavailable:
+    """Return the error for requests whose last answer did not come. Nobody may have any."""
+    return Unavailable(
+        "the server ended the stream before a request's last answer", call=options.call
+    )
+
+
+def readers_own(error: TritonFastError, deadline_ns: int | None, options: CallOptions) -> bool:
+    """Return whether an error is that a reader's own deadline has passed: the stream goes on."""
+    if not isinstance(error, DeadlineExceeded) or deadline_ns is None:
+        return False
+    now = time.monotonic_ns()
+    return now >= deadline_ns and (options.deadline_ns is None or now < options.deadline_ns)

@@ -448,7 +448,7 @@ cdef class Multiplexer:
 
     @property
     def descriptor(self):
-        """What the loop is to watch; -1 once the connection is broken."""
+        """What the loop is to watch; -1 after `hang_up`."""
         return self.multiplexer.descriptor()
 
     @property
@@ -580,11 +580,14 @@ cdef class Multiplexer:
         # Otherwise news() does it when the last of its memory is sent.
 
     def flush(self):
-        """Send what the kernel takes now; return whether there is more."""
-        cdef bint more
+        """Send what the kernel takes now."""
         with nogil:
-            more = self.multiplexer.flush()
-        return more
+            self.multiplexer.flush()
+
+    @property
+    def wants_write(self):
+        """Whether there is more to send once the kernel takes it."""
+        return self.multiplexer.wants_write()
 
     def receive(self):
         """Take some of what has come; return the exchanges with news.
@@ -618,6 +621,15 @@ cdef class Multiplexer:
     def fail(self, str reason):
         """Break the connection; all calls end with UNAVAILABLE."""
         self.multiplexer.fail(reason.encode("utf-8"))
+
+    @property
+    def broken(self):
+        """Whether all its calls have ended, for the connection is no more."""
+        return self.multiplexer.broken()
+
+    def hang_up(self):
+        """Close the socket, which nobody may watch any more."""
+        self.multiplexer.hang_up()
 
     def ping(self):
         """Queue a PING; return how many were answered before."""

@@ -111,11 +111,14 @@ cdef extern from "triton_fast/http2/multiplexer.hpp" namespace "triton_fast::htt
         cbool lent(int32_t id) except +translate
         Outcome outcome(int32_t id) except +translate
         void close(int32_t id) except +translate
-        cbool flush() except +translate
+        void flush() except +translate
+        cbool wants_write() except +translate
         void receive() except +translate
         vector[int32_t] news() except +translate
         cbool usable() noexcept
         void fail(const string& reason) except +translate
+        cbool broken() noexcept
+        void hang_up() noexcept
         uint64_t ping() except +translate
         uint64_t acknowledged_pings() noexcept
         uint64_t received() noexcept

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .._core import _wire
 from ..errors import (
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from ..keepalive import Keepalive
     from .threads import Threads
 
-__all__ = ["Address", "NativeChannel", "metadata", "native_address", "why_not_native"]
+__all__ = [
+    "Address",
+    "NativeChannel",
+    "import_native",
+    "metadata",
+    "native_address",
+    "why_not_native",
+]
 
 # Enough for a Triton of many instances; a thread that finds all of them busy waits for one.
 _MOST_CONNECTIONS = 128
@@ -85,6 +92,25 @@ def why_not_native() -> str | None:
     return None
 
 
+def import_native() -> Any:
+    """Return the compiled module.
+
+    Raises
+    ------
+    MissingDependency
+        If triton_fast was built without nghttp2.
+    """
+    try:
+        from .._core import _http2  # noqa: PLC0415 - it may not have been built
+    except ImportError as error:
+        raise MissingDependency(
+            "triton_fast was built without its native channel; install libnghttp2 and "
+            "pkg-config (Debian: apt-get install pkg-config libnghttp2-dev) and build it "
+            "again, or use channel='grpc'"
+        ) from error
+    return _http2
+
+
 class NativeChannel:
     """A way to one server over HTTP/2 sockets of our own.
 
@@ -120,14 +146,7 @@ class NativeChannel:
         keepalive: Keepalive | None = None,
         busy_poll_ns: int = 0,
     ) -> None:
-        try:
-            from .._core import _http2  # noqa: PLC0415 - it may not have been built
-        except ImportError as error:
-            raise MissingDependency(
-                "triton_fast was built without its native channel; install libnghttp2 and "
-                "pkg-config (Debian: apt-get install pkg-config libnghttp2-dev) and build it "
-                "again, or use channel='grpc'"
-            ) from error
+        self._native = import_native()
         address = native_address(target)
         if address is None:
             raise InvalidOption(
@@ -135,7 +154,6 @@ class NativeChannel:
                 "'unix:/path'; use channel='grpc' for others"
             )
         self.target = target
-        self._native = _http2
         self._keepalive = (
             (0, 0)
             if keepalive is None
@@ -143,7 +161,7 @@ class NativeChannel:
         )
         self._busy_ns = busy_poll_ns
         self._closed = False
-        self._pool: _http2.Pool = _http2.Pool(
+        self._pool: _http2.Pool = self._native.Pool(
             address.host,
             address.port,
             address.unix_path.encode("utf-8", "surrogateescape"),
@@ -247,7 +265,7 @@ class NativeChannel:
         # What may come compressed is gathered first, and so is what the codec does not parse.
         parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
         try:
-            return self._native.Call(
+            call: _http2.Call = self._native.Call(
                 self._pool,
                 method,
                 outgoing,
@@ -262,6 +280,7 @@ class NativeChannel:
             raise
         except RuntimeError as error:
             self._refuse(error)
+        return call
 
     def _check(self, options: CallOptions) -> None:
         if self._closed:

@@ -69,11 +69,10 @@ void Multiplexer::close(std::int32_t id) {
 void Multiplexer::fail(const std::string& reason) {
   broken_ = true;
   session_.end(reason);
-  socket_.close();
 }
 
-bool Multiplexer::flush() {
-  if (broken_ || inherited()) return false;
+void Multiplexer::flush() {
+  if (broken_ || inherited()) return;
   try {
     send_some();
   } catch (const Error& error) {
@@ -87,9 +86,7 @@ bool Multiplexer::flush() {
       // The first error is the one to tell, unless the server has said something itself.
     }
     fail(reason);
-    return false;
   }
-  return session_.wants_write();
 }
 
 void Multiplexer::send_some() {

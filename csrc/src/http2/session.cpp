@@ -550,7 +550,8 @@ void Session::sent(std::size_t size) noexcept {
     if (piece.lender != 0) {
       --borrowed_;
       Stream* const lender = find(piece.lender);
-      if (lender != nullptr && --lender->lent_ == 0 && (lender->left_ == 0 || lender->done_)) {
+      if (lender != nullptr && --lender->lent_ == 0 &&
+          ((lender->streaming_ && lender->left_ == 0) || lender->done_)) {
         note(*lender);
       }
     } else {

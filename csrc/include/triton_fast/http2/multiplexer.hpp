@@ -20,7 +20,7 @@ class Multiplexer {
   /// @brief Starts on a socket that is connected.
   Multiplexer(Socket socket, const std::string& authority);
 
-  /// What the loop watches; negative once the connection is broken.
+  /// What the loop watches; negative after hang_up().
   int descriptor() const noexcept { return socket_.descriptor(); }
 
   /// @brief Starts a call; see Session::open(). Nothing is sent before flush().
@@ -48,8 +48,11 @@ class Multiplexer {
   /// @brief Forgets a call whose memory is not lent; one that is not over is cancelled.
   void close(std::int32_t id);
 
-  /// @brief Sends what the kernel takes now. @return whether there is more
-  bool flush();
+  /// @brief Sends what the kernel takes now.
+  void flush();
+
+  /// Whether there is more to send once the kernel takes it.
+  bool wants_write() { return !broken_ && session_.wants_write(); }
 
   /// @brief Takes some of what has come, and sends what that asks for. A connection that breaks ends
   /// all its calls.
@@ -63,6 +66,10 @@ class Multiplexer {
 
   /// @brief Breaks the connection: its calls end with UNAVAILABLE.
   void fail(const std::string& reason);
+  bool broken() const noexcept { return broken_; }
+
+  /// @brief Closes the socket, which nobody may watch any more.
+  void hang_up() noexcept { socket_.close(); }
 
   /// @brief Queues a PING. @return how many were answered before
   std::uint64_t ping();
