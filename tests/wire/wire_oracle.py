@@ -97,6 +97,7 @@ class Answer:
     id: str = ""
     parameters: dict[str, Exact] = field(default_factory=dict)
     outputs: list[Output] = field(default_factory=list)
+    error: str = ""
 
 
 def quieted(payload: bytes) -> bytes:
@@ -255,12 +256,13 @@ def decode(
     announced: int | None = None,
     shared_memory: Sequence[str] = (),
     out: Mapping[str, tuple[str, Any]] | None = None,
+    envelope: bool = False,
 ) -> Answer:
     """Have our reader read a response; raises what it raises.
 
     ``out`` has, by output name, a datatype and an array to be placed.
     """
-    response = _wire.Response(shared_memory)
+    response = _wire.Response(shared_memory, envelope=envelope)
     try:
         for name, (datatype, array) in (out or {}).items():
             response.place(name, datatype, array.shape, array)
@@ -268,6 +270,7 @@ def decode(
         for piece in pieces(encoded, cuts):
             response.feed(piece)
         response.finish()
+        error = response.error_message
         model_name, model_version, request_id, parameters, outputs = response.take()
     finally:
         response.release()
@@ -286,4 +289,5 @@ def decode(
             )
             for name, datatype, shape, payload, own in outputs
         ],
+        error,
     )

@@ -124,7 +124,8 @@ cdef class Call:
                 spec.segments.push_back(segment)
         pings.after_ns, pings.timeout_ns = keepalive
         if incoming is not None:
-            self.reader = new http2.ReaderSink(&incoming.reader)
+            incoming.check_open()
+            self.reader = new http2.ReaderSink(incoming.reader)
             sink = self.reader
         else:
             self.gathered = new http2.BufferSink()

@@ -30,8 +30,11 @@ cdef class Request:
 
 
 cdef class Response:
-    cdef ResponseReader reader
+    cdef ResponseReader* reader
     cdef list holds
     cdef cbool done
     cdef cbool released
     cdef int check_open(self) except -1
+
+
+cdef Response adopt_response(ResponseReader* reader)

@@ -384,6 +384,8 @@ cdef class Response:
     ----------
     shared_memory_outputs : sequence of str
         Outputs that the request asked for in shared memory: no elements come for them.
+    envelope : bool, default False
+        Whether the message is a stream's, ModelStreamInferResponse.
 
     Notes
     -----
@@ -391,8 +393,18 @@ cdef class Response:
     buffers until `release`.
     """
 
-    def __init__(self, shared_memory_outputs=()):
+    def __cinit__(self):
         self.holds = []
+
+    def __dealloc__(self):
+        del self.reader
+
+    def __init__(self, shared_memory_outputs=(), *, envelope=False):
+        if self.reader is not NULL:
+            raise TypeError("a response is made once: a channel may be at its reader")
+        self.reader = new ResponseReader()
+        if envelope:
+            self.reader.expect_envelope()
         for name in shared_memory_outputs:
             self.reader.expect_shared_memory(utf8(name, "an output's name"))
 
@@ -429,6 +441,7 @@ cdef class Response:
 
     def begin(self, byte_size):
         """Announce the length of the message; see `triton_fast.channels.base.Incoming`."""
+        self.check_open()
         self.reader.begin(byte_size)
 
     def feed(self, data):
@@ -454,6 +467,12 @@ cdef class Response:
         with nogil:
             self.reader.finish()
         self.done = True
+
+    @property
+    def error_message(self):
+        """What a stream's message says that went wrong; empty if nothing did."""
+        self.check_open()
+        return self.reader.error_message().decode("utf-8")
 
     def take(self):
         """Hand on what was decoded, once.
@@ -504,7 +523,17 @@ cdef class Response:
         # The reader still knows where the arrays were.
         if self.released:
             raise ClosedError("the response's memory was given back")
+        if self.reader is NULL:
+            raise TypeError("the response was made without its __init__")
         return 0
+
+
+cdef Response adopt_response(ResponseReader* reader):
+    """Return a response that was decoded in C++, and is complete; it owns the reader now."""
+    cdef Response response = Response.__new__(Response)
+    response.reader = reader
+    response.done = True
+    return response
 
 
 cdef ConstBuffer element_of(object value, Py_ssize_t index) except *:

@@ -119,9 +119,11 @@ cdef extern from "triton_fast/wire/response_reader.hpp" namespace "triton_fast::
             string name, Datatype datatype, vector[int64_t] shape,
             MutableBuffer destination) except +translate
         void expect_shared_memory(string name) except +translate
+        void expect_envelope() noexcept
         void begin(uint64_t message_size) except +translate
         void feed(ConstBuffer piece) except +translate
         void finish() except +translate
+        const string& error_message() noexcept
         const string& model_name() noexcept
         const string& model_version() noexcept
         const string& id() noexcept

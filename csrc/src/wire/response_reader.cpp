@@ -14,6 +14,9 @@ namespace triton_fast::wire {
 namespace {
 
 // Field numbers; protos/inference.proto has their meaning.
+namespace envelope {
+enum : std::uint32_t { kErrorMessage = 1, kInferResponse };
+}
 namespace response {
 enum : std::uint32_t { kModelName = 1, kModelVersion, kId, kParameters, kOutputs, kRawContents };
 }
@@ -166,10 +169,10 @@ void ResponseReader::expect_shared_memory(std::string name) {
 
 void ResponseReader::begin(std::uint64_t message_size) {
   if (message_size > kMaxMessageSize) {
-    throw WireError("ModelInferResponse: " + std::to_string(message_size) +
+    throw WireError(field_name() + ": " + std::to_string(message_size) +
                     " bytes announced; protobuf allows " + std::to_string(kMaxMessageSize));
   }
-  frames_[0] = {Message::kResponse, message_size};
+  frames_[0] = {enveloped_ ? Message::kEnvelope : Message::kResponse, message_size};
   depth_ = 1;
   state_ = message_size == 0 ? State::kDone : State::kTag;
 }
@@ -391,6 +394,10 @@ void ResponseReader::on_length() {
   state_ = State::kSkip;
   if (groups_.empty()) {
     switch (message()) {
+      case Message::kEnvelope:
+        if (field_ == envelope::kErrorMessage) return begin_text(error_message_, size);
+        if (field_ == envelope::kInferResponse) return push(Message::kResponse, size);
+        break;
       case Message::kResponse:
         switch (field_) {
           case response::kModelName:
@@ -471,7 +478,7 @@ void ResponseReader::on_length() {
 }
 
 void ResponseReader::push(Message message, std::uint64_t size) {
-  // The schema is five deep, and groups do not open frames, so this cannot run over.
+  // The schema is six deep, and groups do not open frames, so this cannot run over.
   frames_[depth_++] = {message, position_ + size};
   end_token();
 }
@@ -766,21 +773,22 @@ std::string ResponseReader::field_name() const {
   static constexpr const char* kOutput[] = {"name", "datatype", "shape", "parameters", "contents"};
   static constexpr const char* kValue[] = {"bool_param", "int64_param", "string_param",
                                            "double_param", "uint64_param"};
-  std::string path = "ModelInferResponse";
-  const bool in_output = depth_ > 1 && frames_[1].message == Message::kOutput;
-  if (in_output && !outputs_.empty()) {
-    path += ".outputs[" + std::to_string(outputs_.size() - 1) + "]";
-  }
-  if (depth_ > 1) {
-    for (std::size_t i = 1; i < depth_; ++i) {
-      if (frames_[i].message == Message::kContents) path += ".contents";
-      if (frames_[i].message == Message::kEntry) path += ".parameters";
-      if (frames_[i].message == Message::kValue) path += ".value";
+  static constexpr const char* kEnvelope[] = {"error_message", "infer_response"};
+  const bool outside = enveloped_ && depth_ <= 1;
+  std::string path = outside ? "ModelStreamInferResponse" : "ModelInferResponse";
+  for (std::size_t i = 1; i < depth_; ++i) {
+    if (frames_[i].message == Message::kOutput && !outputs_.empty()) {
+      path += ".outputs[" + std::to_string(outputs_.size() - 1) + "]";
     }
+    if (frames_[i].message == Message::kContents) path += ".contents";
+    if (frames_[i].message == Message::kEntry) path += ".parameters";
+    if (frames_[i].message == Message::kValue) path += ".value";
   }
   if (depth_ == 0 || field_ == 0) return path;
   const std::string number = "field " + std::to_string(field_);
   switch (message()) {
+    case Message::kEnvelope:
+      return path + "." + (field_ <= 2 ? kEnvelope[field_ - 1] : number);
     case Message::kResponse:
       return path + "." + (field_ <= 6 ? kResponse[field_ - 1] : number);
     case Message::kOutput:

@@ -1,4 +1,5 @@
-// ResponseReader: ModelInferResponse, parsed as its bytes arrive.
+// ResponseReader: ModelInferResponse, by itself or in a stream's envelope, parsed as its bytes
+// arrive.
 //
 // Owns what it has parsed; borrows the destinations given with place(). One thread at a time.
 // Trusts nothing: every length is held against what is left of the enclosing message before it is
@@ -46,9 +47,9 @@ struct Output {
   OwnedBuffer payload;
 };
 
-/// @brief Incremental parser of one ModelInferResponse.
+/// @brief Incremental parser of one ModelInferResponse, or of one ModelStreamInferResponse.
 ///
-/// Optionally place() and expect_shared_memory(); then begin(), feed() with pieces of any size,
+/// Optionally expect_envelope(), place() and expect_shared_memory(); then begin(), feed() with pieces of any size,
 /// finish(), and read the results. After an exception nothing but destruction is allowed.
 class ResponseReader {
  public:
@@ -68,6 +69,9 @@ class ResponseReader {
   /// @brief Says that the request asked for this output in shared memory, so that no elements come.
   void expect_shared_memory(std::string name);
 
+  /// @brief Says that the message is a stream's: ModelStreamInferResponse.
+  void expect_envelope() noexcept { enveloped_ = true; }
+
   /// @brief Announces a message of this many bytes. @throws WireError if no message may be so long
   void begin(std::uint64_t message_size);
 
@@ -79,6 +83,8 @@ class ResponseReader {
   void finish();
 
   // Results; valid after finish().
+  /// Of the envelope; empty if nothing went wrong.
+  const std::string& error_message() const noexcept { return error_message_; }
   const std::string& model_name() const noexcept { return model_name_; }
   const std::string& model_version() const noexcept { return model_version_; }
   const std::string& id() const noexcept { return id_; }
@@ -87,7 +93,7 @@ class ResponseReader {
   std::vector<Output>& outputs() noexcept { return outputs_; }
 
  private:
-  enum class Message : std::uint8_t { kResponse, kOutput, kContents, kEntry, kValue };
+  enum class Message : std::uint8_t { kEnvelope, kResponse, kOutput, kContents, kEntry, kValue };
   enum class State : std::uint8_t {
     kTag,
     kVarint,
@@ -158,7 +164,7 @@ class ResponseReader {
 
   // Parser.
   State state_ = State::kFailed;  // until begin()
-  std::array<Frame, 5> frames_{};
+  std::array<Frame, 6> frames_{};
   std::size_t depth_ = 0;
   std::uint64_t position_ = 0;  // bytes consumed
   std::uint64_t value_ = 0;     // varint or fixed value being gathered
@@ -172,6 +178,7 @@ class ResponseReader {
   std::vector<std::uint32_t> groups_;
 
   // What is being read.
+  bool enveloped_ = false;
   Parameter entry_;
   Contents contents_;
   std::vector<Contents> output_contents_;  // one for each output
@@ -179,6 +186,7 @@ class ResponseReader {
   std::uint8_t* raw_target_ = nullptr;  // in a destination; null: raw_ grows
 
   // Results.
+  std::string error_message_;
   std::string model_name_;
   std::string model_version_;
   std::string id_;
