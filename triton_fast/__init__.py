@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .errors import InvalidArgument as InvalidArgument
     from .errors import InvalidOption as InvalidOption
     from .errors import InvalidTensor as InvalidTensor
+    from .errors import LoopError as LoopError
     from .errors import MissingDependency as MissingDependency
     from .errors import NotFound as NotFound
     from .errors import OutOfRange as OutOfRange
@@ -76,6 +77,7 @@ _NAMES = {
         "InvalidArgument",
         "InvalidOption",
         "InvalidTensor",
+        "LoopError",
         "MissingDependency",
         "NotFound",
         "OutOfRange",

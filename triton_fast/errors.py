@@ -21,6 +21,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidOption",
     "InvalidTensor",
+    "LoopError",
     "MissingDependency",
     "NotFound",
     "OutOfRange",
@@ -83,6 +84,13 @@ class InvalidOption(TritonFastError, ValueError):
 
 class ClosedError(TritonFastError):
     """The client was closed, before the call or while it ran."""
+
+
+class LoopError(TritonFastError, RuntimeError):
+    """An `AsyncClient` was used without a running event loop, or from a second one.
+
+    It belongs to the loop of its first call until that loop is closed.
+    """
 
 
 class MissingDependency(TritonFastError, ImportError):

@@ -5,6 +5,7 @@ Owns the one gate that calls enter, and that a fork closes for a moment.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -24,13 +25,18 @@ _FORK_SWITCH = "GRPC_ENABLE_FORK_SUPPORT"
 _OFF = ("0", "f", "false", "n", "no")
 # How grpcio's asyncio names its thread, which is inside grpcio as long as it exists.
 _POLLER = "(_poll_wrapper)"
+# How long that thread may take to end, once grpcio has no more use for it.
+_LAST_STEPS_S = 0.1
 
 
 class Guarded(Protocol):
     """A channel that forked children have to do without."""
 
-    def rest(self, patience_s: float) -> None:
-        """Give back, before a fork, what keeps threads inside grpcio; opened again when needed."""
+    def rest(self, patience_s: float) -> bool:
+        """Give back, before a fork, what keeps threads inside grpcio; opened again when needed.
+
+        Returns whether there was anything.
+        """
 
     def leave_to_parent(self) -> None:
         """Be of no more use, in a forked child, without touching what is the parent's."""
@@ -154,9 +160,12 @@ class ForkGate:
             for flight in self.flights:
                 flight.slow = True
             opened = list(self.opened) if not self.flights else []
-        for channel in opened:
-            channel.rest(max(end - time.monotonic(), 0.0))
-        self._polling = any(thread.name.endswith(_POLLER) for thread in threading.enumerate())
+        rested = [channel.rest(max(end - time.monotonic(), 0.0)) for channel in opened]
+        if any(rested) and _pollers():
+            gc.collect()  # calls that are over keep grpcio's asyncio until they are collected
+            for thread in _pollers():
+                thread.join(_LAST_STEPS_S)
+        self._polling = bool(_pollers())
 
     def _others_run(self) -> bool:
         """Tell whether a call is running that may end while this thread waits."""
@@ -196,6 +205,10 @@ class ForkGate:
             f"grpcio cannot be used in this forked process, because {why}, or start the process "
             "with the spawn or forkserver method"
         )
+
+
+def _pollers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.endswith(_POLLER)]
 
 
 gate = ForkGate()

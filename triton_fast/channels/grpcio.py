@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from ..errors import (
     ClosedError,
     DeadlineExceeded,
+    Internal,
     InvalidOption,
     MissingDependency,
     StatusCode,
@@ -133,7 +134,7 @@ class Endpoint:
 
         Parameters
         ----------
-        error : grpc.RpcError, grpc.Future, ValueError or TypeError
+        error : grpc.RpcError, grpc.Future, grpc.aio.BaseError, ValueError or TypeError
             What came.
         options : CallOptions
             Of the call.
@@ -145,7 +146,7 @@ class Endpoint:
         if isinstance(error, BaseException):
             # Its traceback ends in grpcio's frames, and those hold the whole request.
             error.__traceback__ = None
-        if isinstance(error, ValueError | TypeError):
+        if isinstance(error, ValueError | TypeError) or not hasattr(error, "code"):
             return self._refusal(error, options, ended)
         status = error.code().value[0]
         if status == StatusCode.INTERNAL and error.details() == _REFUSED_HEADERS:
@@ -164,6 +165,8 @@ class Endpoint:
         if isinstance(error, ValueError):
             # Older ones say which header they refuse with its value, and that may be a secret.
             error.args = (_REFUSED_HEADERS,)
+        if not options.headers:
+            return Internal(f"grpcio: {error}", call=options.call, target=self.target)
         names = ", ".join(sorted({str(header[0]) for header in options.headers}))
         return InvalidOption(
             f"{options.call or 'the call'} cannot be sent with these headers: {names}"

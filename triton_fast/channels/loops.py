@@ -1,0 +1,84 @@
+"""What channels and clients for coroutines ask of event loops.
+
+Which loop something belongs to, how long is left to a deadline, and work for the loop's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import DeadlineExceeded, LoopError
+from .base import CallOptions
+
+__all__ = ["in_thread", "running_loop", "seconds_left"]
+
+T = TypeVar("T")
+
+
+def running_loop(own: asyncio.AbstractEventLoop | None, what: str) -> asyncio.AbstractEventLoop:
+    """Return the running event loop, if something that belongs to ``own`` may be used on it.
+
+    Parameters
+    ----------
+    own : asyncio.AbstractEventLoop or None
+        The loop that it has belonged to so far; None for none yet.
+    what : str
+        What it is, for the error.
+
+    Raises
+    ------
+    LoopError
+        If no loop is running, or another one than ``own``, which is not closed.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise LoopError(f"{what} was used without a running event loop") from None
+    if own is not None and own is not loop and not own.is_closed():
+        raise LoopError(
+            f"{what} belongs to another event loop, which is not closed; make one for each loop"
+        )
+    return loop
+
+
+def seconds_left(deadline_ns: int | None) -> float | None:
+    """Return how long it is to a deadline, in seconds and zero at least; None for no deadline."""
+    if deadline_ns is None:
+        return None
+    return max((deadline_ns - time.monotonic_ns()) * 1e-9, 0.0)
+
+
+async def in_thread(
+    options: CallOptions, target: str, function: Callable[..., T], *arguments: Any
+) -> T:
+    """Return what a function returns that takes too long for the event loop's thread.
+
+    Parameters
+    ----------
+    options : CallOptions
+        Of the call that waits for it.
+    target : str
+        For errors.
+    function : callable
+        Runs on a thread of the loop's; to its end, even if nobody waits for it any more.
+    *arguments
+        What it is given.
+
+    Raises
+    ------
+    DeadlineExceeded
+        If it takes longer than the call may.
+    """
+    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    try:
+        await asyncio.wait((future,), timeout=seconds_left(options.deadline_ns))
+        if not future.done():
+            raise DeadlineExceeded(
+                "the deadline passed before the request was sent", call=options.call, target=target
+            )
+        return future.result()
+    finally:
+        future.cancel()  # so that it does not begin if it has not yet
