@@ -15,7 +15,7 @@ import pytest
 
 from triton_fast.channels.native import why_not_native
 
-pytest_plugins = ["server_level"]
+pytest_plugins = ["event_loops", "server_level"]
 
 # A shell starts what it runs in the background (as CI may) with SIGINT ignored, and so would every
 # process be that a test starts and interrupts.

@@ -15,6 +15,7 @@ from concurrent import futures
 import grpc
 
 from triton_fast._core import _wire
+from triton_fast.messages import message_class
 
 STATUS_NUMBERS = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -104,6 +105,8 @@ class EchoServer:
     def __init__(self, address: str = "127.0.0.1:0", credentials=None, threads: int = 32) -> None:
         self.calls: list[str] = []
         self.ended_early = threading.Semaphore(0)  # calls that the client gave up
+        self.streams_ended = threading.Semaphore(0)
+        self.streamed = 0  # messages that StreamCount has given to grpcio
         self._stopping = threading.Event()
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads),
@@ -164,6 +167,43 @@ class EchoServer:
                 break
         return b"slept"
 
+    def stream(self, method: str, requests, context):
+        """Answer a call of many messages: what each method does is in its name."""
+        self.calls.append(method)
+        context.add_callback(self.streams_ended.release)
+        if method == "StreamHeaders":
+            told = [[name, value] for name, value in context.invocation_metadata()]
+            yield envelope(json.dumps(told))
+        for request in requests:
+            if method == "StreamCount":
+                count, _, size = request.decode().partition(" ")
+                for number in range(int(count)):
+                    self.streamed = number + 1
+                    yield envelope(str(number).ljust(int(size or 0)))
+            elif method == "StreamStatus":
+                number, _, details = request.decode().partition(":")
+                context.abort(STATUS_NUMBERS[int(number)], details)
+            elif method == "StreamSlow":
+                time.sleep(float(request))
+                yield envelope("slept")
+            elif method == "StreamOne":
+                yield envelope("one")
+                return
+            elif method == "StreamDeaf":
+                self._stopping.wait(20)
+                return
+            else:
+                yield request
+        if method == "StreamEcho":
+            yield envelope("half-closed")
+
+
+def envelope(text: str, error: str = "") -> bytes:
+    """Return a message of a stream: ModelStreamInferResponse with an id."""
+    message = message_class("ModelStreamInferResponse")(error_message=error)
+    message.infer_response.id = text
+    return message.SerializeToString()
+
 
 class _Methods(grpc.GenericRpcHandler):
     def __init__(self, server: EchoServer) -> None:
@@ -171,6 +211,10 @@ class _Methods(grpc.GenericRpcHandler):
 
     def service(self, details):
         method = details.method.rsplit("/", 1)[-1]
+        if method.startswith("Stream"):
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, context: self._server.stream(method, requests, context)
+            )
         return grpc.unary_unary_rpc_method_handler(
             lambda request, context: self._server.answer(method, request, context)
         )

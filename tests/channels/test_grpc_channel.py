@@ -381,7 +381,9 @@ def test_a_restarted_server_is_found_again_soon(open_channel):
             except errors.Unavailable:
                 time.sleep(0.02)
         assert time.monotonic() - back < 2.0
-        assert dict(channel._options)["grpc.max_reconnect_backoff_ms"] == 1000  # after minutes, too
+        assert (
+            dict(channel._endpoint.options)["grpc.max_reconnect_backoff_ms"] == 1000
+        )  # after minutes, too
     finally:
         second.stop()
 
@@ -720,7 +722,7 @@ def test_options_replace_ours_one_by_one(open_channel):
         call(channel, "Size", b"1100")
     # ... and the others stay.
     assert len(call(channel, "Echo", b"x" * 500)) == 500
-    kept = dict(channel._options)
+    kept = dict(channel._endpoint.options)
     assert kept["grpc.max_send_message_length"] == -1
     assert kept["grpc.use_local_subchannel_pool"] == 1
 
@@ -738,16 +740,16 @@ def test_the_last_of_equal_options_counts(open_channel):
 
 def test_keepalive_is_given_to_grpcio_in_milliseconds(open_channel):
     keepalive = Keepalive(2.5, 0.75, permit_without_calls=True, max_pings_without_data=0)
-    options = dict(open_channel(keepalive=keepalive)._options)
+    options = dict(open_channel(keepalive=keepalive)._endpoint.options)
     assert options["grpc.keepalive_time_ms"] == 2500
     assert options["grpc.keepalive_timeout_ms"] == 750
     assert options["grpc.http2.ping_timeout_ms"] == 750
     assert options["grpc.keepalive_permit_without_calls"] == 1
     assert options["grpc.http2.max_pings_without_data"] == 0
-    plain = dict(open_channel()._options)
+    plain = dict(open_channel()._endpoint.options)
     assert not any("keepalive" in name or "pings" in name for name in plain)
     over = open_channel(keepalive=keepalive, options={"grpc.keepalive_time_ms": 9000})
-    assert dict(over._options)["grpc.keepalive_time_ms"] == 9000
+    assert dict(over._endpoint.options)["grpc.keepalive_time_ms"] == 9000
     assert call(over, "Echo", b"x") == b"x"
 
 

@@ -19,7 +19,8 @@ LAYERS = [
     ("_core",),
     ("deadline", "headers", "keepalive", "messages", "target", "tls"),
     ("channels", "channels.base", "metadata", "tensor"),
-    ("channels.compression", "channels.threads", "future", "registry", "request", "signature"),
+    ("channels.compression", "channels.grpc_fork", "channels.grpcio", "channels.threads"),
+    ("future", "registry", "request", "signature"),
     ("channels.grpc", "channels.native", "stale", "unary"),
     ("channels.choice", "pool", "regions"),
     ("response",),
@@ -33,7 +34,7 @@ LAYERS = [
     ("testing",),
 ]
 # Packages that one module may load, and the one. Everywhere else: under TYPE_CHECKING at most.
-RESERVED = {"grpc": "channels.grpc", "google.protobuf": "messages"}
+RESERVED = {"grpc": "channels.grpcio", "google.protobuf": "messages"}
 # Never: another client, and generated code (not protobuf's own), tied to one release of it.
 FORBIDDEN = re.compile(r"tritonclient\b|grpc_tools\b|(?!google\.protobuf\.).*_pb2(_grpc)?\b")
 # These run inside the server, or are read by it: no layer of ours.

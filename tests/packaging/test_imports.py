@@ -51,16 +51,16 @@ PLANTED = {
         "_core._wire imports client",
     ),
     "compiled, numpy": ("triton_fast/_core/_wire.pyx", "cimport numpy", "imports numpy"),
-    "grpc": ("triton_fast/client.py", "import grpc", "only channels.grpc may"),
+    "grpc": ("triton_fast/client.py", "import grpc", "only channels.grpcio may"),
     "grpc, inside": (
         "triton_fast/tls.py",
         "from grpc.experimental import insecure_channel_credentials",
-        "only channels.grpc may",
+        "only channels.grpcio may",
     ),
     "grpc, in the other channel": (
         "triton_fast/channels/native.py",
         "def f():\n    import grpc",
-        "only channels.grpc may",
+        "only channels.grpcio may",
     ),
     "one channel, the other": (
         "triton_fast/channels/native.py",
@@ -122,7 +122,7 @@ ALLOWED = {
         "triton_fast/client.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import grpc\n",
     ),
-    "the channel's own": ("triton_fast/channels/grpc.py", "import grpc"),
+    "the channel's own": ("triton_fast/channels/grpcio.py", "import grpc"),
     "the messages' own": (
         "triton_fast/messages.py",
         "def f():\n    import google.protobuf.message",

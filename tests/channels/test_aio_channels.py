@@ -1,0 +1,771 @@
+"""What every channel for coroutines carries, and how its calls end: servers of plain bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from channel_peers import Answer, Message, envelope
+
+from triton_fast import errors
+from triton_fast.channels.aio_grpc import AsyncGrpcChannel
+from triton_fast.channels.base import CallOptions
+
+HERE = Path(__file__).parent
+KINDS = {"grpc": AsyncGrpcChannel}
+LARGE = 5 << 20  # goes in pieces
+
+
+def path(method: str) -> str:
+    return f"/test.Echo/{method}"
+
+
+def within(seconds: float) -> int:
+    return time.monotonic_ns() + round(seconds * 1e9)
+
+
+async def call(channel, method: str, message: bytes = b"", **options) -> bytes:
+    answer = Answer()
+    await channel.call(path(method), Message(message), answer, CallOptions(**options))
+    assert answer.told[0] == "begin"
+    assert answer.told[-1] == "finish"
+    assert set(answer.told[1:-1]) <= {"feed"}
+    assert answer.announced == len(answer.bytes)
+    return answer.bytes
+
+
+async def ended_early(server, count: int = 1) -> bool:
+    """Whether the server has seen that calls were given up."""
+    loop = asyncio.get_running_loop()
+    for _ in range(count):
+        if not await loop.run_in_executor(None, lambda: server.ended_early.acquire(timeout=5)):
+            return False
+    return True
+
+
+@pytest.fixture(params=KINDS)
+def make(request, server):
+    """Return what makes channels of each kind, to the server unless told otherwise."""
+    kind = KINDS[request.param]
+    return lambda target=None, **settings: kind(target or server.target, **settings)
+
+
+@contextlib.asynccontextmanager
+async def closing(channel):
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+# --- what is carried ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384, LARGE, 33 << 20])
+def test_bytes_go_there_and_come_back(run, make, size):
+    message = (bytes(range(251)) * (size // 251 + 1))[:size]
+
+    async def work():
+        async with closing(make()) as channel:
+            for _ in range(2):
+                assert await call(channel, "Echo", message) == message
+
+    run(work())
+
+
+def test_many_tasks_share_a_channel(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            wrong = []
+
+            async def one(number: int) -> None:
+                for n in range(20):
+                    message = f"{number}.{n}".encode() * (1 + n * 50)
+                    if await call(channel, "Echo", message) != message:
+                        wrong.append((number, n))
+
+            await asyncio.gather(*(one(number) for number in range(30)))
+            assert wrong == []
+
+    run(work())
+
+
+def test_headers_arrive_as_given(run, make):
+    headers = (("authorization", "Bearer abc"), ("trace-bin", b"\x00\xff\n"), ("twice", "1"))
+    headers += (("twice", "2"),)
+    wanted = [["authorization", "Bearer abc"], ["trace-bin", [0, 255, 10]]]
+    wanted += [["twice", "1"], ["twice", "2"]]
+
+    async def work():
+        async with closing(make()) as channel:
+            told = json.loads(await call(channel, "Headers", headers=headers))
+            assert [entry for entry in told if entry in wanted] == wanted
+
+    run(work())
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+def test_compression_shrinks_what_is_sent(run, make, relay, compression):
+    message = bytes(1 << 20)
+
+    async def work():
+        async with closing(make(relay.target)) as channel:
+            assert await call(channel, "Echo", message, compression=compression) == message
+            assert 0 < relay.bytes_up < len(message) // 50
+            assert await call(channel, "Echo", message) == message
+            assert relay.bytes_up > len(message)
+
+    run(work())
+
+
+def test_a_message_is_not_kept(run, make):
+    message = Message(b"x" * 100_000)
+
+    def holders() -> int:
+        return sys.getrefcount(message.message)
+
+    async def work():
+        async with closing(make()) as channel:
+            for _ in range(2):
+                await channel.call(path("Echo"), message, Answer(), CallOptions())
+
+    before = holders()
+    run(work())
+    gc.collect()
+    after = holders()
+    assert after == before
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_each_status_has_its_class(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            for number in errors.StatusCode:
+                if number == 0:
+                    continue
+                message = f"{number}:what the server said".encode()
+                with pytest.raises(errors.ServerError) as raised:
+                    await call(channel, "Status", message, call="Model X")
+                error = raised.value
+                assert type(error) is errors._BY_STATUS[number]
+                assert (error.call, error.target) == ("Model X", channel.target)
+                assert error.message == "what the server said"
+
+    run(work())
+
+
+def test_a_traceback_for_a_message_arrives_whole(run, make):
+    details = "Zeile 1\nÜbel: " + "ä" * 50_000
+
+    async def work():
+        async with closing(make()) as channel:
+            with pytest.raises(errors.Internal) as raised:
+                await call(channel, "Status", b"13:" + details.encode())
+            assert raised.value.message == details
+
+    run(work())
+
+
+@pytest.mark.parametrize("fail_in", ["begin", "feed", "finish"])
+def test_what_the_parser_raises_passes_unchanged(run, make, fail_in):
+    planted = errors.WireError("field 6 is torn")
+
+    async def work():
+        async with closing(make()) as channel:
+            with pytest.raises(errors.WireError) as raised:
+                await channel.call(
+                    path("Echo"), Message(b"xy"), Answer(fail_in, planted), CallOptions()
+                )
+            assert raised.value is planted
+            assert await call(channel, "Echo", b"still usable") == b"still usable"
+
+    run(work())
+
+
+def test_no_server_there(run, make):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+
+    async def work():
+        async with closing(make(target)) as channel:
+            with pytest.raises(errors.Unavailable, match="check that the server runs") as raised:
+                await call(channel, "Echo", call="ServerLive")
+            assert str(raised.value).startswith(f"ServerLive at {target}: UNAVAILABLE: ")
+
+    run(work())
+
+
+def test_the_connection_breaks_during_a_call(run, make, relay):
+    async def work():
+        async with closing(make(relay.target)) as channel:
+            await call(channel, "Echo")
+            asyncio.get_running_loop().call_later(0.3, relay.cut)
+            with pytest.raises(errors.Unavailable):
+                await call(channel, "Sleep", b"20")
+            with contextlib.suppress(errors.Unavailable):
+                await call(channel, "Echo")
+            assert await call(channel, "Echo", b"again") == b"again"
+
+    run(work())
+
+
+# --- deadlines and cancellation -------------------------------------------------------------------
+
+
+def test_a_deadline_ends_the_call_and_the_server_is_told(run, make, server):
+    async def work():
+        async with closing(make()) as channel:
+            began = time.monotonic()
+            with pytest.raises(errors.DeadlineExceeded) as raised:
+                await call(channel, "Sleep", b"30", deadline_ns=within(0.4), call="Model X")
+            assert raised.value.call == "Model X"
+            assert 0.3 < time.monotonic() - began < 5
+            assert await ended_early(server)
+
+    run(work())
+
+
+def test_a_deadline_that_has_passed_sends_nothing(run, make, server):
+    async def work():
+        async with closing(make()) as channel:
+            await call(channel, "Echo")
+            before = list(server.calls)
+            with pytest.raises(errors.DeadlineExceeded):
+                await call(channel, "Echo", deadline_ns=time.monotonic_ns() - 1)
+            await asyncio.sleep(0.05)
+            assert server.calls == before
+
+    run(work())
+
+
+def test_a_deadline_while_nobody_answers(run, make):
+    async def work(target):
+        async with closing(make(target)) as channel:
+            began = time.monotonic()
+            with pytest.raises(errors.DeadlineExceeded):
+                await call(channel, "Echo", deadline_ns=within(0.4))
+            assert time.monotonic() - began < 5
+
+    # A listener that never speaks HTTP/2: the connection is there, and is not.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        run(work(f"127.0.0.1:{listener.getsockname()[1]}"))
+
+
+@pytest.mark.parametrize("size", [2, LARGE])
+def test_cancelling_a_task_cancels_the_call(run, make, server, size):
+    async def work():
+        async with closing(make()) as channel:
+            await call(channel, "Echo")
+            answer = Answer()
+            message = Message(b"30".ljust(size))
+            task = asyncio.create_task(channel.call(path("Sleep"), message, answer, CallOptions()))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+            assert await ended_early(server)
+            assert answer.told == []
+            assert await call(channel, "Echo", b"y") == b"y"
+
+    run(work())
+
+
+def test_cancelling_at_any_moment(run, make, server):
+    """Whatever a call is at, it ends, and the channel is as good as before."""
+
+    async def work():
+        async with closing(make()) as channel:
+            for step in range(60):
+                task = asyncio.create_task(call(channel, "Echo", bytes(20_000)))
+                for _ in range(step % 12):
+                    await asyncio.sleep(0)
+                if step % 5 == 0:
+                    await asyncio.sleep(step * 1e-5)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            assert await call(channel, "Echo", b"y") == b"y"
+
+    run(work())
+
+
+def test_a_timeout_of_asyncios(run, make, server):
+    async def work():
+        async with closing(make()) as channel:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await call(channel, "Sleep", b"30")
+            assert await ended_early(server)
+
+    run(work())
+
+
+# --- closing, and event loops ---------------------------------------------------------------------
+
+
+def test_a_closed_channel_refuses_calls(run, make):
+    async def work(used):
+        channel = make()
+        if used:
+            await call(channel, "Echo")
+        await channel.close()
+        await channel.close()
+        with pytest.raises(errors.ClosedError, match=channel.target):
+            await call(channel, "Echo")
+        with pytest.raises(errors.ClosedError):
+            channel.open_stream(path("StreamEcho"), CallOptions())
+
+    run(work(False))
+    run(work(True))
+
+
+def test_closing_ends_running_calls(run, make, server):
+    async def work():
+        channel = make()
+        await call(channel, "Echo")
+        tasks = [asyncio.create_task(call(channel, "Sleep", b"30")) for _ in range(3)]
+        cancelled = asyncio.create_task(call(channel, "Sleep", b"30"))
+        await asyncio.sleep(0.3)
+        cancelled.cancel()
+        await channel.close()
+        for task in tasks:
+            with pytest.raises(errors.ClosedError):
+                await task
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert await ended_early(server, 4)
+
+    run(work())
+
+
+def test_one_loop_after_the_other(run, make):
+    channel = make()
+    for _ in range(3):
+        assert run(call(channel, "Echo", b"x")) == b"x"
+    run(channel.close())
+
+
+def test_a_second_loop_beside_the_first(run, make):
+    channel = make()
+
+    async def work():
+        assert await call(channel, "Echo", b"x") == b"x"
+        raised = []
+
+        def elsewhere():
+            for what in (call(channel, "Echo"), channel.close()):
+                try:
+                    asyncio.run(what)
+                except Exception as error:
+                    raised.append(error)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        while thread.is_alive():
+            await asyncio.sleep(0.01)
+        assert [type(error) for error in raised] == [errors.LoopError] * 2
+        assert "belongs to another event loop" in str(raised[0])
+        assert await call(channel, "Echo", b"y") == b"y"
+        await channel.close()
+
+    run(work())
+
+
+def test_without_a_loop(make):
+    channel = make()
+    coroutine = call(channel, "Echo")
+    with pytest.raises(errors.LoopError, match="without a running event loop"):
+        coroutine.send(None)
+
+
+def test_loops_of_two_threads(run, make):
+    """Each with a channel of its own, at the same time."""
+
+    async def work():
+        async with closing(make()) as channel:
+            for _ in range(100):
+                assert await call(channel, "Echo", b"x") == b"x"
+
+    raised = []
+
+    def elsewhere():
+        try:
+            asyncio.run(work())
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=elsewhere) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    run(work())
+    for thread in threads:
+        thread.join()
+    assert raised == []
+
+
+def run_python(script: str, *arguments: str, timeout: float = 60):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore:This process:DeprecationWarning",
+            "-c",
+            textwrap.dedent(script),
+            *arguments,
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+PROGRAM = """
+    import asyncio, sys
+    from channel_peers import Answer, Message
+    from test_aio_channels import KINDS, call
+    from triton_fast.channels.base import CallOptions
+
+    channel = KINDS[sys.argv[1]](sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["idle", "task", "loop"])
+def test_a_program_may_end_without_closing(server, kind, way):
+    """Also during a call; and says nothing about it."""
+    script = (
+        PROGRAM
+        + """
+    async def work():
+        await call(channel, "Echo")
+        if sys.argv[3] == "task":
+            task = asyncio.create_task(call(channel, "Sleep", b"30"))
+            await asyncio.sleep(0.2)
+
+    if sys.argv[3] == "loop":
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(work())
+        loop.close()
+    else:
+        asyncio.run(work())
+    print("over")
+    """
+    )
+    began = time.monotonic()
+    assert run_python(script, kind, server.target, way) == ("over\n", "")
+    assert time.monotonic() - began < 10
+
+
+def settled(measure):
+    last, since = measure(), time.monotonic()
+    while time.monotonic() - since < 0.4:
+        time.sleep(0.02)
+        if (now := measure()) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
+def test_nothing_is_left_open(run, make):
+    async def cycle():
+        async with closing(make()) as channel:
+            await call(channel, "Echo", b"x")
+            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            await stream.send(Message(envelope("a")), None)
+            await stream.receive(None)
+            stream.cancel()
+
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    for _ in range(3):
+        run(cycle())
+    before = settled(held)
+    for _ in range(20):
+        run(cycle())
+    after = settled(held)
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def ids(answers) -> list[str]:
+    found = []
+    for _, response in answers:
+        found.append(response.take()[2])
+        response.release()
+    return found
+
+
+async def all_ids(stream) -> list[str]:
+    found = []
+    while answers := await stream.receive(within(20)):
+        found += ids(answers)
+    return found
+
+
+def test_a_conversation(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            for number in range(5):
+                await stream.send(Message(envelope(f"m{number}")), within(20))
+                assert ids(await stream.receive(within(20))) == [f"m{number}"]
+            await stream.send(Message(envelope("e", error="it went wrong")), None)
+            [answer] = await stream.receive(None)
+            assert answer.error == "it went wrong"
+            assert ids([answer]) == ["e"]
+            await stream.half_close()
+            await stream.half_close()
+            assert await all_ids(stream) == ["half-closed"]
+            assert await stream.receive(None) == []
+            with pytest.raises(errors.ClosedError, match="no more messages"):
+                await stream.send(Message(envelope("late")), None)
+            stream.cancel()
+            stream.cancel()
+
+    run(work())
+
+
+def test_large_messages_of_a_stream(run, make):
+    message = envelope("x" * LARGE)
+
+    async def work():
+        async with closing(make()) as channel:
+            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            await stream.send(Message(message), within(20))
+            assert [len(name) for name in ids(await stream.receive(within(20)))] == [LARGE]
+            stream.cancel()
+
+    run(work())
+
+
+def test_a_stream_sends_headers(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            options = CallOptions(headers=(("authorization", "abc"),))
+            stream = channel.open_stream(path("StreamHeaders"), options)
+            await stream.send(Message(envelope("")), None)
+            assert ["authorization", "abc"] in json.loads(ids(await stream.receive(None))[0])
+            stream.cancel()
+
+    run(work())
+
+
+def test_many_streams_and_calls_at_a_time(run, make):
+    async def work():
+        async with closing(make()) as channel:
+
+            async def one(number):
+                stream = channel.open_stream(path("StreamEcho"), CallOptions())
+                for n in range(20):
+                    await stream.send(Message(envelope(f"{number}.{n}")), None)
+                await stream.half_close()
+                expected = [*(f"{number}.{n}" for n in range(20)), "half-closed"]
+                assert await all_ids(stream) == expected
+                assert await call(channel, "Echo", b"x") == b"x"
+
+            await asyncio.gather(*(one(number) for number in range(8)))
+
+    run(work())
+
+
+def test_the_error_of_a_stream(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            options = CallOptions(call="ModelStreamInfer('m')")
+            stream = channel.open_stream(path("StreamStatus"), options)
+            await stream.send(Message(b"3:no such input"), None)
+            for _ in range(2):
+                with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
+                    await stream.receive(within(20))
+            assert raised.value.call == "ModelStreamInfer('m')"
+            with pytest.raises((errors.InvalidArgument, errors.ClosedError)):
+                await stream.send(Message(b"3:"), None)
+
+    run(work())
+
+
+def test_a_server_that_ends_the_stream(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            stream = channel.open_stream(path("StreamOne"), CallOptions())
+            await stream.send(Message(b"x"), None)
+            assert await all_ids(stream) == ["one"]
+            with pytest.raises(errors.ClosedError):
+                await stream.send(Message(b"x"), None)
+
+    run(work())
+
+
+def test_a_stream_to_nowhere(run, make):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+
+    async def work():
+        async with closing(make(target)) as channel:
+            stream = channel.open_stream(path("StreamEcho"), CallOptions(call="X"))
+            # Whether the first message is taken before that is known is left to the channel.
+            with contextlib.suppress(errors.Unavailable):
+                await stream.send(Message(b"x"), None)
+            for _ in range(2):
+                with pytest.raises(errors.Unavailable, match="X at .*check that the server runs"):
+                    await stream.receive(None)
+
+    run(work())
+
+
+def test_deadlines_of_a_stream(run, make, server):
+    async def work():
+        async with closing(make()) as channel:
+            stream = channel.open_stream(path("StreamSlow"), CallOptions())
+            with pytest.raises(errors.DeadlineExceeded):
+                await stream.receive(within(0.1))  # it has not begun
+            await stream.send(Message(b"0.5"), None)
+            with pytest.raises(errors.DeadlineExceeded):
+                await stream.receive(within(0.1))
+            # The call goes on, and nothing is lost.
+            assert ids(await stream.receive(within(20))) == ["slept"]
+            stream.cancel()
+            whole = channel.open_stream(path("StreamSlow"), CallOptions(deadline_ns=within(0.4)))
+            await whole.send(Message(b"5"), None)
+            for _ in range(2):
+                with pytest.raises(errors.DeadlineExceeded):
+                    await whole.receive(within(20))
+
+    run(work())
+
+
+def test_a_peer_that_takes_no_messages(run, make):
+    """The sender waits, and no longer than it may; the call is over then."""
+
+    async def work():
+        async with closing(make()) as channel:
+            stream = channel.open_stream(path("StreamDeaf"), CallOptions())
+            await stream.send(Message(b"x"), within(20))
+            late = None
+            for _ in range(64):  # MiB: more than any window
+                try:
+                    await stream.send(Message(bytes(1 << 20)), within(0.5))
+                except errors.DeadlineExceeded as error:
+                    late = error
+                    break
+            assert late is not None
+            with pytest.raises(errors.DeadlineExceeded):
+                await stream.receive(None)
+
+    run(work())
+
+
+def test_cancelling_a_receive_loses_nothing(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            stream = channel.open_stream(path("StreamCount"), CallOptions())
+            await stream.send(Message(b"200"), None)
+            await stream.half_close()
+            found = []
+            while True:
+                task = asyncio.create_task(stream.receive(None))
+                await asyncio.sleep(0 if len(found) % 2 else 0.0005)
+                if not task.done():
+                    task.cancel()
+                try:
+                    answers = await task
+                except asyncio.CancelledError:
+                    answers = await stream.receive(None)
+                if not answers:
+                    break
+                found += ids(answers)
+            assert found == [str(number) for number in range(200)]
+
+    run(work())
+
+
+@pytest.mark.parametrize("way", ["cancel", "close", "task"])
+def test_a_stream_that_is_given_up(run, make, server, way):
+    async def work():
+        channel = make()
+        stream = channel.open_stream(path("StreamDeaf"), CallOptions(call="X"))
+        await stream.send(Message(b"x"), None)
+        receiving = asyncio.create_task(stream.receive(None))
+        await asyncio.sleep(0.2)
+        while server.streams_ended.acquire(blocking=False):
+            pass
+        if way == "cancel":
+            stream.cancel()
+            with pytest.raises(errors.Cancelled, match="X at"):
+                await receiving
+        elif way == "close":
+            await channel.close()
+            with pytest.raises(errors.ClosedError):
+                await receiving
+        else:
+            sending = asyncio.create_task(stream.send(Message(bytes(64 << 20)), None))
+            await asyncio.sleep(0.3)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            with pytest.raises(errors.Cancelled):
+                await receiving
+        with pytest.raises((errors.Cancelled, errors.ClosedError)):
+            await stream.send(Message(b"x"), None)
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(None, lambda: server.streams_ended.acquire(timeout=5))
+        await channel.close()
+
+    run(work())
+
+
+def test_a_slow_reader_is_waited_for(run, make, server):
+    """What nobody receives is not asked for."""
+    many = 1000
+
+    async def work():
+        async with closing(make()) as channel:
+            server.streamed = 0
+            stream = channel.open_stream(path("StreamCount"), CallOptions())
+            await stream.send(Message(f"{many} 100000".encode()), None)
+            await stream.receive(None)
+            seen = -1
+            while server.streamed != seen:
+                seen = server.streamed
+                await asyncio.sleep(0.5)
+            assert seen < many
+            stream.cancel()
+
+    run(work())
+
+
+def test_the_connection_of_a_stream_breaks(run, make, relay):
+    async def work():
+        async with closing(make(relay.target)) as channel:
+            stream = channel.open_stream(path("StreamDeaf"), CallOptions())
+            await stream.send(Message(b"x"), None)
+            receiving = asyncio.create_task(stream.receive(within(20)))
+            await asyncio.sleep(0.2)
+            relay.cut()
+            with pytest.raises(errors.Unavailable):
+                await receiving
+
+    run(work())

@@ -1,0 +1,250 @@
+"""What only grpc.aio does: TLS, headers that it refuses, forks, loops that leave it behind."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import grpc
+import pytest
+from channel_peers import EchoServer
+from test_aio_channels import call, closing, run_python
+
+from triton_fast import errors
+from triton_fast.channels.aio_grpc import AsyncGrpcChannel
+from triton_fast.tls import TLS
+
+
+@pytest.fixture
+def tls_server(authority):
+    _, sign = authority
+    identity = sign("server", "localhost")
+    server = EchoServer(
+        credentials=grpc.ssl_server_credentials([(identity.key, identity.certificate)])
+    )
+    yield server
+    server.stop()
+
+
+def test_tls(run, tls_server, authority):
+    root, _ = authority
+
+    async def work():
+        target = f"localhost:{tls_server.port}"
+        async with closing(AsyncGrpcChannel(target, tls=TLS(root_certificates=root))) as channel:
+            assert await call(channel, "Echo", b"x") == b"x"
+        async with closing(AsyncGrpcChannel(target)) as channel:
+            with pytest.raises(errors.Unavailable, match="whether it expects TLS"):
+                await call(channel, "Echo")
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "header", [("authorization", "secret\n"), ("Secret", "x"), ("authorization", 5), ("a-bin", "x")]
+)
+def test_a_header_that_cannot_be_sent_is_refused_without_its_value(run, server, header):
+    async def work():
+        async with closing(AsyncGrpcChannel(server.target)) as channel:
+            with pytest.raises(errors.InvalidOption) as raised:
+                await call(channel, "Echo", headers=(header,), call="ModelInfer")
+            assert "ModelInfer" in str(raised.value)
+            assert header[0] in str(raised.value)
+            assert "secret" not in f"{raised.value!r} {raised.value.__cause__!r}"
+            assert await call(channel, "Echo", b"still usable") == b"still usable"
+
+    run(work())
+
+
+def test_no_grpcio(run, server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grpc", None)
+
+    async def work():
+        async with closing(AsyncGrpcChannel(server.target)) as channel:
+            with pytest.raises(errors.MissingDependency, match="pip install grpcio"):
+                await call(channel, "Echo")
+
+    run(work())
+
+
+def test_a_server_that_is_restarted_is_found_again(run):
+    async def work():
+        loop = asyncio.get_running_loop()
+        first = EchoServer()
+        async with closing(AsyncGrpcChannel(first.target)) as channel:
+            await call(channel, "Echo")
+            await loop.run_in_executor(None, first.stop)
+            with pytest.raises(errors.Unavailable):
+                await call(channel, "Echo")
+            second = EchoServer(f"127.0.0.1:{first.port}")
+            for _ in range(100):
+                try:
+                    assert await call(channel, "Echo", b"x") == b"x"
+                    break
+                except errors.Unavailable:
+                    await asyncio.sleep(0.05)
+            else:
+                raise AssertionError("not found again")
+            await loop.run_in_executor(None, second.stop)
+
+    run(work())
+
+
+# Forks. A child that hangs is killed by its own alarm.
+
+FORK = """
+    import asyncio, os, signal, sys, threading, time
+    from channel_peers import Answer, Message
+    from test_aio_channels import call
+    from triton_fast import errors
+    from triton_fast.channels.aio_grpc import AsyncGrpcChannel
+    from triton_fast.channels.grpc import GrpcChannel
+    from triton_fast.channels.base import CallOptions
+
+    target = sys.argv[1]
+    channel = AsyncGrpcChannel(target)
+
+    async def soon(channel, method="Echo", message=b"x"):
+        deadline_ns = time.monotonic_ns() + 8 * 10**9
+        return await call(channel, method, message, deadline_ns=deadline_ns)
+
+    async def in_child():
+        try:
+            await soon(channel)
+        except errors.ClosedError as error:
+            assert "forked from" in str(error), error
+        else:
+            raise AssertionError("called")
+        mine = AsyncGrpcChannel(target)
+        for _ in range(3):
+            assert await soon(mine) == b"x"
+        await mine.close()
+
+    def fork(work):
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            signal.alarm(20)
+            work()
+            status = 0
+        except BaseException as error:
+            print(f"child: {type(error).__name__}: {error}", flush=True)
+        finally:
+            os._exit(status)
+
+    def join(pid):
+        status = os.waitpid(pid, 0)[1]
+        assert status == 0, status
+
+    def child():
+        asyncio.run(in_child())
+
+    def refused():
+        async def work():
+            try:
+                await soon(AsyncGrpcChannel(target))
+            except errors.FailedPrecondition as error:
+                assert "spawn" in str(error), error
+            else:
+                raise AssertionError("called")
+        asyncio.run(work())
+"""
+
+
+def run_fork(script: str, target: str) -> None:
+    output, complaints = run_python(FORK + script + "\n    print('done')\n", target)
+    assert output == "done\n"
+    assert complaints == ""
+
+
+def test_a_fork_between_two_loops(server):
+    script = """
+    for _ in range(5):
+        asyncio.run(soon(channel))
+        join(fork(child))
+    """
+    run_fork(script, server.target)
+
+
+def test_a_fork_in_the_loop(server):
+    script = """
+    async def main():
+        for _ in range(5):
+            await soon(channel)
+            join(fork(child))
+        await soon(channel)
+        await channel.close()
+    asyncio.run(main())
+    """
+    run_fork(script, server.target)
+
+
+def test_a_fork_on_another_thread(server):
+    """Also while tasks are calling: the fork waits for them, and they for the fork."""
+    script = """
+    async def main():
+        await soon(channel)
+        over = False
+        async def busy():
+            while not over:
+                assert await soon(channel) == b"x"
+        tasks = [asyncio.create_task(busy()) for _ in range(3)]
+        for _ in range(5):
+            pid = await asyncio.to_thread(fork, child)
+            await asyncio.to_thread(join, pid)
+        over = True
+        await asyncio.gather(*tasks)
+        await channel.close()
+    asyncio.run(main())
+    """
+    run_fork(script, server.target)
+
+
+def test_a_fork_during_a_call_costs_the_child_grpcio(server):
+    script = """
+    async def main():
+        await soon(channel)
+        sleeping = asyncio.create_task(soon(channel, "Sleep", b"1"))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        status = os.waitpid(fork(refused), 0)[1]
+        # grpcio's own threads crash some of these children, whatever they do.
+        assert status in (0, signal.SIGSEGV), status
+        assert time.monotonic() - began < 5
+        assert await sleeping == b"slept"
+        await soon(channel)
+        await channel.close()
+    asyncio.run(main())
+    """
+    output, _ = run_python(FORK + script + "\n    print('done')\n", server.target)
+    assert output == "done\n"
+
+
+def test_a_fork_while_others_use_grpc_aio(server):
+    """Which cannot be taken down for them; threads' calls go on in the child."""
+    script = """
+    import grpc
+
+    def both():
+        refused()
+        answer = Answer()
+        mine = GrpcChannel(target)
+        mine.call("/test.Echo/Echo", Message(b"x"), answer, CallOptions())
+        assert answer.bytes == b"x"
+        mine.close()
+
+    async def main():
+        await soon(channel)
+        others = grpc.aio.insecure_channel(target)
+        assert await others.unary_unary("/test.Echo/Echo")(b"x") == b"x"
+        join(fork(both))
+        assert await others.unary_unary("/test.Echo/Echo")(b"x") == b"x"
+        await others.close()
+        await channel.close()
+    asyncio.run(main())
+    """
+    output, complaints = run_python(FORK + script + "\n    print('done')\n", server.target)
+    assert output == "done\n"
+    assert all("skipping fork() handlers" in line for line in complaints.splitlines())

@@ -1,0 +1,62 @@
+"""Event loops for tests: what is awaited runs under asyncio and under uvloop, and leaves nothing.
+
+A pytest plugin; tests/conftest.py loads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from importlib.util import find_spec
+
+import pytest
+
+KINDS = ("asyncio", "uvloop")
+
+
+def new_loop(kind: str) -> asyncio.AbstractEventLoop:
+    if kind == "asyncio":
+        return asyncio.new_event_loop()
+    if find_spec("uvloop") is None:
+        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
+            pytest.fail("uvloop is required here", pytrace=False)
+        pytest.skip("no uvloop")
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+class Runner:
+    """Runs coroutines, each in a new loop, and fails where one leaves a task or a complaint."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, coroutine, timeout: float = 60):
+        complaints = []
+
+        async def watched():
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: complaints.append(context))
+            before = asyncio.all_tasks()
+            result = await asyncio.wait_for(coroutine, timeout)
+            for _ in range(50):
+                left = asyncio.all_tasks() - before
+                if not left:
+                    break
+                await asyncio.sleep(0.01)  # for those that are being cancelled
+            assert not left, f"tasks were left behind: {left}"
+            return result
+
+        with asyncio.Runner(loop_factory=lambda: new_loop(self.kind)) as runner:
+            result = runner.run(watched())
+            gc.collect()  # a result that nobody has looked at complains when it dies
+        assert not complaints, complaints
+        return result
+
+
+@pytest.fixture(params=KINDS)
+def run(request):
+    """Return a function that runs a coroutine, in each kind of event loop in turn."""
+    return Runner(request.param)
