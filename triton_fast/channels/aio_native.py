@@ -92,7 +92,7 @@ class AsyncNativeChannel:
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
     ) -> None:
         """Make one unary call; see `triton_fast.channels.base.AsyncChannel.call`."""
-        loop = self.enter_loop(options)
+        loop = self._enter_loop(options)
         encoding = options.compression or ""
         if encoding:
             outgoing = await self._compressed(outgoing, encoding, options)
@@ -181,11 +181,13 @@ class AsyncNativeChannel:
 
         if self._closed:
             raise ClosedError(f"the channel to {self.target} is closed")
-        return AsyncNativeStream(self, method, options)
+        return AsyncNativeStream(
+            self._stream_line, method, options, self.target, lambda: self._closed
+        )
 
-    async def stream_line(self, options: CallOptions) -> Line:
+    async def _stream_line(self, options: CallOptions) -> Line:
         """Return the line that streams share."""
-        self.enter_loop(options)
+        self._enter_loop(options)
         lines = self._streaming
         return self._free_line(lines, 1) or await self._new_line(lines, 1, options)
 
@@ -204,12 +206,7 @@ class AsyncNativeChannel:
         # Not to be unregistered: what the loop watches them with is the parent's, too.
         self._forget_lines()
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
-
-    def enter_loop(self, options: CallOptions) -> asyncio.AbstractEventLoop:
+    def _enter_loop(self, options: CallOptions) -> asyncio.AbstractEventLoop:
         """Check that a call can be made here and now; return the running event loop."""
         if self._closed:
             raise ClosedError(f"the channel to {self.target} is closed")

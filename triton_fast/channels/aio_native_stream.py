@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ..errors import (
@@ -21,7 +22,6 @@ from .native_stream import answers, stream_failure
 if TYPE_CHECKING:
     from .._core import _http2
     from .aio_line import Line
-    from .aio_native import AsyncNativeChannel
 
 __all__ = ["AsyncNativeStream"]
 
@@ -30,10 +30,30 @@ class AsyncNativeStream:
     """A stream among others on a line; see `triton_fast.channels.base.AsyncChannelStream`.
 
     What is not received is not asked for: a mebibyte on, the server waits.
+
+    Parameters
+    ----------
+    line : coroutine function
+        Returns the line that it is to be on.
+    method, options
+        As in `triton_fast.channels.base.Channel.open_stream`.
+    target : str
+        For errors.
+    closed : callable
+        Whether the channel was closed.
     """
 
-    def __init__(self, channel: AsyncNativeChannel, method: str, options: CallOptions) -> None:
-        self._channel = channel
+    def __init__(
+        self,
+        line: Callable[[CallOptions], Awaitable[Line]],
+        method: str,
+        options: CallOptions,
+        target: str,
+        closed: Callable[[], bool],
+    ) -> None:
+        self._new_line = line
+        self._target = target
+        self._closed = closed
         self._method = method
         self._options = options
         self._line: Line | None = None
@@ -102,22 +122,20 @@ class AsyncNativeStream:
         """End the call; see `triton_fast.channels.base.AsyncChannelStream.cancel`."""
         if not self._over:
             self._give_up(
-                Cancelled(
-                    "the call was cancelled", call=self._options.call, target=self._channel.target
-                )
+                Cancelled("the call was cancelled", call=self._options.call, target=self._target)
             )
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._channel.closed:
-            raise ClosedError(f"the channel to {self._channel.target} is closed")
+        if self._closed():
+            raise ClosedError(f"the channel to {self._target} is closed")
 
     async def _begin(self) -> tuple[Line, _http2.Exchange]:
         """Return the call, which begins with its first message."""
         if self._line is not None and self._exchange is not None:
             return self._line, self._exchange
-        line = await self._channel.stream_line(self._options)
+        line = await self._new_line(self._options)
         self._check()  # whether it was given up meanwhile
         try:
             exchange = line.multiplexer.open(
@@ -129,9 +147,7 @@ class AsyncNativeStream:
                 self._options.deadline_ns,
             )
         except RuntimeError as error:
-            raise Unavailable(
-                str(error), call=self._options.call, target=self._channel.target
-            ) from error
+            raise Unavailable(str(error), call=self._options.call, target=self._target) from error
         exchange.waiter = self._bell
         left = seconds_left(self._options.deadline_ns)
         if left is not None:
@@ -147,7 +163,7 @@ class AsyncNativeStream:
 
     def _late(self, phase: str) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"the deadline passed {phase}", call=self._options.call, target=self._channel.target
+            f"the deadline passed {phase}", call=self._options.call, target=self._target
         )
 
     def _expire(self) -> None:
@@ -166,10 +182,10 @@ class AsyncNativeStream:
         """Take note of how the call ended."""
         assert self._line is not None
         assert self._exchange is not None
-        options, target = self._options, self._channel.target
+        options, target = self._options, self._target
         try:
             status, message, *_ = self._line.multiplexer.end(self._exchange)
-            self._failure = stream_failure(status, message, options, target, self._channel.closed)
+            self._failure = stream_failure(status, message, options, target, self._closed())
         except TritonFastError as error:
             self._failure = error
         self._conclude()
