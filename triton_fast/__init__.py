@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .classification import Class as Class
     from .client import Client as Client
     from .datatypes import DATATYPES as DATATYPES
     from .errors import Aborted as Aborted
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 
 # The public names, by the module that owns them; tests hold the imports above to it.
 _NAMES = {
+    "classification": ("Class",),
     "client": ("Client",),
     "datatypes": ("DATATYPES",),
     "errors": (

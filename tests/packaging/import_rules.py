@@ -17,7 +17,7 @@ from pathlib import Path
 LAYERS = [
     ("errors", "datatypes"),
     ("_core",),
-    ("deadline", "headers", "keepalive", "messages", "target", "tls"),
+    ("classification", "deadline", "headers", "keepalive", "messages", "target", "tls"),
     ("channels", "channels.base", "metadata", "tensor"),
     ("channels.compression", "channels.threads", "future", "registry", "request", "signature"),
     ("channels.grpc", "channels.native", "stale", "unary"),
