@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .errors import Unimplemented as Unimplemented
     from .errors import Unknown as Unknown
     from .errors import WireError as WireError
+    from .health import Health as Health
+    from .health import HealthStatus as HealthStatus
     from .keepalive import Keepalive as Keepalive
     from .metadata import ModelConfig as ModelConfig
     from .metadata import ModelMetadata as ModelMetadata
@@ -93,6 +95,7 @@ _NAMES = {
         "Unknown",
         "WireError",
     ),
+    "health": ("Health", "HealthStatus"),
     "keepalive": ("Keepalive",),
     "metadata": (
         "ModelConfig",
