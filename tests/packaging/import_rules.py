@@ -20,7 +20,7 @@ LAYERS = [
     ("classification", "deadline", "headers", "keepalive", "messages", "target", "tls"),
     ("channels", "channels.base", "metadata", "tensor"),
     ("channels.compression", "channels.threads", "future", "registry", "request", "signature"),
-    ("channels.grpc", "channels.native", "health", "stale", "unary"),
+    ("channels.grpc", "channels.native", "health", "settings", "stale", "unary"),
     ("channels.choice", "pool", "regions"),
     ("response",),
     ("placement",),
