@@ -123,7 +123,7 @@ def _named(variable: str) -> Iterator[None]:
     try:
         yield
     except InvalidOption as error:
-        # None: what was read may be a secret, and a traceback would go on to show it.
+        # None: there is nothing in the other one that is not in this.
         raise InvalidOption(f"{variable}: {error}") from None
 
 
