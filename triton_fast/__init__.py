@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .errors import Unimplemented as Unimplemented
     from .errors import Unknown as Unknown
     from .errors import WireError as WireError
+    from .generation import AsyncGeneration as AsyncGeneration
+    from .generation import Generation as Generation
     from .health import Health as Health
     from .health import HealthStatus as HealthStatus
     from .keepalive import Keepalive as Keepalive
@@ -59,6 +61,14 @@ if TYPE_CHECKING:
     from .signature import Signature as Signature
     from .stale import StaleRegion as StaleRegion
     from .tensor import Tensor as Tensor
+    from .text_events import Finished as Finished
+    from .text_events import Started as Started
+    from .text_events import Token as Token
+    from .text_events import Usage as Usage
+    from .text_models import PLAIN_TEXT as PLAIN_TEXT
+    from .text_models import TENSORRT_LLM as TENSORRT_LLM
+    from .text_models import VLLM as VLLM
+    from .text_models import TextMapping as TextMapping
     from .tls import TLS as TLS
 
 __version__ = "0.1.0"
@@ -95,6 +105,7 @@ _NAMES = {
         "Unknown",
         "WireError",
     ),
+    "generation": ("AsyncGeneration", "Generation"),
     "health": ("Health", "HealthStatus"),
     "keepalive": ("Keepalive",),
     "metadata": (
@@ -111,6 +122,8 @@ _NAMES = {
     "signature": ("Signature",),
     "stale": ("StaleRegion",),
     "tensor": ("Tensor",),
+    "text_events": ("Finished", "Started", "Token", "Usage"),
+    "text_models": ("PLAIN_TEXT", "TENSORRT_LLM", "VLLM", "TextMapping"),
     "tls": ("TLS",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
