@@ -54,6 +54,8 @@ class TextRequest:
         Of all calls together, from the first one on; UNSET for the client's own, of each.
     headers : mapping or iterable of pairs, optional
         To send with every call.
+    parameters : mapping, optional
+        Of the request, beside those that options become.
     **settings
         Further arguments of ``infer`` and ``stream``.
 
@@ -74,6 +76,7 @@ class TextRequest:
         request_id: str,
         timeout: float | None,
         headers: HeaderSource | None,
+        parameters: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         if not isinstance(prompt, str):
@@ -92,6 +95,7 @@ class TextRequest:
         self._deadline_ns: int | None = None
         self.headers = headers
         self._request_id = request_id
+        self._parameters = parameters
         self._settings = settings
 
     def begin(self) -> None:
@@ -134,12 +138,17 @@ class TextRequest:
     def _encode(self, model: TextModel) -> _Encoded:
         mapping = choose_mapping(model) if self._mapping is None else self._mapping
         name, version = self.key
+        inputs, parameters = text_inputs(mapping, model, self._prompt, self._options)
+        twice = parameters.keys() & (self._parameters or {}).keys()
+        if twice:
+            raise InvalidOption(f"{min(twice)} is given twice, as an option and a parameter")
         arguments = {
             "model": name,
-            "inputs": text_inputs(mapping, model, self._prompt, self._options),
+            "inputs": inputs,
             "outputs": text_outputs(mapping, model),
             "model_version": version,
             "request_id": self._request_id,
+            "parameters": {**(self._parameters or {}), **parameters} or None,
             "headers": self.headers,
             **self._settings,
         }

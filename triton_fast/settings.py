@@ -41,6 +41,7 @@ _NOT_SETTINGS = frozenset(
         "SOAK_CALLS",
         "SOAK_KILLS",
         "TESTS",
+        "TOKEN_DELAY",
         "TRITONSERVER",
         "WHEEL",
     )

@@ -50,6 +50,9 @@ class TextMapping:
         option; the first of several that the model has. Those that nobody asks for are not sent.
     json_options : str, optional
         An input that takes all other options, as one JSON object; BYTES.
+    option_parameters : bool, default False
+        Whether options for which there is no input are sent as parameters of the request, as
+        Triton's generate extension does it. Models that do not know them ignore them.
     stream : str, optional
         The input that says whether answers are to come in pieces; BOOL. True is sent to decoupled
         models and False to others, if the model has the input.
@@ -77,6 +80,7 @@ class TextMapping:
     text: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     json_options: str = ""
+    option_parameters: bool = False
     stream: str = ""
     constants: Mapping[str, Any] = field(default_factory=dict, hash=False)
     finish_reason: str = ""
@@ -271,8 +275,8 @@ def _plain(value: Any) -> Any:
 
 def text_inputs(
     mapping: TextMapping, model: TextModel, prompt: str, options: Mapping[str, Any]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Return a request's inputs.
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """Return a request's inputs and parameters.
 
     Parameters
     ----------
@@ -287,8 +291,10 @@ def text_inputs(
 
     Returns
     -------
-    dict of str to numpy.ndarray
+    inputs : dict of str to numpy.ndarray
         With the datatypes and dimensions of the model's own metadata.
+    parameters : dict of str to bool, int, float or str
+        Options that are parameters of the request.
 
     Raises
     ------
@@ -315,12 +321,15 @@ def text_inputs(
         if name in model.inputs:
             put(name, name, value)
     json_options = {}
+    parameters = {}
     for option, value in options.items():
         tensor = _tensor_of(mapping, model, option)
         if tensor is not None:
             put(option, tensor, value)
         elif mapping.json_options:
             json_options[option] = value
+        elif mapping.option_parameters:
+            parameters[option] = _parameter(model, option, value)
         else:
             raise InvalidOption(
                 f"model {model.name!r} has no input for {option}; it takes {_names(model.inputs)}"
@@ -331,7 +340,7 @@ def text_inputs(
     if missing:
         needed = [_option_of(mapping, name) for name in missing]
         raise InvalidOption(f"model {model.name!r} needs {', '.join(needed)}")
-    return inputs
+    return inputs, parameters
 
 
 def text_outputs(mapping: TextMapping, model: TextModel) -> list[str] | None:
@@ -361,7 +370,7 @@ def _tensor_of(mapping: TextMapping, model: TextModel, option: str) -> str | Non
         return None
     candidates = named or (option,)
     if not model.inputs:
-        return candidates[0]
+        return None if named is None and mapping.option_parameters else candidates[0]
     return next((name for name in candidates if name in model.inputs), None)
 
 
@@ -371,6 +380,16 @@ def _option_of(mapping: TextMapping, tensor: str) -> str:
         if tensor in names:
             return option
     return tensor if tensor in _ARGUMENTS else f"options={{{tensor!r}: …}}"
+
+
+def _parameter(model: TextModel, option: str, value: Any) -> Any:
+    element = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(element, bool | int | float | str):
+        raise InvalidOption(
+            f"model {model.name!r} takes {option} as a parameter, which is one bool, int, float or "
+            f"str, not {value!r}"
+        )
+    return element
 
 
 def _json(model: TextModel, options: Mapping[str, Any]) -> str:

@@ -110,6 +110,8 @@ def test_bytes_that_are_no_text():
     assert decoded(PIECES, b"a\xff", b"b") == (["a\ufffd", "b"], "a\ufffdb")
     assert decoded(PIECES, b"a\xe4\xb8") == (["a", "\ufffd"], "a\ufffd")
     assert decoded(PIECES, b"a\xe4\xb8", b"b") == (["a", "\ufffdb"], "a\ufffdb")
+    # So far: what was half a character is none of the new text's.
+    assert decoded(SO_FAR, b"a\xc3", b"bxyz") == (["a", "yz"], "bxyz")
     assert decoded(PIECES, b"\xed\xa0\x80") == (["\ufffd\ufffd\ufffd"], "\ufffd\ufffd\ufffd")
 
 
@@ -377,6 +379,7 @@ def test_a_model_that_answers_once(face):
         "request_id": "id7",
         "timeout": UNSET,
         "headers": (("a", "b"),),
+        "parameters": None,
         "priority": 2,
     }
 
@@ -472,6 +475,16 @@ def test_closing_early_cancels(face, most):
     client = face.client(config=config(decoupled=True), results=[answer(b"x")] * 5)
     assert len(face.events(client, most)) == most
     assert client.streams[0].closed == 1
+
+
+def test_options_that_are_parameters(face):
+    client = face.client(config=config(decoupled=False), results=[answer(b"x")])
+    mapping = TextMapping(prompt="prompt", text="text", option_parameters=True)
+    face.events(client, mapping=mapping, options={"seed": 1, "n": 2}, parameters={"a": "b"})
+    assert client.calls[-1][1]["parameters"] == {"a": "b", "n": 2}
+    assert sorted(client.calls[-1][1]["inputs"]) == ["prompt", "seed"]
+    with pytest.raises(InvalidOption, match="n is given twice, as an option and a parameter"):
+        face.events(client, mapping=mapping, options={"n": 2}, parameters={"n": 2})
 
 
 def test_one_deadline_for_all_calls(face):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from triton_fast.text_models import (
     TextModel,
     checked_options,
     choose_mapping,
-    text_inputs,
     text_outputs,
 )
+from triton_fast.text_models import text_inputs as inputs_and_parameters
 
 
 def tensors(**known):
@@ -25,6 +26,12 @@ def tensors(**known):
         name: TensorMetadata(name, kind.split()[0], tuple(map(int, kind.split()[1:])))
         for name, kind in known.items()
     }
+
+
+def text_inputs(*args):
+    inputs, parameters = inputs_and_parameters(*args)
+    assert parameters == {}
+    return inputs
 
 
 VLLM_MODEL = TextModel(
@@ -215,6 +222,20 @@ def test_servers_that_do_not_say():
     batched = TextMapping(prompt="p", text="t", batched=True)
     assert text_inputs(batched, nothing, "a", {})["p"].tolist() == [[b"a"]]
     assert text_outputs(mapping, nothing) is None
+
+
+def test_options_as_parameters_of_the_request():
+    model = simple({"prompt": "BYTES 1", "seed": "INT32 1"}, {"text": "BYTES 1"}, ["prompt"])
+    mapping = replace(PLAIN_TEXT, option_parameters=True)
+    options = checked_options(max_tokens=3, seed=4, stop="x", options={"a": 0.5, "b": True})
+    inputs, parameters = inputs_and_parameters(mapping, model, "a", options)
+    assert sorted(inputs) == ["prompt", "seed"]
+    assert parameters == {"max_tokens": 3, "stop": "x", "a": 0.5, "b": True}
+    inputs, parameters = inputs_and_parameters(mapping, TextModel("m", {}, {}), "a", options)
+    assert list(inputs) == ["prompt"]
+    assert len(parameters) == 5
+    with pytest.raises(InvalidOption, match=r"model 'm' takes stop as a parameter.*\['a', 'b'\]"):
+        inputs_and_parameters(mapping, model, "a", {"stop": ["a", "b"]})
 
 
 def test_choosing():
