@@ -16,7 +16,14 @@ from .deadline import deadline_after, seconds
 from .errors import InvalidArgument, InvalidOption, InvalidTensor, NotFound, Unimplemented
 from .request import UNSET
 from .text_events import Event, TextDecoder
-from .text_models import TextMapping, TextModel, choose_mapping, text_inputs, text_outputs
+from .text_models import (
+    TextMapping,
+    TextModel,
+    checked_options,
+    choose_mapping,
+    text_inputs,
+    text_outputs,
+)
 
 if TYPE_CHECKING:
     from .headers import HeaderSource
@@ -44,40 +51,37 @@ class TextRequest:
         Which model.
     prompt : str
         What to continue or answer.
-    options : mapping
-        As `triton_fast.text_models.checked_options` returns them.
     mapping : TextMapping or None
         How the model calls its tensors; None to go by what it says of them.
     request_id : str
         Comes back in `Started`.
+    parameters, priority, queue_timeout, headers
+        As in `triton_fast.Client.infer`.
     timeout : float, seconds, or None or UNSET
         Of all calls together, from the first one on; UNSET for the client's own, of each.
-    headers : mapping or iterable of pairs, optional
-        To send with every call.
-    parameters : mapping, optional
-        Of the request, beside those that options become.
-    **settings
-        Further arguments of ``infer`` and ``stream``.
+    **options
+        As in `triton_fast.text_models.checked_options`.
 
     Raises
     ------
     InvalidOption
-        If the prompt is no text, the mapping none, or the timeout none.
+        If the prompt is no text, or the mapping, an option or the timeout makes no sense.
     """
 
     def __init__(
         self,
         model: str,
         prompt: str,
-        options: Mapping[str, Any],
         *,
         mapping: TextMapping | None,
         model_version: str,
         request_id: str,
+        parameters: Mapping[str, Any] | None,
+        priority: int,
+        queue_timeout: float | None,
         timeout: float | None,
         headers: HeaderSource | None,
-        parameters: Mapping[str, Any] | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> None:
         if not isinstance(prompt, str):
             raise InvalidOption(f"a prompt is a str, not a {type(prompt).__name__}")
@@ -89,14 +93,14 @@ class TextRequest:
             raise InvalidOption(f"mapping is a TextMapping, not {mapping!r}")
         self.key = (model, model_version)
         self._prompt = prompt
-        self._options = options
+        self._options = checked_options(**options)
         self._mapping = mapping
         self._timeout = timeout if timeout is UNSET else seconds(timeout, "timeout")
         self._deadline_ns: int | None = None
         self.headers = headers
         self._request_id = request_id
         self._parameters = parameters
-        self._settings = settings
+        self._scheduling = {"priority": priority, "queue_timeout": queue_timeout}
 
     def begin(self) -> None:
         """Start the clock."""
@@ -150,7 +154,7 @@ class TextRequest:
             "request_id": self._request_id,
             "parameters": {**(self._parameters or {}), **parameters} or None,
             "headers": self.headers,
-            **self._settings,
+            **self._scheduling,
         }
         return model.decoupled, arguments, TextDecoder(mapping, name, self._request_id)
 

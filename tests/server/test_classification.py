@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from triton_fast import Class, Client, RequestedOutput
+from triton_fast.testing import write_test_models
 
 pytestmark = pytest.mark.server
 
@@ -80,3 +81,20 @@ def test_submitted_calls_and_models(client):
     assert future.result(60).classes("OUTPUT0")[0].index == 1
     model = client.model("identity_fp32", outputs=asking(2))
     assert [one.index for one in model(INPUT0=values).classes("OUTPUT0")] == [1, 2]
+
+
+def test_labels(triton_server_factory, tmp_path, channel):
+    folder = write_test_models(tmp_path, ["classify_fp32", "classify_unlabelled_fp32"])
+    (folder / "classify_fp32" / "labels.txt").write_text("cat\nold: dog:\nnaïve owl\n")
+    server = triton_server_factory(folder)
+    values = np.array([[0.5, 3, 1, 0], [1, 2, 3, 4]], np.float32)
+    with Client(server.grpc_url, channel=channel, timeout=60) as client:
+        result = client.infer("classify_fp32", {"INPUT0": values}, outputs=asking(3))
+        assert result.classes("OUTPUT0") == [
+            [Class(3.0, 1, "old: dog:"), Class(1.0, 2, "naïve owl"), Class(0.5, 0, "cat")],
+            # The file has no line for the last one.
+            [Class(4.0, 3, ""), Class(3.0, 2, "naïve owl"), Class(2.0, 1, "old: dog:")],
+        ]
+        result = client.infer("classify_unlabelled_fp32", {"INPUT0": values}, outputs=asking(1))
+        assert result.classes("OUTPUT0") == [[Class(3.0, 1, "")], [Class(4.0, 3, "")]]
+    server.kill()

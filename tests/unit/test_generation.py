@@ -303,6 +303,18 @@ class AsyncFake(Fake):
         return AsyncStream(super().stream(**arguments))
 
 
+PLAINLY = {
+    "mapping": None,
+    "model_version": "",
+    "request_id": "",
+    "parameters": None,
+    "priority": 0,
+    "queue_timeout": None,
+    "timeout": UNSET,
+    "headers": None,
+}
+
+
 class Face:
     """Either face, as if it were blocking."""
 
@@ -318,12 +330,7 @@ class Face:
         arguments = {
             "model": "llm",
             "prompt": "Hi",
-            "options": {},
-            "mapping": None,
-            "model_version": "",
-            "request_id": "",
-            "timeout": UNSET,
-            "headers": None,
+            **PLAINLY,
             **changes,
         }
         request = TextRequest(**arguments)
@@ -358,7 +365,7 @@ def test_a_model_that_answers_once(face):
     client = face.client(config=config(decoupled=False), results=[answer(b"Hello")])
     assert face.events(
         client,
-        options={"seed": 3},
+        seed=3,
         model_version="3",
         request_id="id7",
         headers=(("a", "b"),),
@@ -381,6 +388,7 @@ def test_a_model_that_answers_once(face):
         "headers": (("a", "b"),),
         "parameters": None,
         "priority": 2,
+        "queue_timeout": None,
     }
 
 
@@ -431,7 +439,7 @@ def test_a_model_that_was_replaced(face):
     face.events(client)
     # By one that takes what the other did not: the server is asked again before it is refused.
     client.metadata = metadata({"prompt": "BYTES", "top_k": "INT32"}, {"text": "BYTES"})
-    assert face.events(client, options={"top_k": 1})[1] == Token("a", 0)
+    assert face.events(client, top_k=1)[1] == Token("a", 0)
     assert client.names[3:] == ["model_metadata", "model_config", "infer"]
     # By one that is decoupled, which the server says.
     client.config = config(decoupled=True)
@@ -455,7 +463,7 @@ def test_refusals_are_raised_and_what_is_known_forgotten(face, kind):
 def test_options_that_the_model_does_not_take(face):
     client = face.client(config=config(decoupled=False))
     with pytest.raises(InvalidOption, match="model 'llm' has no input for max_tokens"):
-        face.events(client, options={"max_tokens": 1})
+        face.events(client, max_tokens=1)
     assert client.names == ["model_metadata", "model_config"]
 
 
@@ -480,7 +488,7 @@ def test_closing_early_cancels(face, most):
 def test_options_that_are_parameters(face):
     client = face.client(config=config(decoupled=False), results=[answer(b"x")])
     mapping = TextMapping(prompt="prompt", text="text", option_parameters=True)
-    face.events(client, mapping=mapping, options={"seed": 1, "n": 2}, parameters={"a": "b"})
+    face.events(client, mapping=mapping, seed=1, options={"n": 2}, parameters={"a": "b"})
     assert client.calls[-1][1]["parameters"] == {"a": "b", "n": 2}
     assert sorted(client.calls[-1][1]["inputs"]) == ["prompt", "seed"]
     with pytest.raises(InvalidOption, match="n is given twice, as an option and a parameter"):
@@ -523,6 +531,7 @@ def test_many_models_are_not_kept(face):
         ({"prompt": ["Hi"]}, "a prompt is a str, not a list"),
         ({"prompt": "\ud800"}, "UTF-8"),
         ({"timeout": -1}, "timeout"),
+        ({"temperature": "hot"}, "temperature is a number"),
         ({"mapping": "vllm"}, "mapping is a TextMapping, not 'vllm'"),
     ],
 )
@@ -534,16 +543,7 @@ def test_requests_that_make_no_sense(face, changes, message):
 
 
 def request():
-    return TextRequest(
-        "llm",
-        "Hi",
-        {},
-        mapping=None,
-        model_version="",
-        request_id="",
-        timeout=UNSET,
-        headers=None,
-    )
+    return TextRequest("llm", "Hi", **PLAINLY)
 
 
 def test_dropping_an_iterator_cancels():
