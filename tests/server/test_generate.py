@@ -181,14 +181,52 @@ def test_no_such_model(face):
         face.events("nope", "one")
 
 
-def test_closing_early_cancels(face):
-    before = int(face.text("vllm_like", "!cancelled"))
-    seen = face.events("vllm_like", "one two three " * 50, 2, options=SLOW, max_tokens=200)
-    assert [type(event) for event in seen] == [Started, Token]
+def cancelled(text_server, channel):
+    """Return how many texts the model was told not to finish."""
+    return int(Face("threads", text_server.grpc_url, channel).text("vllm_like", "!cancelled"))
+
+
+def wait_for_more_than(before, text_server, channel):
     deadline = time.monotonic() + 30
-    while int(face.text("vllm_like", "!cancelled")) == before:
+    while cancelled(text_server, channel) == before:
         assert time.monotonic() < deadline, "the model did not see the cancellation"
         time.sleep(0.02)
+
+
+LONG = {"prompt": "one two three " * 50, "options": SLOW, "max_tokens": 200}
+
+
+def test_closing_early_cancels(text_server, channel):
+    before = cancelled(text_server, channel)
+    with Client(text_server.grpc_url, channel=channel, timeout=60) as client:
+        with client.generate("vllm_like", **LONG) as events:
+            assert [type(next(events)), type(next(events))] == [Started, Token]
+        wait_for_more_than(before, text_server, channel)
+        for event in client.generate("vllm_like", **LONG):
+            if isinstance(event, Token):
+                break
+        wait_for_more_than(before + 1, text_server, channel)
+
+
+def test_closing_early_cancels_for_coroutines_too(text_server, channel):
+    async def main():
+        before = cancelled(text_server, channel)
+        async with AsyncClient(text_server.grpc_url, channel=channel, timeout=60) as client:
+            async with client.generate("vllm_like", **LONG) as events:
+                assert [type(await anext(events)), type(await anext(events))] == [Started, Token]
+            await asyncio.to_thread(wait_for_more_than, before, text_server, channel)
+
+            async def read():
+                return [event async for event in client.generate("vllm_like", **LONG)]
+
+            task = asyncio.create_task(read())
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.to_thread(wait_for_more_than, before + 1, text_server, channel)
+
+    asyncio.run(main())
 
 
 def test_the_deadline_is_that_of_the_whole_text(face):
