@@ -203,6 +203,16 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        return self.make(prepared, inputs, request_id, deadline_ns)
+
+    def make(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        deadline_ns: int | None,
+    ) -> AsyncResponseStream:
+        """Return the answers to a prepared request; see `stream`."""
         return AsyncResponseStream(
             lambda: self, prepared, inputs, request_id, deadline_ns, own=False
         )

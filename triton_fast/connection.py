@@ -139,6 +139,10 @@ class Connection:
         if self._closed:
             self._channel.close()
 
+    def deadline(self, timeout: float | None = UNSET) -> int | None:
+        """Return when a call must be over that begins now, with this timeout or the client's."""
+        return deadline_after(self._timeout if timeout is UNSET else seconds(timeout, "timeout"))
+
     def options(
         self,
         call: str,
@@ -153,8 +157,7 @@ class Connection:
         InvalidOption
             If one makes no sense.
         """
-        limit = self._timeout if timeout is UNSET else seconds(timeout, "timeout")
-        deadline_ns = deadline_after(limit)
+        deadline_ns = self.deadline(timeout)
         sent = self._headers
         if self._header_hook is not None:
             sent += checked_headers(self._header_hook(call))
