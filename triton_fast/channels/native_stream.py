@@ -47,8 +47,12 @@ class NativeStream:
         self, outgoing: Outgoing, deadline_ns: int | None = None, *, last: bool = False
     ) -> None:
         """Send one message; see `triton_fast.channels.base.ChannelStream.send`."""
-        if self._call.send(outgoing, deadline_ns, last):
-            return
+        try:
+            if self._call.send(outgoing, deadline_ns, last):
+                return
+        except RuntimeError:
+            if not self._call.over():  # which is no time to send anything either
+                raise
         failure = self._failure()
         if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
             raise DeadlineExceeded(
