@@ -266,10 +266,14 @@ def test_nothing_is_sent_for_nothing(client, model, streamed, ends):
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
 def test_left_by_an_exception(client, model, streamed, ends, error):
-    with pytest.raises(error) as caught:
-        with client.sequence(model, stream=streamed) as sequence:
+    def use():
+        with sequence:
             add(sequence, 1)
             raise error
+
+    sequence = client.sequence(model, stream=streamed)
+    with pytest.raises(error) as caught:
+        use()
     assert not hasattr(caught.value, "__notes__")
     assert ends() == 1
     with pytest.raises(ClosedError):
@@ -312,10 +316,10 @@ def test_a_wrong_request_in_the_middle(client, model, streamed, ends):
 
 
 def test_left_by_the_error_of_a_wrong_request(client, model, streamed, ends):
-    with pytest.raises(InvalidArgument, match="data-type") as caught:
-        with client.sequence(model, stream=streamed) as sequence:
-            add(sequence, 1)
-            sequence.infer({"INPUT": np.int64([1])})
+    sequence = client.sequence(model, stream=streamed)
+    add(sequence, 1)
+    with pytest.raises(InvalidArgument, match="data-type") as caught, sequence:
+        sequence.infer({"INPUT": np.int64([1])})
     assert not hasattr(caught.value, "__notes__")
     assert ends() == 1
 
@@ -450,6 +454,17 @@ def test_sequences_that_are_idle_for_too_long(client, model):
         sequence.close()
 
 
+def patiently(call, *arguments):
+    """Call until the server is reached: connections that it has left are found out by calls."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            return call(*arguments)
+        except Unavailable:
+            time.sleep(0.1)
+    pytest.fail("the server is not reached")
+
+
 def test_a_server_that_is_started_anew(triton_server_factory, channel):
     with triton_server_factory(models=["accumulate_oldest"]) as server:
         with Client(server.grpc_url, channel=channel, timeout=30) as client:
@@ -463,11 +478,7 @@ def test_a_server_that_is_started_anew(triton_server_factory, channel):
             with pytest.raises(Unavailable), stream:
                 add(stream, 1)  # it does not come back: answers would be those of another sum
             with pytest.raises(InvalidArgument, match=LOST):
-                for _ in range(100):
-                    try:
-                        add(calls, 1)
-                    except Unavailable:  # of the connection that the server has left
-                        time.sleep(0.1)
+                patiently(add, calls, 1)
             calls.close()
             with client.sequence("accumulate_oldest") as sequence:
                 assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
@@ -477,12 +488,12 @@ def test_a_server_that_is_killed(triton_server_factory, channel):
     with triton_server_factory(models=["accumulate_oldest"]) as server:
         with Client(server.grpc_url, channel=channel, timeout=30) as client:
             for streamed in (True, False):
+                sequence = client.sequence("accumulate_oldest", stream=streamed)
+                add(sequence, 1)
+                server.kill()
                 began = time.monotonic()
-                with pytest.raises(KeyError) as caught:
-                    with client.sequence("accumulate_oldest", stream=streamed) as sequence:
-                        add(sequence, 1)
-                        server.kill()
-                        raise KeyError
+                with pytest.raises(KeyError) as caught, sequence:
+                    raise KeyError
                 (note,) = caught.value.__notes__
                 assert f"sequence {sequence.id} could not be ended" in note
                 assert time.monotonic() - began < 10
@@ -493,12 +504,12 @@ def test_a_server_that_is_killed(triton_server_factory, channel):
 def test_a_client_that_is_closed(server, channel, model, streamed):
     client = Client(server.grpc_url, channel=channel, timeout=30)
     other = client.sequence(model, stream=streamed)
-    add(other, 1)
-    with pytest.raises(ClosedError) as caught:
-        with client.sequence(model, stream=streamed) as sequence:
-            add(sequence, 1)
-            client.close()
-            add(sequence, 1)
+    sequence = client.sequence(model, stream=streamed)
+    for one in (other, sequence):
+        add(one, 1)
+    client.close()
+    with pytest.raises(ClosedError) as caught, sequence:
+        add(sequence, 1)
     (note,) = caught.value.__notes__
     assert "could not be ended" in note
     with pytest.raises(ClosedError):
