@@ -13,7 +13,7 @@ from any_server import server_url
 from triton_fast import Client, Finished, Started, Token
 
 # The test model is called and answers as one of Triton's vLLM backend; all it knows is to say the
-# prompt backwards. TensorRT-LLM's models, and plain ones of a prompt and a text, are called the same
+# prompt backwards. TensorRT-LLM's models, and plain ones of prompt and text, are called the same
 # way.
 MODEL = "vllm_like"
 PROMPTS = [
