@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from channel_peers import Answer, Message, envelope
+from event_loops import new_loop
 
 from triton_fast import errors
 from triton_fast.channels.aio_grpc import AsyncGrpcChannel
@@ -356,6 +357,25 @@ def test_one_loop_after_the_other(run, make):
     channel = make()
     for _ in range(3):
         assert run(call(channel, "Echo", b"x")) == b"x"
+    run(channel.close())
+
+
+def test_a_loop_that_ends_during_calls(run, make, server):
+    """What it leaves behind disturbs no later one."""
+    channel = make()
+
+    async def leave(left):
+        await call(channel, "Echo")
+        left += [asyncio.create_task(call(channel, "Sleep", b"30")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+
+    for _ in range(3):
+        left = []
+        with asyncio.Runner(loop_factory=lambda: new_loop(run.kind)) as runner:
+            runner.run(leave(left))
+        assert [task.cancelled() for task in left] == [True] * 3
+        assert run(call(channel, "Echo", b"x")) == b"x"
+    assert run(ended_early(server, 9))
     run(channel.close())
 
 
