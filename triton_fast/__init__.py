@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .classification import Class as Class
     from .client import Client as Client
     from .datatypes import DATATYPES as DATATYPES
     from .errors import Aborted as Aborted
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
     from .errors import Unimplemented as Unimplemented
     from .errors import Unknown as Unknown
     from .errors import WireError as WireError
+    from .generation import AsyncGeneration as AsyncGeneration
+    from .generation import Generation as Generation
+    from .health import Health as Health
+    from .health import HealthStatus as HealthStatus
     from .keepalive import Keepalive as Keepalive
     from .metadata import ModelConfig as ModelConfig
     from .metadata import ModelMetadata as ModelMetadata
@@ -57,12 +62,21 @@ if TYPE_CHECKING:
     from .signature import Signature as Signature
     from .stale import StaleRegion as StaleRegion
     from .tensor import Tensor as Tensor
+    from .text_events import Finished as Finished
+    from .text_events import Started as Started
+    from .text_events import Token as Token
+    from .text_events import Usage as Usage
+    from .text_models import PLAIN_TEXT as PLAIN_TEXT
+    from .text_models import TENSORRT_LLM as TENSORRT_LLM
+    from .text_models import VLLM as VLLM
+    from .text_models import TextMapping as TextMapping
     from .tls import TLS as TLS
 
 __version__ = "0.1.0"
 
 # The public names, by the module that owns them; tests hold the imports above to it.
 _NAMES = {
+    "classification": ("Class",),
     "client": ("Client",),
     "datatypes": ("DATATYPES",),
     "errors": (
@@ -93,6 +107,8 @@ _NAMES = {
         "Unknown",
         "WireError",
     ),
+    "generation": ("AsyncGeneration", "Generation"),
+    "health": ("Health", "HealthStatus"),
     "keepalive": ("Keepalive",),
     "metadata": (
         "ModelConfig",
@@ -108,6 +124,8 @@ _NAMES = {
     "signature": ("Signature",),
     "stale": ("StaleRegion",),
     "tensor": ("Tensor",),
+    "text_events": ("Finished", "Started", "Token", "Usage"),
+    "text_models": ("PLAIN_TEXT", "TENSORRT_LLM", "VLLM", "TextMapping"),
     "tls": ("TLS",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .pool import Slot
     from .tensor import InputTensor
 
-__all__ = ["MODEL_INFER", "Attempt", "Out"]
+__all__ = ["MODEL_INFER", "MODEL_STREAM_INFER", "Attempt", "Out"]
 
 MODEL_INFER = method_path("ModelInfer")
+MODEL_STREAM_INFER = method_path("ModelStreamInfer")
 
 Out: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 

@@ -5,11 +5,12 @@ Turns arguments into prepared requests and call options. Imports neither grpc no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from .attempt import Out
+from .call_settings import CallSettings
 from .channels.base import Compression
 from .channels.choice import channel_factory
 from .connection import Connection, HeaderHook
@@ -24,9 +25,8 @@ from .management import (
 )
 from .model import Model
 from .query import Query
-from .request import UNSET, Outputs, PreparedCalls, prepare
+from .request import UNSET, Outputs, PreparedCalls, prepare, prepare_streamed
 from .response import InferResult
-from .settings import Settings
 from .sharing import shared_factory
 
 if TYPE_CHECKING:
@@ -34,9 +34,13 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from .generation import Generation, KnownTextModels
+    from .health import Health
     from .keepalive import Keepalive
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
     from .regions import Regions
+    from .streams import ResponseStream, Stream
+    from .text_models import TextMapping
     from .tls import TLS
 
 __all__ = ["Client"]
@@ -129,7 +133,7 @@ class Client:
         self._connection = Connection(
             url,
             new_channel,
-            Settings(
+            CallSettings(
                 timeout=timeout,
                 headers=headers,
                 header_hook=header_hook,
@@ -138,6 +142,57 @@ class Client:
             shared_factory(url, shared_memory, shared_memory_limit),
         )
         self._prepared = PreparedCalls()
+        self._text_models: KnownTextModels = {}
+
+    @classmethod
+    def from_env(
+        cls,
+        prefix: str = "TRITON_FAST_",
+        environ: Mapping[str, str] | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Return a client with the settings that environment variables have.
+
+        Parameters
+        ----------
+        prefix : str, default "TRITON_FAST_"
+            What the variables' names begin with; no others may begin with it.
+        environ : mapping of str to str, optional
+            The environment; this process's by default.
+        **overrides
+            Arguments of the class, which win over the variables.
+
+        Raises
+        ------
+        InvalidOption
+            If a variable has a value that makes no sense or a name that is none, or nothing says
+            where the server is. It names the variable, and shows no secret.
+
+        Notes
+        -----
+        The variables, after the prefix; those that are empty count as not set:
+
+        ``URL``, ``TIMEOUT``, ``CHANNEL``, ``COMPRESSION``, ``BUSY_POLL``
+            As the arguments of that name.
+        ``HEADERS``
+            A JSON object, ``{"authorization": "Bearer …"}``; values of names that end in ``-bin``
+            are in base64.
+        ``TLS``
+            1 or 0; 0 wins over those that follow.
+        ``TLS_ROOT_CERTIFICATES``, ``TLS_PRIVATE_KEY``, ``TLS_CERTIFICATE_CHAIN``
+            Paths of PEM files, or the PEM text itself.
+        ``TLS_SERVER_NAME``
+            As of `TLS`.
+        ``KEEPALIVE_TIME``, ``KEEPALIVE_TIMEOUT``
+            In seconds, as of `Keepalive`.
+        ``SHARED_MEMORY``
+            ``auto``, 1 or 0.
+        ``SHARED_MEMORY_LIMIT``
+            In bytes, or with K, M, G or T: ``512M`` is 512 MiB.
+        """
+        from .settings import settings_from_environment  # noqa: PLC0415 - where it is used
+
+        return cls(**settings_from_environment(prefix, environ, overrides))
 
     @property
     def url(self) -> str:
@@ -329,6 +384,193 @@ class Client:
         options = self._connection.options(prepared.call, timeout, headers, compression)
         return self._connection.submit(prepared, inputs, request_id, options, out)
 
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+    ) -> ResponseStream:
+        """Run a model that may give many answers (a decoupled one), and iterate over them.
+
+        Parameters
+        ----------
+        model, inputs, outputs, model_version, request_id, parameters, priority, queue_timeout,
+        headers
+            As in `infer`. Inputs may be changed once this has returned.
+        timeout : float, seconds, optional
+            When the last answer must have come. The client's by default; None or infinity for no
+            limit.
+
+        Returns
+        -------
+        ResponseStream
+            An iterator of `InferResult`. Closing it early, or leaving its ``with`` block, cancels
+            the request on the server.
+
+        Raises
+        ------
+        InvalidTensor, InvalidOption, ClosedError, ServerError
+            As in `infer`, here or when an answer is read. The server gives no status with an
+            error in a stream, so the subclass of `ServerError` is told from its text.
+
+        Notes
+        -----
+        The request has a call and a connection to itself, and is read no faster than its answers
+        are taken. Tensors go over the wire. Any model can be called so: one that is not decoupled
+        gives one answer.
+
+        Source
+        ------
+        inference.proto, ModelStreamInfer.
+        """
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        options = self._connection.options(prepared.call, timeout, headers)
+        stream = self._connection.open_stream(options, buffer_size=1 << 30)
+        try:
+            return stream.make(prepared, inputs, request_id, last=True)
+        except BaseException:
+            stream.close()
+            raise
+
+    def open_stream(
+        self,
+        *,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        buffer_size: int = 64 << 20,
+    ) -> Stream:
+        """Return a stream that many requests share.
+
+        Parameters
+        ----------
+        timeout : float, seconds, optional
+            When it must be over. The client's by default; None or infinity for no limit.
+        headers : mapping or iterable of pairs, optional
+            To send with it, beside the client's.
+        buffer_size : int, bytes, default 64 MiB
+            How much of answers may wait for those who read them before reading stops.
+
+        Returns
+        -------
+        Stream
+            Nothing is sent before its first request.
+
+        Raises
+        ------
+        InvalidOption, ClosedError
+            As in `infer`.
+        """
+        options = self._connection.options("ModelStreamInfer", timeout, headers)
+        return self._connection.open_stream(options, buffer_size)
+
+    def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        mapping: TextMapping | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+    ) -> Generation:
+        """Have a model generate text, and iterate over the events as they come.
+
+        Parameters
+        ----------
+        model : str
+            Its name.
+        prompt : str
+            What to continue or answer, in the form that the model takes: no template is applied.
+        max_tokens : int, optional
+            How long the text may become. This and what follows is the model's by default.
+        temperature, top_p : float, optional
+            How the next token is drawn.
+        top_k : int, optional
+            Among how many; what -1 and 0 mean is the model's.
+        seed : int, optional
+            Of the random numbers.
+        stop : str or iterable of str, optional
+            Texts at which to stop.
+        options : mapping of str to bool, int, float, str or list, optional
+            Further ones, as the model calls them (``"repetition_penalty"``).
+        mapping : TextMapping, optional
+            How the model calls its tensors: `VLLM`, `TENSORRT_LLM`, `PLAIN_TEXT` or one of your
+            own. Left out, what the model says of its tensors decides.
+        model_version, request_id, parameters, priority, queue_timeout, headers
+            As in `infer`.
+        timeout : float, seconds, optional
+            When the text must be complete, from the first event that is asked for. The client's by
+            default; None or infinity for no limit.
+
+        Returns
+        -------
+        Generation
+            An iterator of one `Started`, any number of `Token`, and one `Finished`. A model that is
+            not decoupled gives one `Token`. Closing it early, or leaving its ``with`` block,
+            cancels the request.
+
+        Raises
+        ------
+        InvalidOption
+            If an argument makes no sense; when the first event is asked for, if the model cannot be
+            given an option, or it cannot be told which of its tensors are what.
+        ServerError, WireError, InvalidTensor, ClosedError
+            As in `stream`, when an event is asked for.
+
+        Notes
+        -----
+        The first call for a model asks the server what it is like.
+
+        Examples
+        --------
+        >>> for event in client.generate("llama", "Once upon", max_tokens=64):  # doctest: +SKIP
+        ...     if isinstance(event, Token):
+        ...         print(event.text, end="", flush=True)
+        """
+        from .generation import Generation, TextRequest  # noqa: PLC0415 - for those who do
+
+        request = TextRequest(
+            model,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
+            options=options,
+            mapping=mapping,
+            model_version=model_version,
+            request_id=request_id,
+            parameters=parameters,
+            priority=priority,
+            queue_timeout=queue_timeout,
+            timeout=timeout,
+            headers=headers,
+        )
+        return Generation(self, self._text_models, request)
+
     def model(
         self,
         name: str,
@@ -356,6 +598,36 @@ class Client:
         """
         prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
         return Model(self._connection, prepared)
+
+    def health(self, *, timeout: float | None = 5.0, headers: HeaderSource | None = None) -> Health:
+        """Return how the server and its models are, as a value.
+
+        Parameters
+        ----------
+        timeout : float, seconds, default 5
+            For everything that is asked, whatever the client's own is: a server that hangs is
+            unhealthy, and not waited for.
+        headers : mapping or iterable of pairs, optional
+            To send along.
+
+        Returns
+        -------
+        Health
+            Healthy, degraded (it answers, but it or a model is not ready), or unhealthy (not
+            reached, not in time, or not live), and what was seen.
+
+        Raises
+        ------
+        InvalidOption, ClosedError
+            As in `infer`. No error of the server's or the network's is raised.
+
+        Source
+        ------
+        inference.proto, ServerLive, ServerReady, RepositoryIndex.
+        """
+        from .health import check_health  # noqa: PLC0415 - management only
+
+        return check_health(self._connection, timeout, headers)
 
     def is_live(
         self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None

@@ -12,25 +12,30 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from .attempt import MODEL_INFER, Attempt, Out
+from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
+from .call_settings import CallSettings
 from .channels.base import CallOptions, Channel, Compression
 from .channels.choice import ChannelFactory
 from .errors import ClosedError, InvalidTensor, ServerError, TritonFastError, Unimplemented
 from .forks import inherit, renew_after_fork
 from .headers import HeaderSource
 from .management import model_config, model_metadata
+from .messages import method_path
 from .query import Query
 from .request import UNSET, Prepared, input_tensors
 from .response import InferResult
-from .settings import Settings
 from .sharing import SharedFactory, array_layout
 from .signatures import Signatures
+from .unary import message_ends
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from google.protobuf.message import Message
+
     from .placement import SharedMemory
     from .signature import Signature
+    from .streams import Stream
     from .tensor import InputTensor
 
 __all__ = ["Connection", "HeaderHook"]
@@ -51,7 +56,7 @@ class Connection:
         For errors.
     new_channel : callable
         Makes the channel; called again in a forked child.
-    settings : Settings
+    settings : CallSettings
         Of all calls.
     new_shared : callable, optional
         Makes what puts tensors into shared memory; called again in a forked child. Left out, all
@@ -73,7 +78,7 @@ class Connection:
         self,
         url: str,
         new_channel: ChannelFactory,
-        settings: Settings[HeaderHook],
+        settings: CallSettings[HeaderHook],
         new_shared: SharedFactory | None = None,
     ) -> None:
         self.url = url
@@ -155,13 +160,18 @@ class Connection:
         ServerError, WireError, ClosedError
             As `triton_fast.channels.base.Channel.call`.
         """
-        channel = self._open_channel()
-        request, response = query.request(), query.response()
         try:
-            channel.call(query.path, request, response, options)
+            message = self.exchange(query.method, query.fields, options)
         except ServerError as error:
             return query.failed(error)
-        return query.read(response.message())
+        return query.read(message)
+
+    def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
+        """Make a management call, and return the answer's message; see `ask`."""
+        channel = self._open_channel()
+        request, response = message_ends(method, fields)
+        channel.call(method_path(method), request, response, options)
+        return response.message()
 
     def infer(
         self,
@@ -260,6 +270,13 @@ class Connection:
             attempt.release()
             raise
         return future
+
+    def open_stream(self, options: CallOptions, buffer_size: int) -> Stream:
+        """Return a stream for requests; see `triton_fast.Client.open_stream`."""
+        from .streams import Stream  # noqa: PLC0415 - for those who stream
+
+        channel_stream = self._open_channel().open_stream(MODEL_STREAM_INFER, options)
+        return Stream(channel_stream, options, self.url, self._inputs, buffer_size)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.Client.empty`."""

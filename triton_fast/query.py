@@ -9,9 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
-from .messages import message_class, method_path
-from .unary import MessageIn, MessageOut
-
 if TYPE_CHECKING:
     from .channels.base import CallOptions
     from .errors import ServerError
@@ -51,19 +48,6 @@ class Query(Generic[T]):
         """What errors call it: ``"ModelReady('resnet')"``."""
         name = self.fields.get("name")
         return self.method if name is None else f"{self.method}({name!r})"
-
-    @property
-    def path(self) -> str:
-        """Under which gRPC calls the method."""
-        return method_path(self.method)
-
-    def request(self) -> MessageOut:
-        """Return the request."""
-        return MessageOut(message_class(f"{self.method}Request")(**self.fields))
-
-    def response(self) -> MessageIn:
-        """Return what receives the answer."""
-        return MessageIn(f"{self.method}Response")
 
 
 class Ask(Protocol):

@@ -20,6 +20,7 @@ __all__ = [
     "encode_request",
     "input_tensors",
     "prepare",
+    "prepare_streamed",
     "shared_memory_parameters",
 ]
 
@@ -47,16 +48,42 @@ class RequestedOutput:
     name : str
         As the model calls it.
     parameters : mapping of str to bool, int, float or str, optional
-        Such as ``{"classification": 3}`` for the three best classes, or the region, offset and
-        byte size that have it written to shared memory.
+        Such as the region, offset and byte size that have it written to shared memory.
+    class_count : int, optional
+        Ask for the best so many classes in place of the tensor; `InferResult.classes` reads them.
+        With a model that batches, so many for each row; no more than there are elements. For
+        outputs of numbers only: a Triton 2.51 that is asked for the classes of BYTES crashes.
+
+    Raises
+    ------
+    InvalidOption
+        If ``class_count`` is not 1 or more, or comes with shared memory, which has no classes.
 
     Source
     ------
-    inference.proto, ModelInferRequest.InferRequestedOutputTensor.
+    inference.proto, ModelInferRequest.InferRequestedOutputTensor; Triton's "classification
+    extension".
     """
 
     name: str
     parameters: Mapping[str, Any] | None = field(default=None, hash=False)
+    class_count: int | None = None
+
+    def __post_init__(self) -> None:
+        count = self.class_count
+        if count is None:
+            return
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 1 << 31:
+            raise InvalidOption(
+                f"output {self.name!r}: class_count is a number of classes, 1 or more, not "
+                f"{count!r}"
+            )
+        for name in ("classification", "shared_memory_region"):
+            if name in (self.parameters or ()):
+                raise InvalidOption(
+                    f"output {self.name!r}: class_count and the parameter {name!r} exclude each "
+                    "other"
+                )
 
 
 Outputs: TypeAlias = Iterable[str | RequestedOutput]
@@ -159,8 +186,11 @@ def prepare(
     parameters: Mapping[str, Any] | None,
     priority: int,
     queue_timeout: float | None,
+    method: str = "ModelInfer",
 ) -> Prepared:
     """Encode what a request has beside its id and its tensors.
+
+    ``method`` is what errors call it.
 
     Raises
     ------
@@ -184,10 +214,52 @@ def prepare(
         model_version,
         tuple(name for name, _ in requested),
         header,
-        f"ModelInfer({model_name!r})",
+        f"{method}({model_name!r})",
         requested,
         settings,
     )
+
+
+# Has a decoupled model's last answer sent though it has nothing in it, so that one knows it is the
+# last.
+_FINAL_ANSWER = {"triton_enable_empty_final_response": True}
+
+
+def prepare_streamed(
+    model_name: str,
+    model_version: str,
+    outputs: Outputs | None,
+    parameters: Mapping[str, Any] | None,
+    priority: int,
+    queue_timeout: float | None,
+) -> Prepared:
+    """Encode a request for a stream, which always asks for the model's final answer; see `prepare`.
+
+    Raises
+    ------
+    InvalidOption
+        Also if an output is to be in shared memory, where answers would overwrite each other.
+
+    Source
+    ------
+    Triton's "decoupled models": triton_enable_empty_final_response, triton_final_response.
+    """
+    prepared = prepare(
+        model_name,
+        model_version,
+        outputs,
+        {**_FINAL_ANSWER, **(parameters or {})},
+        priority,
+        queue_timeout,
+        "ModelStreamInfer",
+    )
+    shared = prepared.header.shared_memory_outputs
+    if shared:
+        raise InvalidOption(
+            f"output {shared[0]!r} of a stream cannot be in shared memory: each answer would "
+            "overwrite the one before"
+        )
+    return prepared
 
 
 def _requested(outputs: Outputs | None) -> list[RequestedPair]:
@@ -198,12 +270,18 @@ def _requested(outputs: Outputs | None) -> list[RequestedPair]:
     requested: list[RequestedPair] = []
     for output in outputs:
         if isinstance(output, RequestedOutput):
-            requested.append((output.name, output.parameters))
+            requested.append((output.name, _own_parameters(output)))
         elif isinstance(output, str):
             requested.append((output, None))
         else:
             raise InvalidOption(f"an output is asked for by its name, not by {output!r}")
     return requested
+
+
+def _own_parameters(output: RequestedOutput) -> Mapping[str, Any] | None:
+    if output.class_count is None:
+        return output.parameters
+    return {**(output.parameters or {}), "classification": output.class_count}
 
 
 def encode_request(

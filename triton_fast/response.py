@@ -11,13 +11,13 @@ import numpy as np
 
 from ._core import _wire
 from .datatypes import datatype_of, dtype_of
-from .errors import InvalidTensor, WireError
+from .errors import InvalidOption, InvalidTensor, WireError
 
 if TYPE_CHECKING:
     from .metadata import TensorMetadata
     from .pool import Slot
 
-__all__ = ["InferResult", "Receiver"]
+__all__ = ["InferResult", "Receiver", "result_of"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -94,9 +94,57 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return sum([array.nbytes for array in self._arrays.values()])
+
     def output_parameters(self, name: str) -> Mapping[str, Any]:
         """Return the parameters that the response has for one output; empty if there are none."""
         return self._output_parameters.get(name, _NOTHING)
+
+    def classes(self, name: str) -> list[Any]:
+        """Return the best classes of an output that was asked for with a ``class_count``.
+
+        Parameters
+        ----------
+        name : str
+            The output's.
+
+        Returns
+        -------
+        list
+            ``k`` of `Class` in the server's order, the best first; a list of such lists, one for
+            each row, from a model that batches: nested as the output's shape says.
+
+        Raises
+        ------
+        KeyError
+            If there is no such output.
+        InvalidOption
+            If it is a tensor of numbers: the request did not ask for classes.
+        WireError
+            If an element is not what a class looks like; it names output and element.
+
+        Notes
+        -----
+        The output itself, ``result[name]``, has the classes as ``bytes``, as they came.
+
+        Examples
+        --------
+        >>> best = RequestedOutput("scores", class_count=3)  # doctest: +SKIP
+        >>> client.infer("resnet", inputs, outputs=[best]).classes("scores")  # doctest: +SKIP
+        [[Class(value=11.2, index=281, label='tabby'), Class(value=10.9, index=285, ...
+        """
+        array = self[name]
+        if not array.dtype.hasobject or not array.ndim:
+            raise InvalidOption(
+                f"output {name!r} is {array.dtype} {list(array.shape)} and no classes; ask for "
+                f"them with RequestedOutput({name!r}, class_count=…)"
+            )
+        from .classification import parse_classes  # noqa: PLC0415 - only where it is used
+
+        return parse_classes(name, array)
 
     def __repr__(self) -> str:
         arrays = ", ".join(
@@ -245,6 +293,19 @@ class Receiver:
     def release(self) -> None:
         """Let go of the caller's arrays. Idempotent."""
         self.response.release()
+
+
+def result_of(response: _wire.Response) -> InferResult:
+    """Return a complete response as an answer with arrays of its own."""
+    model_name, model_version, request_id, parameters, outputs = response.take()
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    own: dict[str, Mapping[str, Any]] = {}
+    for name, datatype, shape, payload, output_parameters in outputs:
+        assert isinstance(payload, _wire.Payload)
+        arrays[name] = _array(datatype, shape, payload)
+        if output_parameters:
+            own[name] = output_parameters
+    return InferResult(model_name, model_version, request_id, parameters, arrays, own or _NOTHING)
 
 
 def _array(datatype: str, shape: tuple[int, ...], payload: _wire.Payload) -> np.ndarray[Any, Any]:

@@ -27,11 +27,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc
+from official_client import infer
 from tritonclient.utils import InferenceServerException
 
 from triton_fast.errors import InvalidOption
 from triton_fast.testing import (
-    PYTHON_TEST_MODELS,
     TEST_MODELS,
     BackendBuildFailed,
     PythonBackendUnavailable,
@@ -79,23 +79,10 @@ def client(triton_server):
 
 @pytest.fixture(scope="module")
 def python_models(triton_server_factory):
-    with triton_server_factory(models=PYTHON_TEST_MODELS) as server:
+    with triton_server_factory(models=["add_sub_python"]) as server:
         with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
             yield client
         server.kill()
-
-
-def infer(client, model, inputs, *, outputs=None, **options):
-    """Send numpy arrays (or a pair of datatype and array) through tritonclient."""
-    tensors = []
-    for name, value in inputs.items():
-        datatype, array = value if isinstance(value, tuple) else (None, value)
-        datatype = datatype or tritonclient.utils.np_to_triton_dtype(array.dtype)
-        tensor = tritonclient.grpc.InferInput(name, list(array.shape), datatype)
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    wanted = outputs and [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
-    return client.infer(model, tensors, outputs=wanted, **options)
 
 
 def traces(server):
@@ -310,7 +297,7 @@ def test_failing_fails_as_told(client, code, status):
 
 @pytest.mark.parametrize("model", ["add_sub", "add_sub_python"])
 def test_add_sub(client, python_models, model):
-    chosen = python_models if model in PYTHON_TEST_MODELS else client
+    chosen = python_models if model == "add_sub_python" else client
     left, right = np.random.default_rng(2).random((2, 8, 16), np.float32)
     result = infer(chosen, model, {"INPUT0": left, "INPUT1": right})
     assert np.array_equal(result.as_numpy("OUTPUT0"), left + right)
@@ -746,7 +733,7 @@ def test_nothing_outlives_the_process_that_started_the_server(ending, in_thread)
 
 
 def test_two_servers_at_once(triton_server, triton_server_factory):
-    with triton_server_factory(models=PYTHON_TEST_MODELS) as other:
+    with triton_server_factory(models=["add_sub_python"]) as other:
         assert other.grpc_url != triton_server.grpc_url
         assert len(stubs(other)) == 1
         assert stubs(triton_server) == []
@@ -811,17 +798,45 @@ def test_a_python_without_a_shared_library(monkeypatch):
 NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
 
 
-def test_python_models_with_strings_need_numpy_1(tmp_path):
-    # Of numbers, test_add_sub has shown that they come through with either.
-    repository = write_test_models(tmp_path, ["add_sub_python"])
-    config = repository / "add_sub_python" / "config.pbtxt"
-    config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_STRING"))
-    server = TritonServer(repository)
-    if NUMPY_2:
-        with pytest.raises(PythonBackendUnavailable, match="(?s)strings.*numpy 1.*'numpy<2'"):
-            server.start()
-    else:
-        server.start()
+PYTHON_ECHO = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            (tensor,) = request.inputs()
+            array = tensor.as_numpy()
+            # Sent back is another array, with its elements in another order.
+            turned = np.array(array[::-1], order="F")
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor(tensor.name(), turned)]))
+        return answers
+"""
+
+
+def test_python_models_see_and_make_tensors_as_they_are(triton_server_factory, tmp_path):
+    # With numpy 2, only because of what backends/numpy2.py does.
+    kinds = {kind: value for kind, value in VALUES.items() if kind != "BF16"}
+    names = {"BYTES": "TYPE_STRING", **{kind: f"TYPE_{kind}" for kind in kinds if kind != "BYTES"}}
+    tensors = [f'name: "{kind}", data_type: {names[kind]}, dims: [ -1, -1 ]' for kind in kinds]
+    inputs = ", ".join(f"{{ {tensor}, optional: true }}" for tensor in tensors)
+    outputs = ", ".join(f"{{ {tensor} }}" for tensor in tensors)
+    (tmp_path / "echo" / "1").mkdir(parents=True)
+    (tmp_path / "echo" / "1" / "model.py").write_text(PYTHON_ECHO)
+    (tmp_path / "echo" / "config.pbtxt").write_text(
+        f'backend: "python"\ninput [ {inputs} ]\noutput [ {outputs} ]\n'
+    )
+    server = triton_server_factory(tmp_path, extra_args=COMPLETE)
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        for kind, values in kinds.items():
+            for sent in (np.stack([values, values[::-1]]), values[:1, None], values[:0, None]):
+                found = infer(client, "echo", {kind: (kind, sent)}).as_numpy(kind)
+                assert (found.dtype, found.shape) == (sent.dtype, sent.shape)
+                if kind == "BYTES":
+                    assert found.tolist() == sent[::-1].tolist()
+                else:
+                    assert found.tobytes() == sent[::-1].tobytes()
     server.kill()
 
 

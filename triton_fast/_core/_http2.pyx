@@ -1,21 +1,22 @@
 """The native HTTP/2 channel for Python: owns the pool of connections and the calls on them.
 
 Thin over ``csrc/http2``. A `Pool` may be used by any thread; a `Call` is one thread's, but for
-`Call.cancel`. The GIL is not held while a call waits, and no native callback takes it.
+`Call.cancel`; a `StreamCall` may have one that sends and one that receives; a `Multiplexer` is an
+event loop's. The GIL is not held while a call waits, and no native callback takes it.
 """
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cython.operator cimport dereference
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp.memory cimport make_shared, shared_ptr
 from libcpp.string cimport string
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from triton_fast._core cimport http2
-from triton_fast._core._wire cimport Request, Response
-from triton_fast._core.csrc cimport ConstBuffer
+from triton_fast._core._wire cimport Request, Response, adopt_response
+from triton_fast._core.csrc cimport ConstBuffer, ResponseReader
 
 
 def versions():
@@ -24,6 +25,65 @@ def versions():
         http2.NGHTTP2_VERSION.decode("ascii"),
         http2.nghttp2_version(0).version_str.decode("ascii"),
     )
+
+
+cdef http2.CallSpec spec_of(str path, metadata, str encoding) except *:
+    cdef http2.CallSpec spec
+    spec.path = path.encode("ascii")
+    spec.encoding = encoding.encode("ascii")
+    for name, value in metadata:
+        spec.metadata.push_back(pair[string, string](name.encode("ascii"), value.encode("ascii")))
+    spec.message_size = 0
+    spec.streaming = False
+    return spec
+
+
+cdef vector[ConstBuffer] segments_of(outgoing) except *:
+    cdef vector[ConstBuffer] segments
+    cdef ConstBuffer segment
+    if isinstance(outgoing, Request):
+        return (<Request>outgoing).writer.segments()
+    for address, size in outgoing.segments():
+        segment.data = <const uint8_t*><size_t>address
+        segment.size = size
+        segments.push_back(segment)
+    return segments
+
+
+cdef object ended(const http2.Outcome& outcome, Response incoming, http2.BufferSink* gathered):
+    """What `Call.end` returns; raises what the sink threw."""
+    http2.rethrow(outcome)
+    if incoming is not None and outcome.status == http2.Status.kOk:
+        incoming.done = True  # an OK comes only with a message that finish() accepted
+    message = None
+    if gathered is not NULL and gathered.complete():
+        message = (<const char*>gathered.buffer().data())[:gathered.buffer().size()]
+    return (
+        <int>outcome.status,
+        outcome.message.decode("utf-8", "replace"),
+        outcome.compressed,
+        outcome.encoding.decode("ascii", "replace"),
+        message,
+    )
+
+
+cdef http2.Address address_of(str host, str port, bytes unix_path) except *:
+    cdef http2.Address address
+    address.host = host.encode("idna" if not host.isascii() else "ascii")
+    address.port = port.encode("ascii")
+    address.unix_path = unix_path
+    return address
+
+
+cdef list taken_from(http2.QueueSink* messages):
+    """The messages that are complete, as responses."""
+    cdef ResponseReader* reader
+    taken = []
+    while True:
+        reader = messages.take()
+        if reader is NULL:
+            return taken
+        taken.append(adopt_response(reader))
 
 
 cdef class Pool:
@@ -48,11 +108,8 @@ cdef class Pool:
     def __cinit__(
         self, str host, str port, bytes unix_path, str authority, size_t most, int64_t idle_ns
     ):
-        cdef http2.Address address
-        address.host = host.encode("idna" if not host.isascii() else "ascii")
-        address.port = port.encode("ascii")
-        address.unix_path = unix_path
-        self.pool = http2.make_pool(address, authority.encode("ascii"), most, idle_ns)
+        self.pool = http2.make_pool(
+            address_of(host, port, unix_path), authority.encode("ascii"), most, idle_ns)
 
     def close(self):
         """End running calls and refuse further ones. Idempotent."""
@@ -101,27 +158,13 @@ cdef class Call:
         self, Pool pool not None, str path, outgoing, Response incoming, metadata, str encoding,
         deadline_ns, keepalive, int64_t busy_ns
     ):
-        cdef http2.CallSpec spec
+        cdef http2.CallSpec spec = spec_of(path, metadata, encoding)
         cdef http2.Keepalive pings
         cdef http2.MessageSink* sink
-        cdef ConstBuffer segment
-        cdef Request request
         self.outgoing = outgoing
         self.incoming = incoming
-        spec.path = path.encode("ascii")
-        spec.encoding = encoding.encode("ascii")
-        for name, value in metadata:
-            spec.metadata.push_back(
-                pair[string, string](name.encode("ascii"), value.encode("ascii")))
         spec.message_size = outgoing.byte_size
-        if isinstance(outgoing, Request):
-            request = outgoing
-            spec.segments = request.writer.segments()
-        else:
-            for address, size in outgoing.segments():
-                segment.data = <const uint8_t*><size_t>address
-                segment.size = size
-                spec.segments.push_back(segment)
+        spec.segments = segments_of(outgoing)
         pings.after_ns, pings.timeout_ns = keepalive
         if incoming is not None:
             incoming.check_open()
@@ -180,20 +223,414 @@ cdef class Call:
         with nogil:
             outcome = self.call.end()
         self.outgoing = None
-        http2.rethrow(outcome)
-        if self.incoming is not None and outcome.status == http2.Status.kOk:
-            self.incoming.done = True  # an OK comes only with a message that finish() accepted
-        message = None
-        if self.gathered is not NULL and self.gathered.complete():
-            message = (<const char*>self.gathered.buffer().data())[:self.gathered.buffer().size()]
-        return (
-            <int>outcome.status,
-            outcome.message.decode("utf-8", "replace"),
-            outcome.compressed,
-            outcome.encoding.decode("ascii", "replace"),
-            message,
-        )
+        return ended(outcome, self.incoming, self.gathered)
 
     def cancel(self):
         """Have `run` end the call with CANCELLED. Any thread."""
         self.call.cancel()
+
+
+@cython.no_gc_clear  # see Call
+cdef class StreamCall:
+    """One call with many messages each way, for threads that block.
+
+    Parameters
+    ----------
+    pool : Pool
+        Where its connection is from, which it keeps until it is over.
+    path, metadata, deadline_ns, keepalive, busy_ns
+        As in `Call`.
+    """
+
+    cdef http2.StreamCall* call
+    cdef http2.QueueSink* messages
+    cdef object outgoing
+
+    def __cinit__(
+        self, Pool pool not None, str path, metadata, deadline_ns, keepalive, int64_t busy_ns
+    ):
+        cdef http2.CallSpec spec = spec_of(path, metadata, "")
+        cdef http2.Keepalive pings
+        spec.streaming = True
+        pings.after_ns, pings.timeout_ns = keepalive
+        self.messages = new http2.QueueSink()
+        self.call = new http2.StreamCall(
+            pool.pool, spec, self.messages, http2.kNever if deadline_ns is None else deadline_ns,
+            pings, busy_ns)
+
+    def __dealloc__(self):
+        if self.call is not NULL:
+            http2.dispose(self.call)
+        del self.messages
+
+    def send(self, outgoing, deadline_ns, bint last):
+        """Send one message, whose memory is not borrowed any more when this returns.
+
+        Returns
+        -------
+        bool
+            Whether it was sent. If not, the call is over, or the deadline has passed.
+
+        Raises
+        ------
+        RuntimeError
+            If another message is being sent, or the last one was.
+        BaseException
+            What a signal handler raised; the call is cancelled then.
+        """
+        cdef uint64_t size = outgoing.byte_size
+        cdef vector[ConstBuffer] segments = segments_of(outgoing)
+        cdef int64_t until = http2.kNever if deadline_ns is None else deadline_ns
+        cdef http2.Progress progress
+        cdef bint over = False
+        self.call.post(segments, size, last)
+        self.outgoing = outgoing
+        try:
+            while True:
+                with nogil:
+                    progress = self.call.send(until)
+                if progress == http2.Progress.kDone:
+                    break
+                PyErr_CheckSignals()
+                if http2.monotonic_ns() >= until:
+                    self.cancel()
+                    return False
+        except BaseException:
+            self.cancel()
+            raise
+        self.outgoing = None
+        with nogil:
+            over = self.call.over()
+        return not over
+
+    def half_close(self):
+        """Say that no more messages will be sent. Idempotent."""
+        with nogil:
+            self.call.half_close()
+
+    def receive(self, deadline_ns):
+        """Wait for messages.
+
+        Returns
+        -------
+        list of Response, or None
+            What is there; empty if the call is over; None if the deadline has passed.
+
+        Raises
+        ------
+        BaseException
+            What a signal handler raised; the call goes on.
+        """
+        cdef int64_t until = http2.kNever if deadline_ns is None else deadline_ns
+        cdef http2.Progress progress
+        while True:
+            with nogil:
+                progress = self.call.receive(until)
+            taken = taken_from(self.messages)
+            if taken:
+                return taken
+            if progress == http2.Progress.kDone and self.over():
+                return taken_from(self.messages)  # one may have come in between
+            PyErr_CheckSignals()
+            if http2.monotonic_ns() >= until:
+                return None
+
+    def over(self):
+        """Return whether the call is over; messages may be left to be received."""
+        cdef bint over
+        with nogil:
+            over = self.call.over()
+        return over
+
+    def outcome(self):
+        """Say what came of the call, which is over; see `Call.end`."""
+        cdef http2.Outcome outcome = self.call.outcome()
+        return ended(outcome, None, NULL)
+
+    def cancel(self):
+        """End the call with CANCELLED, unless it is over. Any thread."""
+        with nogil:
+            self.call.cancel()
+            self.call.over()
+
+
+cdef class Connecting:
+    """A connection being made, without waiting.
+
+    Parameters
+    ----------
+    host, port, unix_path
+        As in `Pool`, but the host is a number: a name would be looked up on a thread.
+    """
+
+    cdef http2.Connecting* connecting
+
+    def __cinit__(self, str host, str port, bytes unix_path):
+        self.connecting = new http2.Connecting(address_of(host, port, unix_path))
+
+    def __dealloc__(self):
+        del self.connecting
+
+    def step(self):
+        """Go on, and return whether it is connected. Raises RuntimeError if it cannot be."""
+        return self.connecting.step(http2.kNever, 0)
+
+    @property
+    def descriptor(self):
+        """What to wait for until it can be written to, before the next step."""
+        return self.connecting.descriptor()
+
+
+cdef class Exchange:
+    """One call on a `Multiplexer`, which makes it.
+
+    Attributes
+    ----------
+    waiter : object
+        The caller's own.
+    """
+
+    cdef readonly int32_t id
+    cdef public object waiter
+    cdef object outgoing
+    cdef Response incoming
+    cdef http2.ReaderSink* reader
+    cdef http2.BufferSink* gathered
+    cdef http2.QueueSink* messages
+
+    def __init__(self):
+        raise TypeError("exchanges are made by a Multiplexer")
+
+    def __dealloc__(self):
+        del self.reader
+        del self.gathered
+        del self.messages
+
+    cdef lend(self, outgoing):
+        self.outgoing = outgoing
+        if isinstance(outgoing, Request):
+            (<Request>outgoing).lend()
+
+    cdef give_back(self):
+        outgoing, self.outgoing = self.outgoing, None
+        if isinstance(outgoing, Request):
+            (<Request>outgoing).give_back()
+
+
+@cython.no_gc_clear  # see Call
+cdef class Multiplexer:
+    """Many calls on one connection, driven by an event loop. One thread.
+
+    Parameters
+    ----------
+    connecting : Connecting
+        Connected.
+    authority : str
+        What calls carry as ``:authority``.
+
+    Notes
+    -----
+    A call's memory is held until it is sent, or the connection is broken, even if the call is
+    closed before.
+    """
+
+    cdef http2.Multiplexer* multiplexer
+    cdef dict exchanges  # by number, those too that only lend memory
+
+    def __cinit__(self, Connecting connecting not None, str authority):
+        self.exchanges = {}
+        self.multiplexer = new http2.Multiplexer(
+            connecting.connecting.take(), authority.encode("ascii"))
+
+    def __dealloc__(self):
+        if self.multiplexer is not NULL:
+            http2.dispose(self.multiplexer)
+
+    @property
+    def descriptor(self):
+        """What the loop is to watch; -1 after `hang_up`."""
+        return self.multiplexer.descriptor()
+
+    @property
+    def usable(self):
+        """Whether it takes new calls."""
+        return self.multiplexer.usable()
+
+    @property
+    def inherited(self):
+        """Whether this is a copy, in a forked child, of the parent's."""
+        return self.multiplexer.inherited()
+
+    @property
+    def acknowledged_pings(self):
+        return self.multiplexer.acknowledged_pings()
+
+    @property
+    def received(self):
+        """Bytes that have come so far."""
+        return self.multiplexer.received()
+
+    def open(self, str path, outgoing, Response incoming, metadata, str encoding, deadline_ns):
+        """Start a call; `flush` sends it.
+
+        Parameters
+        ----------
+        path, outgoing, incoming, metadata, encoding, deadline_ns
+            As in `Call`. Without ``outgoing`` it is a stream, and has no ``incoming``. The server is
+            told the deadline; keeping it is up to the caller.
+
+        Returns
+        -------
+        Exchange
+
+        Raises
+        ------
+        RuntimeError
+            If the connection takes no new calls.
+        """
+        cdef http2.CallSpec spec = spec_of(path, metadata, encoding)
+        cdef http2.MessageSink* sink
+        cdef int64_t timeout = -1
+        cdef Exchange exchange = Exchange.__new__(Exchange)
+        exchange.incoming = incoming
+        if deadline_ns is not None:
+            timeout = max(<int64_t>deadline_ns - http2.monotonic_ns(), 1)
+        if outgoing is None:
+            spec.streaming = True
+            exchange.messages = new http2.QueueSink()
+            sink = exchange.messages
+        else:
+            spec.message_size = outgoing.byte_size
+            spec.segments = segments_of(outgoing)
+            if incoming is not None:
+                incoming.check_open()
+                exchange.reader = new http2.ReaderSink(incoming.reader)
+                sink = exchange.reader
+            else:
+                exchange.gathered = new http2.BufferSink()
+                sink = exchange.gathered
+        exchange.id = self.multiplexer.open(spec, sink, timeout)
+        if outgoing is not None:
+            exchange.lend(outgoing)
+        self.exchanges[exchange.id] = exchange
+        return exchange
+
+    def send(self, Exchange exchange not None, outgoing):
+        """Send one message of a stream, when the one before is sent; `sent` says when it is."""
+        cdef vector[ConstBuffer] segments = segments_of(outgoing)
+        if exchange.outgoing is not None:
+            raise RuntimeError("a stream's messages are sent one after another")
+        self.multiplexer.send(exchange.id, segments, outgoing.byte_size)
+        exchange.lend(outgoing)
+
+    def sent(self, Exchange exchange not None):
+        """Return whether nothing of the call's memory is read any more."""
+        self.settle(exchange)
+        return exchange.outgoing is None
+
+    cdef settle(self, Exchange exchange):
+        if exchange.outgoing is not None and (
+            exchange.id not in self.exchanges or not self.multiplexer.lent(exchange.id)
+        ):
+            exchange.give_back()
+
+    def half_close(self, Exchange exchange not None):
+        """Say that a stream has no more messages."""
+        self.multiplexer.half_close(exchange.id)
+
+    def messages(self, Exchange exchange not None):
+        """Return a stream's messages that have come, as a list of Response."""
+        taken = taken_from(exchange.messages)
+        if taken and exchange.id in self.exchanges:
+            self.multiplexer.taken(exchange.id)
+        return taken
+
+    def done(self, Exchange exchange not None):
+        """Return whether a call is over."""
+        return self.multiplexer.done(exchange.id)
+
+    def cancel(self, Exchange exchange not None):
+        """End a call with CANCELLED, unless it is over; `flush` tells the server."""
+        self.multiplexer.cancel(exchange.id)
+
+    def end(self, Exchange exchange not None):
+        """Say what came of a call that is over, and forget it.
+
+        Returns
+        -------
+        tuple
+            As `Call.end`, and whether the server cannot have seen the call.
+        """
+        cdef http2.Outcome outcome = self.multiplexer.outcome(exchange.id)
+        self.forget(exchange)
+        return (*ended(outcome, exchange.incoming, exchange.gathered), outcome.unseen)
+
+    def close(self, Exchange exchange not None):
+        """Forget a call, whose end nobody wants to know; cancelled if it is not over."""
+        if exchange.id in self.exchanges:
+            self.multiplexer.cancel(exchange.id)
+            self.forget(exchange)
+
+    cdef forget(self, Exchange exchange):
+        exchange.waiter = None
+        if exchange.outgoing is None or not self.multiplexer.lent(exchange.id):
+            self.multiplexer.close(exchange.id)
+            del self.exchanges[exchange.id]
+            exchange.give_back()
+        # Otherwise news() does it when the last of its memory is sent.
+
+    def flush(self):
+        """Send what the kernel takes now."""
+        with nogil:
+            self.multiplexer.flush()
+
+    @property
+    def wants_write(self):
+        """Whether there is more to send once the kernel takes it."""
+        return self.multiplexer.wants_write()
+
+    def receive(self):
+        """Take some of what has come; return the exchanges with news.
+
+        News are a message that has come, one that is sent, or a call's end; with the connection,
+        all its calls end.
+        """
+        with nogil:
+            self.multiplexer.receive()
+        return self.news()
+
+    def news(self):
+        """Return the exchanges with news."""
+        cdef vector[int32_t] ids = self.multiplexer.news()
+        cdef int32_t id
+        cdef Exchange exchange
+        fresh = []
+        for id in ids:
+            exchange = self.exchanges.get(id)
+            if exchange is None:
+                continue
+            if exchange.waiter is None and exchange.outgoing is not None:
+                if self.multiplexer.done(id) and not self.multiplexer.lent(id):
+                    self.multiplexer.close(id)
+                    del self.exchanges[id]
+                    exchange.give_back()
+                continue
+            fresh.append(exchange)
+        return fresh
+
+    def fail(self, str reason):
+        """Break the connection; all calls end with UNAVAILABLE."""
+        self.multiplexer.fail(reason.encode("utf-8"))
+
+    @property
+    def broken(self):
+        """Whether all its calls have ended, for the connection is no more."""
+        return self.multiplexer.broken()
+
+    def hang_up(self):
+        """Close the socket, which nobody may watch any more."""
+        self.multiplexer.hang_up()
+
+    def ping(self):
+        """Queue a PING; return how many were answered before."""
+        return self.multiplexer.ping()

@@ -26,7 +26,10 @@ cdef class Request:
     cdef list holds
     cdef cbool sealed
     cdef cbool released
+    cdef int lent
     cdef int seal(self) except -1
+    cdef void lend(self) noexcept
+    cdef void give_back(self)
 
 
 cdef class Response:

@@ -347,9 +347,21 @@ cdef class Request:
         return message
 
     def release(self):
-        """Let go of the tensors' memory. Idempotent; the request is of no use afterwards."""
+        """Let go of the tensors' memory. Idempotent; the request is of no use afterwards.
+
+        What a channel still reads for a call that was given up is held until it does not.
+        """
         self.released = True
-        self.holds.clear()
+        if self.lent == 0:
+            self.holds.clear()
+
+    cdef void lend(self) noexcept:
+        self.lent += 1
+
+    cdef void give_back(self):
+        self.lent -= 1
+        if self.lent == 0 and self.released:
+            self.holds.clear()
 
 
 cdef object parameter_value(const Parameter* parameter):

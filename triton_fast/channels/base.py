@@ -230,8 +230,13 @@ class ChannelStream(Protocol):
     nor receive at the same time. Nothing is sent before the first `send`.
     """
 
-    def send(self, outgoing: Outgoing, deadline_ns: int | None) -> None:
+    def send(
+        self, outgoing: Outgoing, deadline_ns: int | None = None, *, last: bool = False
+    ) -> None:
         """Send one message; its memory is not read any more once this returns or raises.
+
+        With ``last``, as if `half_close` came after it. Waits while the peer takes no more, which
+        it may only do again when some of its own messages have been received.
 
         Raises
         ------
@@ -243,7 +248,7 @@ class ChannelStream(Protocol):
     def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
 
-    def receive(self, deadline_ns: int | None) -> list[Answer]:
+    def receive(self, deadline_ns: int | None = None) -> list[Answer]:
         """Wait for messages and return those that are there; an empty list at the end.
 
         What is not received is not asked for: beyond a window's worth, the peer waits.
@@ -262,13 +267,15 @@ class ChannelStream(Protocol):
 class AsyncChannelStream(Protocol):
     """A call with many messages each way, on an event loop; see `ChannelStream`."""
 
-    async def send(self, outgoing: Outgoing, deadline_ns: int | None) -> None:
+    async def send(
+        self, outgoing: Outgoing, deadline_ns: int | None = None, *, last: bool = False
+    ) -> None:
         """Send one message; see `ChannelStream.send`. If it is cancelled, so is the call."""
 
     async def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
 
-    async def receive(self, deadline_ns: int | None) -> list[Answer]:
+    async def receive(self, deadline_ns: int | None = None) -> list[Answer]:
         """Wait for messages; see `ChannelStream.receive`. Cancelling it loses no message."""
 
     def cancel(self) -> None:

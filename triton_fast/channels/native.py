@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .._core import _wire
 from ..errors import (
@@ -26,13 +26,21 @@ from ..errors import (
     server_error,
 )
 from .base import Call, CallOptions, Headers, Incoming, Outgoing
+from .native_stream import NativeStream
 
 if TYPE_CHECKING:
     from .._core import _http2
     from ..keepalive import Keepalive
     from .threads import Threads
 
-__all__ = ["Address", "NativeChannel", "native_address", "why_not_native"]
+__all__ = [
+    "Address",
+    "NativeChannel",
+    "import_native",
+    "metadata",
+    "native_address",
+    "why_not_native",
+]
 
 # Enough for a Triton of many instances; a thread that finds all of them busy waits for one.
 _MOST_CONNECTIONS = 128
@@ -84,6 +92,25 @@ def why_not_native() -> str | None:
     return None
 
 
+def import_native() -> Any:
+    """Return the compiled module.
+
+    Raises
+    ------
+    MissingDependency
+        If triton_fast was built without nghttp2.
+    """
+    try:
+        from .._core import _http2  # noqa: PLC0415 - it may not have been built
+    except ImportError as error:
+        raise MissingDependency(
+            "triton_fast was built without its native channel; install libnghttp2 and "
+            "pkg-config (Debian: apt-get install pkg-config libnghttp2-dev) and build it "
+            "again, or use channel='grpc'"
+        ) from error
+    return _http2
+
+
 class NativeChannel:
     """A way to one server over HTTP/2 sockets of our own.
 
@@ -119,14 +146,7 @@ class NativeChannel:
         keepalive: Keepalive | None = None,
         busy_poll_ns: int = 0,
     ) -> None:
-        try:
-            from .._core import _http2  # noqa: PLC0415 - it may not have been built
-        except ImportError as error:
-            raise MissingDependency(
-                "triton_fast was built without its native channel; install libnghttp2 and "
-                "pkg-config (Debian: apt-get install pkg-config libnghttp2-dev) and build it "
-                "again, or use channel='grpc'"
-            ) from error
+        self._native = import_native()
         address = native_address(target)
         if address is None:
             raise InvalidOption(
@@ -134,7 +154,6 @@ class NativeChannel:
                 "'unix:/path'; use channel='grpc' for others"
             )
         self.target = target
-        self._native = _http2
         self._keepalive = (
             (0, 0)
             if keepalive is None
@@ -142,7 +161,7 @@ class NativeChannel:
         )
         self._busy_ns = busy_poll_ns
         self._closed = False
-        self._pool: _http2.Pool = _http2.Pool(
+        self._pool: _http2.Pool = self._native.Pool(
             address.host,
             address.port,
             address.unix_path.encode("utf-8", "surrogateescape"),
@@ -152,6 +171,7 @@ class NativeChannel:
         )
         self._threads: Threads | None = None
         self._threads_lock = threading.Lock()
+        self._streams: weakref.WeakSet[NativeStream] = weakref.WeakSet()
         _channels.add(self)
 
     def call(
@@ -181,12 +201,32 @@ class NativeChannel:
 
         return self._pool_of_threads().run(native, work, options.deadline_ns)
 
+    def open_stream(self, method: str, options: CallOptions) -> NativeStream:
+        """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
+        self._check(options)
+        try:
+            call = self._native.StreamCall(
+                self._pool,
+                method,
+                metadata(options.headers),
+                options.deadline_ns,
+                self._keepalive,
+                self._busy_ns,
+            )
+        except RuntimeError as error:
+            self._refuse(error)
+        stream = NativeStream(call, options, self.target, lambda: self._closed)
+        self._streams.add(stream)
+        return stream
+
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
         self._closed = True
         if self.inherited:
             return  # the threads are the parent's, and so may be a lock that is held
         self._pool.close()
+        for stream in list(self._streams):
+            stream.cancel()  # nobody may be at it
         with self._threads_lock:
             threads = self._threads
         if threads is not None:
@@ -216,14 +256,7 @@ class NativeChannel:
     def _prepare(
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
     ) -> _http2.Call:
-        if self._closed:
-            raise ClosedError(f"the channel to {self.target} is closed")
-        if options.deadline_ns is not None and options.deadline_ns <= time.monotonic_ns():
-            raise DeadlineExceeded(
-                "the deadline passed before the request was sent",
-                call=options.call,
-                target=self.target,
-            )
+        self._check(options)
         encoding = options.compression or ""
         if encoding:
             from .compression import Compressed  # noqa: PLC0415 - rare
@@ -232,12 +265,12 @@ class NativeChannel:
         # What may come compressed is gathered first, and so is what the codec does not parse.
         parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
         try:
-            return self._native.Call(
+            call: _http2.Call = self._native.Call(
                 self._pool,
                 method,
                 outgoing,
                 parser,
-                _metadata(options.headers),
+                metadata(options.headers),
                 encoding,
                 options.deadline_ns,
                 self._keepalive,
@@ -246,9 +279,23 @@ class NativeChannel:
         except TritonFastError:
             raise
         except RuntimeError as error:
-            if self._closed or self.inherited:
-                raise ClosedError(f"the channel to {self.target} is closed") from error
-            raise
+            self._refuse(error)
+        return call
+
+    def _check(self, options: CallOptions) -> None:
+        if self._closed:
+            raise ClosedError(f"the channel to {self.target} is closed")
+        if options.deadline_ns is not None and options.deadline_ns <= time.monotonic_ns():
+            raise DeadlineExceeded(
+                "the deadline passed before the request was sent",
+                call=options.call,
+                target=self.target,
+            )
+
+    def _refuse(self, error: RuntimeError) -> NoReturn:
+        if self._closed or self.inherited:
+            raise ClosedError(f"the channel to {self.target} is closed") from error
+        raise error
 
     def _make(self, native: _http2.Call, incoming: Incoming, options: CallOptions) -> None:
         native.run()
@@ -268,8 +315,13 @@ class NativeChannel:
         incoming.finish()
 
 
-def _metadata(headers: Headers) -> list[tuple[str, str]]:
-    # gRPC over HTTP/2: binary values travel in base64, without the padding.
+def metadata(headers: Headers) -> list[tuple[str, str]]:
+    """Return headers as they go on the wire.
+
+    Source
+    ------
+    gRPC over HTTP/2 (PROTOCOL-HTTP2.md): binary values travel in base64, without the padding.
+    """
     return [
         (
             name,

@@ -18,10 +18,16 @@ if TYPE_CHECKING:
         TritonServerNotFound,
     )
     from triton_fast.testing.installation import find_tritonserver
-    from triton_fast.testing.models import PYTHON_TEST_MODELS, TEST_MODELS, write_test_models
+    from triton_fast.testing.models import (
+        FURTHER_TEST_MODELS,
+        PYTHON_TEST_MODELS,
+        TEST_MODELS,
+        write_test_models,
+    )
     from triton_fast.testing.server import TritonServer
 
 __all__ = [
+    "FURTHER_TEST_MODELS",
     "PYTHON_TEST_MODELS",
     "TEST_MODELS",
     "BackendBuildFailed",
@@ -35,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "FURTHER_TEST_MODELS": "models",
     "PYTHON_TEST_MODELS": "models",
     "TEST_MODELS": "models",
     "BackendBuildFailed": "errors",

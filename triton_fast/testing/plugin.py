@@ -58,7 +58,7 @@ def triton_server_factory() -> Iterator[Callable[..., TritonServer]]:
 
 @pytest.fixture(scope="session")
 def triton_server(triton_server_factory: Callable[..., TritonServer]) -> TritonServer:
-    """Serve all built-in test models (`triton_fast.testing.write_test_models`) for the session.
+    """Serve the built-in test models that are served by default, `TEST_MODELS`, for the session.
 
     Tests that stop, kill or starve a server take one of their own from `triton_server_factory`.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -29,13 +28,6 @@ _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _MODULE = "triton_python_backend_utils.py"
 _STUB = "triton_python_backend_stub"
 _NUMPY_2 = Path(__file__).with_name("backends") / "numpy2.py"
-# How a repository's Python models get numpy 1: a Triton in a folder of its own, numpy beside it.
-_NUMPY_1_ADVICE = (
-    "Give Triton a folder of its own, with a numpy of its own:\n\n"
-    "    pip install --no-deps --target DIR nvidia-pytriton 'numpy<2'\n"
-    "    export TRITON_FAST_TRITONSERVER=DIR/pytriton/tritonserver/bin/tritonserver\n\n"
-    "(There is no numpy 1 for Python 3.13 and later.)"
-)
 
 
 @dataclass(frozen=True)
@@ -110,21 +102,6 @@ class PythonBackend:
     def has_numpy_1(self) -> bool:
         """Whether the numpy is the one that the stub was built for."""
         return self.numpy_version.startswith("1.")
-
-    def check(self, config: str, model: str) -> None:
-        """Refuse a model that the stub would garble.
-
-        Raises
-        ------
-        PythonBackendUnavailable
-            If the model has string tensors and the numpy is 2 or later.
-        """
-        if not self.has_numpy_1 and re.search(r"\bTYPE_STRING\b", config):
-            raise PythonBackendUnavailable(
-                f"the Python model {model!r} has tensors of strings, which this Triton's Python "
-                f"backend can only handle with numpy 1; here it finds numpy {self.numpy_version}. "
-                + _NUMPY_1_ADVICE
-            )
 
     def put_together(self, folder: Path, env: dict[str, str]) -> dict[str, str]:
         """Make the backend's folder, and an environment for its Python.

@@ -70,8 +70,8 @@ class TritonServer:
         The models to serve. When left out, the built-in test models
         (`triton_fast.testing.write_test_models`).
     models : sequence of str, optional
-        Which of the built-in test models; all when left out. Not together with
-        `model_repository`.
+        Which of the built-in test models; `triton_fast.testing.TEST_MODELS` when left out. Not
+        together with `model_repository`.
     backend_directory : path or sequence of paths, optional
         Folders with further backends, each as ``NAME/libtriton_NAME.so``; they come on top of the
         server's own and win over those of the same name.
@@ -352,8 +352,6 @@ class TritonServer:
         if installation.stubs is not None and not (backends / "python").exists():
             try:
                 python = PythonBackend.of(installation, env.get("PYTHONPATH", ""))
-                for model, config in needed.get("python", {}).items():
-                    python.check(config, model)
             except PythonBackendUnavailable as error:
                 if "python" in needed:
                     raise
@@ -527,20 +525,16 @@ def _paths(
     return paths
 
 
-def _backends_of(repository: Path) -> dict[str, dict[str, str]]:
-    """Return the backends that a repository's models name, as far as files tell.
-
-    The keys are backends; the values have each model's configuration.
-    """
-    found: dict[str, dict[str, str]] = {}
+def _backends_of(repository: Path) -> set[str]:
+    """Return the backends that a repository's models name, as far as files tell."""
+    found: set[str] = set()
     for model in sorted(repository.iterdir()):
         config = model / "config.pbtxt"
         if config.is_file():
             text = _COMMENT.sub("", config.read_text(encoding="utf-8"))
-            for backend in _BACKEND.findall(text):
-                found.setdefault(backend, {})[model.name] = text
+            found.update(_BACKEND.findall(text))
         elif any(model.glob("*/model.py")):
-            found.setdefault("python", {})[model.name] = ""
+            found.add("python")
     return found
 
 

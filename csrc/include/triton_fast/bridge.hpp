@@ -3,8 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include "triton_fast/error.hpp"
 #include "triton_fast/http2/message.hpp"
@@ -50,6 +55,56 @@ class BufferSink final : public http2::MessageSink {
 
   wire::OwnedBuffer buffer_;
   bool complete_ = false;
+};
+
+/// Has a stream's messages parsed as they arrive, and keeps them until they are taken. One thread
+/// receives, and any may take.
+class QueueSink final : public http2::MessageSink {
+ public:
+  void begin(std::uint64_t size) override {
+    current_ = std::make_unique<wire::ResponseReader>();
+    current_->expect_envelope();
+    current_->begin(size);
+    size_ = size;
+  }
+  void feed(ConstBuffer piece) override { current_->feed(piece); }
+  void finish() override {
+    current_->finish();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    messages_.push_back({std::move(current_), size_});
+    byte_size_ += size_;
+    count_.store(messages_.size());
+  }
+  bool ready() const noexcept override { return count_.load() != 0; }
+  bool full() const noexcept override { return byte_size_.load() > kMost; }
+
+  /// @brief Returns the oldest message, complete, with its ownership; null if there is none.
+  wire::ResponseReader* take() noexcept {
+    if (!ready()) return nullptr;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (messages_.empty()) return nullptr;
+    wire::ResponseReader* const message = messages_.front().reader.release();
+    byte_size_ -= messages_.front().size;
+    messages_.pop_front();
+    count_.store(messages_.size());
+    return message;
+  }
+
+ private:
+  // What may come while a message is sent that the server does not take before its own were read.
+  static constexpr std::uint64_t kMost = std::uint64_t{64} << 20;
+
+  struct Message {
+    std::unique_ptr<wire::ResponseReader> reader;
+    std::uint64_t size;
+  };
+
+  std::unique_ptr<wire::ResponseReader> current_;
+  std::uint64_t size_ = 0;
+  std::mutex mutex_;  // of the messages
+  std::deque<Message> messages_;
+  std::atomic<std::size_t> count_{0};
+  std::atomic<std::uint64_t> byte_size_{0};
 };
 
 /// @brief Throws what the sink threw, if it did.

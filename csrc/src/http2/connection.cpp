@@ -34,6 +34,7 @@ void Connection::begin_call(const CallSpec& call, MessageSink* sink, std::int64_
   const std::int64_t now = monotonic_ns();
   stream_ = session_.open(
       call, deadline_ns == kNever ? -1 : std::max<std::int64_t>(deadline_ns - now, 1), sink);
+  sink_ = sink;
   deadline_ns_ = deadline_ns;
   sent_any_ = false;
   received_before_ = session_.received();
@@ -44,18 +45,32 @@ void Connection::begin_call(const CallSpec& call, MessageSink* sink, std::int64_
   pinged_ns_ = 0;
 }
 
-Progress Connection::run(std::int64_t busy_ns) {
-  const std::int64_t slice_end = monotonic_ns() + kSlice;
+void Connection::send(const std::vector<ConstBuffer>& segments, std::uint64_t size) {
+  session_.send(stream_, segments, size);
+}
+
+void Connection::half_close() { session_.half_close(stream_); }
+
+bool Connection::satisfied(const Wants& wants) const noexcept {
+  return (wants.message && sink_->ready()) || (wants.sent && sent());
+}
+
+Progress Connection::run(std::int64_t busy_ns, const Wants& wants) {
+  const std::int64_t slice_end = std::min(monotonic_ns() + kSlice, wants.until_ns);
   std::int64_t busy_until = 0;
   try {
-    while (!stream_->done() && !overruled_) {
+    while (!done()) {
       if (interrupted_.exchange(false)) {
         wake_.clear();
         overrule(Status::kCancelled, "the call was cancelled");
         break;
       }
       send_some();
-      if (stream_->done()) break;
+      if (stream_->done() || satisfied(wants)) break;
+      if (nudged_.exchange(false)) {
+        wake_.clear();
+        return Progress::kInterrupted;
+      }
       if (session_.ended()) throw ConnectionError(session_.complaint());
       bool came = false;
       if (busy_ns > 0 && !session_.wants_write()) {
@@ -63,7 +78,7 @@ Progress Connection::run(std::int64_t busy_ns) {
         if (busy_until == 0) busy_until = monotonic_ns() + busy_ns;
         while (!(came = receive()) && monotonic_ns() < busy_until) {
         }
-        if (stream_->done()) break;
+        if (stream_->done() || satisfied(wants)) break;
       }
       const std::int64_t now = monotonic_ns();
       if (now >= deadline_ns_) {
@@ -78,9 +93,9 @@ Progress Connection::run(std::int64_t busy_ns) {
         until = std::min(until, pinged_ns_ != 0 ? pinged_ns_ + keepalive_.timeout_ns
                                                 : last_received_ns_ + keepalive_.after_ns);
       }
-      switch (socket_.wait(session_.wants_write(), &wake_, until)) {
+      switch (socket_.wait(!sink_->full(), session_.wants_write(), &wake_, until)) {
         case Waited::kReady:
-          receive_some();
+          receive_some(wants);
           break;
         case Waited::kInterrupted:
           return Progress::kInterrupted;
@@ -115,6 +130,10 @@ Outcome Connection::end_call() {
     outcome.status = Status::kDeadlineExceeded;
     outcome.message = "the deadline passed, and the server gave up: " + outcome.message;
   }
+  if (!done()) {
+    outcome.status = Status::kCancelled;
+    outcome.message = "the call was cancelled";
+  }
   // What is still coming of an answer that was given up would be in the way of the next one.
   const bool noisy =
       overruled_ && (stream_->answered() || session_.received() - received_before_ > kNoise);
@@ -139,6 +158,11 @@ void Connection::interrupt() noexcept {
   wake_.set();
 }
 
+void Connection::nudge() noexcept {
+  nudged_.store(true);
+  wake_.set();
+}
+
 bool Connection::usable() noexcept {
   if (broken_ || !socket_.open()) return false;
   try {
@@ -147,6 +171,7 @@ bool Connection::usable() noexcept {
     }
     flush();
     interrupted_.store(false);
+    nudged_.store(false);
     wake_.clear();
     return session_.usable();
   } catch (const std::exception&) {
@@ -191,8 +216,9 @@ void Connection::say_goodbye() noexcept {
   }
 }
 
-void Connection::receive_some() {
-  for (int i = 0; i < kMostReceives && !stream_->done() && receive(); ++i) {
+void Connection::receive_some(const Wants& wants) {
+  for (int i = 0; i < kMostReceives && !stream_->done() && !satisfied(wants) && !sink_->full() && receive();
+       ++i) {
   }
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <stdexcept>
 #include <system_error>
 #include <utility>
 
@@ -147,11 +148,11 @@ void Pool::give(std::unique_ptr<Connection> connection) noexcept {
 Call::Call(std::shared_ptr<Pool> pool, CallSpec spec, MessageSink* sink, std::int64_t deadline_ns,
            const Keepalive& keepalive, std::int64_t busy_ns)
     : pool_(std::move(pool)),
-      spec_(std::move(spec)),
       sink_(sink),
+      busy_ns_(busy_ns),
+      spec_(std::move(spec)),
       deadline_ns_(deadline_ns),
-      keepalive_(keepalive),
-      busy_ns_(busy_ns) {
+      keepalive_(keepalive) {
   if (pool_->inherited()) throw ClosedPool("the channel is the parent process's");
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
   if (pool_->closed_) throw ClosedPool("the channel is closed");
@@ -164,31 +165,45 @@ Call::~Call() {
   pool_->running_.erase(this);
 }
 
+/// Takes a step of the call. What goes wrong is its outcome, and it is done.
+template <typename Step>
+Progress Call::attempt(const Step& step) {
+  if (pool_->inherited()) {  // a signal's handler has forked
+    conclude(Status::kCancelled, kForked);
+    return Progress::kDone;
+  }
+  try {
+    return step();
+  } catch (const DeadlineError& error) {
+    conclude(Status::kDeadlineExceeded, error.what());
+  } catch (const ClosedPool& error) {
+    conclude(Status::kCancelled, error.what());
+  } catch (const Error& error) {
+    conclude(Status::kUnavailable, error.what());
+  }
+  return Progress::kDone;
+}
+
 Progress Call::run() {
   while (!done_) {
-    if (pool_->inherited()) {  // a signal's handler has forked
-      conclude(Status::kCancelled, kForked);
-      break;
-    }
-    try {
-      if (advance() == Progress::kInterrupted) return Progress::kInterrupted;
-    } catch (const DeadlineError& error) {
-      conclude(Status::kDeadlineExceeded, error.what());
-    } catch (const ClosedPool& error) {
-      conclude(Status::kCancelled, error.what());
-    } catch (const Error& error) {
-      conclude(Status::kUnavailable, error.what());
+    if (attempt([this] { return advance(); }) == Progress::kInterrupted) {
+      return Progress::kInterrupted;
     }
   }
   return Progress::kDone;
 }
 
+/// Sees to it that the call is on a connection. Returns false if a signal may have to be looked at.
+bool Call::begin(std::int64_t slice_end_ns) {
+  if (begun_) return true;
+  if (!connect(slice_end_ns)) return false;
+  begun_ = true;
+  connection_->begin_call(spec_, sink_, deadline_ns_, keepalive_);
+  return true;
+}
+
 Progress Call::advance() {
-  if (!begun_) {
-    if (!connect(monotonic_ns() + kSlice)) return Progress::kInterrupted;
-    begun_ = true;
-    connection_->begin_call(spec_, sink_, deadline_ns_, keepalive_);
-  }
+  if (!begin(monotonic_ns() + kSlice)) return Progress::kInterrupted;
   if (connection_->run(busy_ns_) == Progress::kInterrupted) return Progress::kInterrupted;
   outcome_ = connection_->end_call();
   // A connection that idled may turn out to be dead. Once more, but only if the server cannot have
@@ -278,6 +293,127 @@ void Call::cancel() noexcept {
   cancelled_ = true;
   if (interruptible_ != nullptr) interruptible_->interrupt();
   pool_->freed_.notify_all();
+}
+
+void StreamCall::post(std::vector<ConstBuffer> segments, std::uint64_t size, bool last) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (sending_) throw std::logic_error("a stream's messages are sent one after another");
+  if (closed_) throw std::logic_error("the stream is half closed: no more messages can be sent");
+  segments_ = std::move(segments);
+  size_ = size;
+  posted_ = sending_ = true;
+  closing_ = closed_ = last;
+  nudge();
+}
+
+Progress StreamCall::send(std::int64_t until_ns) {
+  Wants wants;
+  wants.sent = true;
+  wants.until_ns = until_ns;
+  return drive(wants);
+}
+
+Progress StreamCall::receive(std::int64_t until_ns) {
+  Wants wants;
+  wants.message = true;
+  wants.until_ns = until_ns;
+  return drive(wants);
+}
+
+void StreamCall::half_close() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (closed_) return;
+    closing_ = closed_ = true;
+    nudge();
+  }
+  Wants wants;
+  wants.until_ns = monotonic_ns() + 1;  // whoever receives goes on, if that is not enough
+  drive(wants);
+}
+
+bool StreamCall::over() noexcept {
+  if (pool_->inherited()) return true;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (over_ || driving_) return over_;
+  {
+    const std::lock_guard<std::mutex> pool_lock(pool_->mutex_);
+    if (!cancelled_) return false;
+  }
+  outcome_ = end();
+  return over_ = true;
+}
+
+/// Has the thread that is at the connection look at what was posted. With the mutex.
+void StreamCall::nudge() {
+  if (!driving_) return;
+  const std::lock_guard<std::mutex> pool_lock(pool_->mutex_);
+  if (interruptible_ != nullptr) interruptible_->nudge();
+}
+
+Progress StreamCall::drive(const Wants& wants) {
+  if (pool_->inherited()) return Progress::kDone;
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    if (over_ || (wants.message && sink_->ready()) || (wants.sent && !sending_)) {
+      return Progress::kDone;
+    }
+    if (driving_) {
+      const std::int64_t left = std::min(kSlice, wants.until_ns - monotonic_ns());
+      if (left <= 0) return Progress::kInterrupted;
+      const auto waited = changed_.wait_for(lock, std::chrono::nanoseconds(left));
+      if (waited == std::cv_status::timeout) return Progress::kInterrupted;
+      continue;
+    }
+    driving_ = true;
+    lock.unlock();
+    Progress progress = Progress::kInterrupted;
+    std::exception_ptr failure;
+    try {
+      progress = attempt([&] { return step(wants); });
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    if (pool_->inherited()) return Progress::kDone;
+    lock.lock();
+    driving_ = false;
+    if (failure == nullptr && !done_ && connection_ != nullptr) {
+      sending_ = posted_ || !connection_->sent();
+    }
+    if (failure != nullptr || done_) {
+      outcome_ = end();  // gives the connection back
+      over_ = true;
+    }
+    changed_.notify_all();
+    if (failure != nullptr) std::rethrow_exception(failure);
+    if (progress == Progress::kInterrupted) return progress;
+  }
+}
+
+Progress StreamCall::step(Wants wants) {
+  if (!begin(std::min(monotonic_ns() + kSlice, wants.until_ns))) return Progress::kInterrupted;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (posted_) {
+      connection_->send(segments_, size_);
+      posted_ = false;
+    }
+    if (closing_) {
+      connection_->half_close();
+      closing_ = false;
+    }
+    wants.sent = sending_;
+  }
+  const Progress progress = connection_->run(busy_ns_, wants);
+  if (connection_->done()) {
+    outcome_ = connection_->end_call();
+    done_ = true;
+  }
+  return progress;
+}
+
+void dispose(StreamCall* call) noexcept {
+  if (!call->pool_->inherited()) delete call;
 }
 
 void dispose(Pool* pool) noexcept {

@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::uint32_t kLargestWindow = 0x7fffffff;
 constexpr std::uint32_t kLargestFrame = 0xffffff;
+// What a stream among others may have sent that nobody has read.
+constexpr std::uint32_t kSharedWindow = std::uint32_t{1} << 20;
 // Pieces that are queued before the peer has taken some; keeps the list short on large payloads.
 constexpr std::size_t kMostQueued = 1024;
 // What HeaderBlocks makes of a header block of the largest size, and then some.
@@ -71,9 +73,10 @@ struct Session::Callbacks {
                             std::uint32_t* flags, nghttp2_data_source*, void* user_data) {
     const Stream* const stream = self(user_data).find(id);
     if (stream == nullptr) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+    if (stream->left_ == 0 && !stream->half_closed_) return NGHTTP2_ERR_DEFERRED;
     const std::uint64_t size = std::min<std::uint64_t>(length, stream->left_);
     *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
-    if (stream->left_ == size) *flags |= NGHTTP2_DATA_FLAG_EOF;
+    if (stream->left_ == size && stream->half_closed_) *flags |= NGHTTP2_DATA_FLAG_EOF;
     return static_cast<nghttp2_ssize>(size);
   }
 
@@ -82,7 +85,8 @@ struct Session::Callbacks {
                                   std::int32_t session_window, std::int32_t stream_window,
                                   std::uint32_t most, void* user_data) {
     const Stream* const stream = self(user_data).find(id);
-    const auto left = static_cast<std::int64_t>(stream == nullptr ? 1 : stream->left_);
+    const auto left = static_cast<std::int64_t>(
+        stream == nullptr ? 1 : std::max<std::uint64_t>(stream->left_, 1));
     return std::min<std::int64_t>({session_window, stream_window, most, left});
   }
 
@@ -96,8 +100,9 @@ struct Session::Callbacks {
       while (length != 0) {
         const ConstBuffer& piece = stream->pieces_[stream->piece_];
         const std::size_t size = std::min(length, piece.size - stream->offset_);
-        session.queue_.push_back({piece.data + stream->offset_, size, true});
+        session.queue_.push_back({piece.data + stream->offset_, size, stream->id_});
         ++session.borrowed_;
+        ++stream->lent_;
         length -= size;
         stream->left_ -= size;
         stream->offset_ += size;
@@ -140,9 +145,15 @@ struct Session::Callbacks {
                   std::size_t size, void* user_data) {
     Session& session = self(user_data);
     Stream* const stream = session.find(id);
+    const bool many = session.sharing_ == Sharing::kManyCalls;
+    // The connection's window is for all, and never what holds one of them up.
+    if (many && nghttp2_session_consume_connection(session.session_, size) != 0) {
+      return NGHTTP2_ERR_CALLBACK_FAILURE;
+    }
     if (stream == nullptr || stream->done_) return 0;
     try {
       session.on_data(*stream, data, size);
+      if (many) session.read(*stream, size);
     } catch (...) {
       stream->outcome_.exception = std::current_exception();
       session.cancel(stream);
@@ -245,7 +256,8 @@ struct Session::Callbacks {
   }
 };
 
-Session::Session(std::string authority) : authority_(std::move(authority)) {
+Session::Session(std::string authority, Sharing sharing)
+    : sharing_(sharing), authority_(std::move(authority)) {
   nghttp2_session_callbacks* callbacks = nullptr;
   if (nghttp2_session_callbacks_new(&callbacks) != 0) throw std::bad_alloc();
   nghttp2_session_callbacks_set_send_data_callback(callbacks, Callbacks::send_data);
@@ -264,6 +276,7 @@ Session::Session(std::string authority) : authority_(std::move(authority)) {
   if (rv == 0) {
     nghttp2_option_set_max_send_header_block_length(option, kMostHeaderBytes);
     allow_continuations(option, kMostContinuations);
+    if (sharing == Sharing::kManyCalls) nghttp2_option_set_no_auto_window_update(option, 1);
     rv = nghttp2_session_client_new2(&session_, callbacks, this, option);
     nghttp2_option_del(option);
   }
@@ -272,7 +285,8 @@ Session::Session(std::string authority) : authority_(std::move(authority)) {
 
   const nghttp2_settings_entry settings[] = {
       {NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
-      {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, kLargestWindow},
+      {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE,
+       sharing == Sharing::kManyCalls ? kSharedWindow : kLargestWindow},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, kLargestFrame},
   };
   if (nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings, 3) != 0 ||
@@ -285,20 +299,29 @@ Session::Session(std::string authority) : authority_(std::move(authority)) {
 
 Session::~Session() { nghttp2_session_del(session_); }
 
+void Stream::set_message(const std::vector<ConstBuffer>& segments, std::uint64_t size,
+                         bool compressed) {
+  prefix_[0] = compressed ? 1 : 0;
+  for (int i = 0; i < 4; ++i) prefix_[1 + i] = static_cast<std::uint8_t>(size >> (24 - 8 * i));
+  pieces_.clear();
+  piece_ = 0;
+  pieces_.reserve(segments.size() + 1);
+  pieces_.push_back({prefix_, sizeof prefix_});
+  for (const ConstBuffer& segment : segments) {
+    if (segment.size != 0) pieces_.push_back(segment);
+  }
+  std::uint64_t left = 0;
+  for (const ConstBuffer& piece : pieces_) left += piece.size;
+  if (left != sizeof prefix_ + size) throw ConnectionError("the request is not as long as it says");
+  left_ = left;
+}
+
 Stream* Session::open(const CallSpec& call, std::int64_t timeout_ns, MessageSink* sink) {
   auto stream = std::make_unique<Stream>();
-  stream->prefix_[0] = call.encoding.empty() ? 0 : 1;
-  for (int i = 0; i < 4; ++i) {
-    stream->prefix_[1 + i] = static_cast<std::uint8_t>(call.message_size >> (24 - 8 * i));
-  }
-  stream->pieces_.reserve(call.segments.size() + 1);
-  stream->pieces_.push_back({stream->prefix_, sizeof stream->prefix_});
-  for (const ConstBuffer& segment : call.segments) {
-    if (segment.size != 0) stream->pieces_.push_back(segment);
-  }
-  for (const ConstBuffer& piece : stream->pieces_) stream->left_ += piece.size;
-  if (stream->left_ != sizeof stream->prefix_ + call.message_size) {
-    throw ConnectionError("the request is not as long as it says");
+  stream->streaming_ = call.streaming;
+  stream->half_closed_ = !call.streaming;
+  if (!call.streaming) {
+    stream->set_message(call.segments, call.message_size, !call.encoding.empty());
   }
   stream->sink_ = sink;
   stream->takes_compressed_ = !call.encoding.empty();
@@ -328,6 +351,7 @@ Stream* Session::open(const CallSpec& call, std::int64_t timeout_ns, MessageSink
   const auto next = static_cast<std::int32_t>(nghttp2_session_get_next_stream_id(session_));
   stream->id_ = next;
   Stream* const opened = stream.get();
+  if (news_.capacity() <= streams_.size()) news_.reserve(2 * streams_.size() + 8);
   streams_.emplace(next, std::move(stream));
   nghttp2_data_provider2 provider{};
   provider.read_callback = Callbacks::read;
@@ -339,9 +363,58 @@ Stream* Session::open(const CallSpec& call, std::int64_t timeout_ns, MessageSink
   throw ConnectionError(std::string("the connection takes no new calls: ") + nghttp2_strerror(id));
 }
 
+void Session::send(Stream* stream, const std::vector<ConstBuffer>& segments, std::uint64_t size) {
+  if (stream->done_) return;  // nobody would read it
+  if (!stream->listed() || stream->lent() || stream->half_closed_) {
+    throw ConnectionError("a stream's messages are sent one after another, until it is half closed");
+  }
+  stream->set_message(segments, size, false);
+  resume(*stream);
+}
+
+void Session::half_close(Stream* stream) {
+  if (stream->done_ || stream->half_closed_) return;
+  stream->half_closed_ = true;
+  resume(*stream);
+}
+
+void Session::resume(const Stream& stream) {
+  // One that has not begun, or is at it, needs no resuming: that is no fault.
+  if (nghttp2_session_resume_data(session_, stream.id_) == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
+}
+
+void Session::taken(Stream* stream) {
+  const std::uint64_t size = std::exchange(stream->unread_, 0);
+  if (size != 0 && sharing_ == Sharing::kManyCalls) {
+    nghttp2_session_consume_stream(session_, stream->id_, static_cast<std::size_t>(size));
+  }
+}
+
+std::vector<std::int32_t> Session::news() {
+  std::vector<std::int32_t> fresh(news_);
+  for (const std::int32_t id : news_) find(id)->noted_ = false;
+  news_.clear();
+  return fresh;
+}
+
+void Session::note(Stream& stream) noexcept {
+  if (sharing_ != Sharing::kManyCalls || stream.noted_) return;
+  news_.push_back(stream.id_);  // each is there once, and there is room
+  stream.noted_ = true;
+}
+
+/// Lets as much come again as has come, unless it waits to be taken.
+void Session::read(Stream& stream, std::size_t size) {
+  stream.unread_ += size;
+  // A message that is not complete cannot be taken, so a large one must not wait for that.
+  const bool waits = stream.streaming_ && stream.message_left_ < kSharedWindow / 4;
+  if (!waits && !stream.done_) taken(&stream);
+}
+
 void Session::cancel(Stream* stream) {
   if (stream->done_) return;
   stream->done_ = true;
+  note(*stream);
   stream->outcome_.status = Status::kCancelled;
   nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream->id_, NGHTTP2_CANCEL);
 }
@@ -353,6 +426,7 @@ void Session::close(Stream* stream) {
     // Answered before all of it was sent. No data frame is made of it once this is queued.
     nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream->id_, NGHTTP2_NO_ERROR);
   }
+  if (stream->noted_) news_.erase(std::find(news_.begin(), news_.end(), stream->id_));
   streams_.erase(stream->id_);
 }
 
@@ -451,7 +525,7 @@ bool Session::pump_one() {
 
 void Session::push_owned(const std::uint8_t* data, std::size_t size) {
   blocks_.emplace_back(data, data + size);
-  queue_.push_back({blocks_.back().data(), size, false});
+  queue_.push_back({blocks_.back().data(), size, 0});
 }
 
 std::size_t Session::gather(iovec* pieces, std::size_t most) {
@@ -473,8 +547,13 @@ void Session::sent(std::size_t size) noexcept {
       return;
     }
     size -= piece.size;
-    if (piece.borrowed) {
+    if (piece.lender != 0) {
       --borrowed_;
+      Stream* const lender = find(piece.lender);
+      if (lender != nullptr && --lender->lent_ == 0 &&
+          ((lender->streaming_ && lender->left_ == 0) || lender->done_)) {
+        note(*lender);
+      }
     } else {
       blocks_.pop_front();
     }
@@ -544,7 +623,7 @@ void Session::on_data(Stream& stream, const std::uint8_t* data, std::size_t size
       size -= part;
       if (stream.prefix_size_ < sizeof stream.message_prefix_) return;
       stream.prefix_size_ = 0;
-      if (++stream.messages_ > 1) {
+      if (++stream.messages_ > 1 && !stream.streaming_) {
         stream.outcome_.message = "the server sent more than one message";
         cancel(&stream);
         stream.outcome_.status = Status::kInternal;
@@ -566,7 +645,13 @@ void Session::on_data(Stream& stream, const std::uint8_t* data, std::size_t size
       stream.message_left_ = std::uint64_t{p[1]} << 24 | std::uint64_t{p[2]} << 16 |
                              std::uint64_t{p[3]} << 8 | std::uint64_t{p[4]};
       stream.sink_->begin(stream.message_left_);
-      if (stream.message_left_ == 0) stream.sink_->finish();
+      if (sharing_ == Sharing::kManyCalls && !stream.streaming_ &&
+          stream.message_left_ > kSharedWindow / 2) {
+        // Somebody waits for all of it.
+        nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, stream.id_,
+                                              static_cast<std::int32_t>(kLargestWindow));
+      }
+      if (stream.message_left_ == 0) finish_message(stream);
       continue;
     }
     const auto part = static_cast<std::size_t>(std::min<std::uint64_t>(size, stream.message_left_));
@@ -574,8 +659,13 @@ void Session::on_data(Stream& stream, const std::uint8_t* data, std::size_t size
     stream.message_left_ -= part;
     data += part;
     size -= part;
-    if (stream.message_left_ == 0) stream.sink_->finish();
+    if (stream.message_left_ == 0) finish_message(stream);
   }
+}
+
+void Session::finish_message(Stream& stream) {
+  stream.sink_->finish();
+  if (stream.streaming_) note(stream);
 }
 
 void Session::on_close(Stream& stream, std::uint32_t error_code) {
@@ -618,18 +708,20 @@ void Session::on_close(Stream& stream, std::uint32_t error_code) {
       fail(stream, Status::kInternal, "the answer ends in the middle of its message");
       return;
     }
-    if (stream.messages_ == 0) {
+    if (stream.messages_ == 0 && !stream.streaming_) {
       fail(stream, Status::kInternal, "the answer has no message");
       return;
     }
   }
   stream.done_ = true;
+  note(stream);
 }
 
 void Session::fail(Stream& stream, Status status, std::string message) {
   stream.outcome_.status = status;
   stream.outcome_.message = std::move(message);
   stream.done_ = true;
+  note(stream);
 }
 
 }  // namespace triton_fast::http2

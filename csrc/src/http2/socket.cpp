@@ -304,9 +304,11 @@ std::size_t Socket::receive(std::uint8_t* buffer, std::size_t size) {
   }
 }
 
-Waited Socket::wait(bool for_write, const Wake* wake, std::int64_t deadline_ns) const {
+Waited Socket::wait(bool for_read, bool for_write, const Wake* wake,
+                    std::int64_t deadline_ns) const {
+  const int events = (for_read ? POLLIN : 0) | (for_write ? POLLOUT : 0);
   pollfd waiting[2] = {
-      {descriptor_, static_cast<short>(for_write ? POLLIN | POLLOUT : POLLIN), 0},
+      {descriptor_, static_cast<short>(events), 0},
       {wake == nullptr ? -1 : wake->descriptor(), POLLIN, 0},
   };
   const int ready = poll_until(waiting, wake == nullptr ? 1 : 2, deadline_ns);

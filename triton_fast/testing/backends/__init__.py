@@ -1,7 +1,7 @@
 """The C++ backends of the test models: compiled on first use, kept in the user's cache folder.
 
 Owns the compiler's command line and the cache. The sources are beside this file, one for each
-backend, with ``backend.hpp`` in common.
+backend; the headers are what several have in common.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from triton_fast.testing.errors import BackendBuildFailed
 __all__ = ["BACKENDS", "build_backend"]
 
 _FOLDER = Path(__file__).parent
-_HEADER = _FOLDER / "backend.hpp"
+_HEADERS = sorted(_FOLDER.glob("*.hpp"))
 BACKENDS = {
     "triton_fast_identity": _FOLDER / "identity.cpp",
     "triton_fast_computing": _FOLDER / "computing.cpp",
+    "triton_fast_cancellable": _FOLDER / "cancellable.cpp",
+    "triton_fast_sequences": _FOLDER / "sequences.cpp",
 }
 """The backends by the name that a model's configuration has, and their sources."""
 
-_FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden")
+_FLAGS = ("-O2", "-std=c++17", "-pthread", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
 def build_backend(name: str, fallback_folder: Path) -> Path:
@@ -67,7 +69,7 @@ def build_backend(name: str, fallback_folder: Path) -> Path:
     source = BACKENDS[name]
     recipe = (
         source.read_bytes(),
-        _HEADER.read_bytes(),
+        *(header.read_bytes() for header in _HEADERS),
         command,
         _FLAGS,
         program.st_size,

@@ -2,7 +2,8 @@
 //
 // Owns the part of the backend C ABI (major version 1) that the test backends use, declared by
 // hand, and the frame around an inference: inputs in, outputs out, errors, statistics. A backend is
-// one source file that includes this one, once, and defines triton_fast::Answer().
+// one source file that includes this one, defines triton_fast::Answer() and exports
+// TRITONBACKEND_ModelInstanceExecute(), by which each request that has one answer goes to Serve().
 //
 // Triton calls from several threads, one for each model instance; there is no state here, so
 // nothing needs a lock.
@@ -28,9 +29,11 @@ struct TRITONBACKEND_ModelInstance;
 struct TRITONBACKEND_Output;
 struct TRITONBACKEND_Request;
 struct TRITONBACKEND_Response;
+struct TRITONBACKEND_ResponseFactory;
 
 // Enumerations travel as int: only the values named below are looked at, the rest pass through.
 TRITONSERVER_Error* TRITONSERVER_ErrorNew(int code, const char* message);
+int TRITONSERVER_ErrorCode(TRITONSERVER_Error*);
 const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error*);
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error*);
 TRITONSERVER_Error* TRITONSERVER_LogMessage(int level, const char* file, int line,
@@ -40,6 +43,8 @@ TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance*,
                                                      TRITONBACKEND_Model**);
 TRITONSERVER_Error* TRITONBACKEND_ModelName(TRITONBACKEND_Model*, const char** name);
+TRITONSERVER_Error* TRITONBACKEND_ModelState(TRITONBACKEND_Model*, void** state);
+TRITONSERVER_Error* TRITONBACKEND_ModelSetState(TRITONBACKEND_Model*, void* state);
 TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request*, uint32_t* count);
 TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request*, uint32_t index,
                                                       TRITONBACKEND_Input**);
@@ -76,6 +81,16 @@ TRITONSERVER_Error* TRITONBACKEND_ResponseSetDoubleParameter(TRITONBACKEND_Respo
                                                              const char* key, double value);
 TRITONSERVER_Error* TRITONBACKEND_ResponseSend(TRITONBACKEND_Response*, uint32_t flags,
                                                TRITONSERVER_Error*);
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryNew(TRITONBACKEND_ResponseFactory**,
+                                                     TRITONBACKEND_Request*);
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryDelete(TRITONBACKEND_ResponseFactory*);
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory*,
+                                                             bool* cancelled);
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactorySendFlags(TRITONBACKEND_ResponseFactory*,
+                                                           uint32_t flags);
+TRITONSERVER_Error* TRITONBACKEND_ResponseNewFromFactory(TRITONBACKEND_Response**,
+                                                         TRITONBACKEND_ResponseFactory*);
+TRITONSERVER_Error* TRITONBACKEND_ResponseDelete(TRITONBACKEND_Response*);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(
     TRITONBACKEND_ModelInstance*, TRITONBACKEND_Request*, bool success, uint64_t exec_start_ns,
     uint64_t compute_start_ns, uint64_t compute_end_ns, uint64_t exec_end_ns);
@@ -88,12 +103,15 @@ namespace triton_fast {
 
 enum ErrorCode { kInternal = 1, kInvalidArgument = 3, kUnsupported = 5, kCancelled = 7 };
 constexpr int32_t kLastErrorCode = kCancelled;
-enum DataType { kInt32 = 8, kFp32 = 11, kFp64 = 12, kBytes = 13 };
+enum DataType { kUint32 = 4, kInt32 = 8, kInt64 = 9, kFp32 = 11, kFp64 = 12, kBytes = 13 };
 enum ParameterType { kString = 0, kInt = 1, kBool = 2, kDouble = 3 };
 enum MemoryType { kCpu = 0, kGpu = 2 };
 constexpr int kLogError = 2;
 constexpr uint32_t kFinalResponse = 1;
 constexpr uint32_t kReleaseAll = 1;
+
+/// What a backend must show to the server.
+#define EXPORT extern "C" __attribute__((visibility("default")))
 
 /// Hands an error of the server's to the caller of the enclosing function.
 #define RETURN_IF_ERROR(call)                             \
@@ -201,6 +219,7 @@ struct Call {
   TRITONBACKEND_Request* request = nullptr;
   TRITONBACKEND_Response* response = nullptr;
   std::string model;
+  void* state = nullptr;  // the model's own, if its backend has given it one
   std::vector<Input> inputs;
   std::vector<std::string> requested;  // the outputs that the caller wants
 
@@ -209,6 +228,7 @@ struct Call {
     const char* name = nullptr;
     RETURN_IF_ERROR(TRITONBACKEND_ModelInstanceModel(instance, &handle));
     RETURN_IF_ERROR(TRITONBACKEND_ModelName(handle, &name));
+    RETURN_IF_ERROR(TRITONBACKEND_ModelState(handle, &state));
     model = name;
     uint32_t count = 0;
     RETURN_IF_ERROR(TRITONBACKEND_RequestInputCount(request, &count));
@@ -288,30 +308,19 @@ inline uint64_t Now() {
                                    .count());
 }
 
-inline TRITONSERVER_Error* Run(TRITONBACKEND_ModelInstance* instance, Call& call) {
+/// Calls what may throw: no exception may reach the server, which is not C++ to us.
+template <typename Function>
+TRITONSERVER_Error* Guard(Function function) {
   try {
-    RETURN_IF_ERROR(call.Open(instance));
-    return Answer(call);
-  } catch (const std::exception& exception) {  // none may reach the server, which is not C++ to us
-    return Error(kInternal, exception.what());
+    return function();
+  } catch (const std::exception& exception) {
+    return TRITONSERVER_ErrorNew(kInternal, exception.what());
   }
 }
 
-inline void Serve(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request) {
-  const uint64_t start = Now();
-  Call call;
-  call.request = request;
-  TRITONSERVER_Error* error = TRITONBACKEND_ResponseNew(&call.response, request);
-  const bool answerable = error == nullptr;
-  if (answerable) error = Run(instance, call);
-  const bool success = error == nullptr;
-  const uint64_t end = Now();
-  if (answerable) {
-    Log(TRITONBACKEND_ResponseSend(call.response, kFinalResponse, error));
-    if (error != nullptr) TRITONSERVER_ErrorDelete(error);
-  } else {
-    Log(error);
-  }
+/// Counts a request in the model's statistics and gives it back to the server.
+inline void Release(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request,
+                    bool success, uint64_t start, uint64_t end) {
   Log(TRITONBACKEND_ModelInstanceReportStatistics(instance, request, success, start, start, end,
                                                   end));
   if (success) {
@@ -320,12 +329,39 @@ inline void Serve(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* 
   Log(TRITONBACKEND_RequestRelease(request, kReleaseAll));
 }
 
+/// Answers a request once, with what Answer() makes of it, and is done with it.
+inline void Serve(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request) {
+  const uint64_t start = Now();
+  Call call;
+  call.request = request;
+  TRITONSERVER_Error* error = TRITONBACKEND_ResponseNew(&call.response, request);
+  const bool answerable = error == nullptr;
+  if (answerable) {
+    error = Guard([&]() -> TRITONSERVER_Error* {
+      RETURN_IF_ERROR(call.Open(instance));
+      return Answer(call);
+    });
+  }
+  const bool success = error == nullptr;
+  const uint64_t end = Now();
+  if (answerable) {
+    Log(TRITONBACKEND_ResponseSend(call.response, kFinalResponse, error));
+    if (error != nullptr) TRITONSERVER_ErrorDelete(error);
+  } else {
+    Log(error);
+  }
+  Release(instance, request, success, start, end);
+}
+
+inline TRITONSERVER_Error* ServeEach(TRITONBACKEND_ModelInstance* instance,
+                                     TRITONBACKEND_Request** requests, uint32_t count) {
+  for (uint32_t index = 0; index < count; ++index) Serve(instance, requests[index]);
+  return nullptr;
+}
+
 }  // namespace triton_fast
 
-extern "C" {
-
-__attribute__((visibility("default"))) TRITONSERVER_Error* TRITONBACKEND_Initialize(
-    TRITONBACKEND_Backend*) {
+EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
   uint32_t major = 0;
   uint32_t minor = 0;
   RETURN_IF_ERROR(TRITONBACKEND_ApiVersion(&major, &minor));
@@ -334,13 +370,6 @@ __attribute__((visibility("default"))) TRITONSERVER_Error* TRITONBACKEND_Initial
                             "the test backends are for version 1 of the backend API, this server "
                             "has version " +
                                 std::to_string(major));
-}
-
-__attribute__((visibility("default"))) TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
-    TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, uint32_t count) {
-  for (uint32_t index = 0; index < count; ++index) triton_fast::Serve(instance, requests[index]);
-  return nullptr;
-}
 }
 
 #endif  // TRITON_FAST_TESTING_BACKEND_HPP_

@@ -115,3 +115,9 @@ TRITONSERVER_Error* Answer(Call& call) {
 }
 
 }  // namespace triton_fast
+
+EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* instance,
+                                                              TRITONBACKEND_Request** requests,
+                                                              uint32_t count) {
+  return triton_fast::ServeEach(instance, requests, count);
+}

@@ -1,191 +1,36 @@
-"""The built-in test models: what each is called, and its place in a model repository.
+"""The built-in test models, written into a model repository.
 
-Owns the configurations. All models but one run in the C++ backends of
-`triton_fast.testing.backends`, so that they need neither a Python in the server nor a process each;
-the code of the Python-backend model lies beside this file and is copied.
+Owns what users ask for and what they are told about it; the configurations are
+`triton_fast.testing.catalogue`'s. The code of Python-backend models lies beside this file and is
+copied.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triton_fast.errors import InvalidOption
+from triton_fast.testing.catalogue import MODELS
+from triton_fast.testing.model_config import PYTHON
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-__all__ = ["PYTHON_TEST_MODELS", "TEST_MODELS", "write_test_models"]
+__all__ = ["FURTHER_TEST_MODELS", "PYTHON_TEST_MODELS", "TEST_MODELS", "write_test_models"]
 
-_IDENTITY = "triton_fast_identity"
-_COMPUTING = "triton_fast_computing"
-_PYTHON = "python"
+TEST_MODELS = tuple(name for name, model in MODELS.items() if model.by_default)
+"""The names of the built-in models that are served where nobody has chosen."""
 
-# Triton's name of a datatype on the wire, and its name in a model's configuration.
-_CONFIG_TYPES = {
-    "BOOL": "TYPE_BOOL",
-    "INT8": "TYPE_INT8",
-    "INT16": "TYPE_INT16",
-    "INT32": "TYPE_INT32",
-    "INT64": "TYPE_INT64",
-    "UINT8": "TYPE_UINT8",
-    "UINT16": "TYPE_UINT16",
-    "UINT32": "TYPE_UINT32",
-    "UINT64": "TYPE_UINT64",
-    "FP16": "TYPE_FP16",
-    "FP32": "TYPE_FP32",
-    "FP64": "TYPE_FP64",
-    "BF16": "TYPE_BF16",
-    "BYTES": "TYPE_STRING",
-}
+PYTHON_TEST_MODELS = tuple(name for name, model in MODELS.items() if model.backend == PYTHON)
+"""The names of those that run in the Python backend, each in a process of its own."""
 
-
-@dataclass(frozen=True)
-class _Signature:
-    """One tensor of a model's configuration."""
-
-    name: str
-    datatype: str
-    dims: tuple[int, ...] = (-1,)
-    optional: bool = False
-
-    def config(self) -> str:
-        dims = ", ".join(map(str, self.dims))
-        optional = ", optional: true" if self.optional else ""
-        return (
-            f'  {{ name: "{self.name}", data_type: {_CONFIG_TYPES[self.datatype]}, '
-            f"dims: [ {dims} ]{optional} }}"
-        )
-
-
-@dataclass(frozen=True)
-class _Model:
-    """One model; a Python-backend model's code is beside this file, under the model's name."""
-
-    inputs: tuple[_Signature, ...]
-    outputs: tuple[_Signature, ...]
-    backend: str = _IDENTITY
-    max_batch_size: int = 0
-    instances: int = 1
-    more: str = ""
-
-    def config(self) -> str:
-        inputs = ",\n".join(tensor.config() for tensor in self.inputs)
-        outputs = ",\n".join(tensor.config() for tensor in self.outputs)
-        return (
-            f'backend: "{self.backend}"\n'
-            f"max_batch_size: {self.max_batch_size}\n"
-            f"input [\n{inputs}\n]\n"
-            f"output [\n{outputs}\n]\n"
-            # Without this, a server with a GPU would make one instance for each GPU.
-            f"instance_group [ {{ kind: KIND_CPU, count: {self.instances} }} ]\n"
-            f"{self.more}"
-        )
-
-
-def _identity(
-    *datatypes: str,
-    dims: tuple[int, ...] = (-1,),
-    max_batch_size: int = 0,
-    optional_from: int | None = None,
-    more: str = "",
-) -> _Model:
-    first_optional = len(datatypes) if optional_from is None else optional_from
-    return _Model(
-        inputs=tuple(
-            _Signature(f"INPUT{index}", datatype, dims, optional=index >= first_optional)
-            for index, datatype in enumerate(datatypes)
-        ),
-        outputs=tuple(
-            _Signature(f"OUTPUT{index}", datatype, dims) for index, datatype in enumerate(datatypes)
-        ),
-        max_batch_size=max_batch_size,
-        more=more,
-    )
-
-
-def _add_sub(backend: str) -> _Model:
-    return _Model(
-        inputs=(_Signature("INPUT0", "FP32", (16,)), _Signature("INPUT1", "FP32", (16,))),
-        outputs=(_Signature("OUTPUT0", "FP32", (16,)), _Signature("OUTPUT1", "FP32", (16,))),
-        backend=backend,
-        max_batch_size=8,
-    )
-
-
-_DELAY = _Signature("DELAY", "FP32", (1,))
-_LATE = _Signature("LATE", "FP32", (1,))
-# A request can shorten the queue's timeout, not lengthen it, so there must be one to begin with.
-_QUEUE = """\
-dynamic_batching {
-  priority_levels: 2
-  default_priority_level: 2
-  default_queue_policy {
-    default_timeout_microseconds: 600000000
-    allow_timeout_override: true
-    max_queue_size: 4
-  }
-}
-"""
-
-_MODELS: dict[str, _Model] = {
-    **{f"identity_{datatype.lower()}": _identity(datatype) for datatype in _CONFIG_TYPES},
-    "identity_cpp": _identity("FP32"),
-    "identity_cpp_bytes": _identity("BYTES"),
-    "identity_rank3": _identity("FP32", dims=(-1, -1, -1)),
-    "identity_mixed": _identity("FP32", "INT32", "BYTES"),
-    "identity_batched": _identity("FP32", max_batch_size=8, more="dynamic_batching { }\n"),
-    "identity_optional": _identity("FP32", "INT32", max_batch_size=8, optional_from=1),
-    "slow": _Model(
-        inputs=(_Signature("INPUT0", "FP32"), _DELAY),
-        outputs=(_Signature("OUTPUT0", "FP32"),),
-        instances=8,
-    ),
-    "late": _Model(
-        inputs=(_Signature("INPUT0", "FP32"), _LATE),
-        outputs=(_Signature("OUTPUT0", "FP32"),),
-        instances=4,
-    ),
-    "queued": _Model(
-        inputs=(_Signature("INPUT0", "FP32"), _DELAY),
-        outputs=(_Signature("OUTPUT0", "FP32"),),
-        max_batch_size=1,
-        more=_QUEUE,
-    ),
-    "failing": _Model(
-        inputs=(
-            _Signature("FAIL_MESSAGE", "BYTES", (1,)),
-            _Signature("FAIL_CODE", "INT32", (1,), optional=True),
-        ),
-        outputs=(_Signature("OUTPUT0", "BYTES"),),
-    ),
-    "add_sub": _add_sub(_COMPUTING),
-    "variable": _Model(
-        inputs=(_Signature("ROW", "FP32"), _Signature("COUNT", "INT32", (1,))),
-        outputs=(_Signature("TWICE", "FP32"), _Signature("TILED", "FP32", (-1, -1))),
-        backend=_COMPUTING,
-    ),
-    "strings": _Model(
-        inputs=(_Signature("TEXT", "BYTES"),),
-        outputs=(_Signature("UPPER", "BYTES"), _Signature("LENGTH", "INT32")),
-        backend=_COMPUTING,
-    ),
-    "text_numbers": _Model(
-        inputs=(_Signature("TEXT", "BYTES"), _Signature("VALUE", "FP64")),
-        outputs=(_Signature("PARSED", "FP64"), _Signature("WRITTEN", "BYTES")),
-        backend=_COMPUTING,
-    ),
-    "add_sub_python": _add_sub(_PYTHON),
-}
-
-PYTHON_TEST_MODELS = tuple(name for name, model in _MODELS.items() if model.backend == _PYTHON)
-"""The names of the built-in models that run in the Python backend."""
-
-TEST_MODELS = tuple(name for name in _MODELS if name not in PYTHON_TEST_MODELS)
-"""The names of all other built-in models."""
+FURTHER_TEST_MODELS = tuple(
+    name for name in MODELS if name not in TEST_MODELS and name not in PYTHON_TEST_MODELS
+)
+"""The names of all others, which like those in Python are served only when they are named."""
 
 
 def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> Path:
@@ -196,7 +41,8 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
     folder : path
         The model repository; made if it is not there. Models in it that have other names stay.
     names : iterable of str, optional
-        Which models, of `TEST_MODELS` and `PYTHON_TEST_MODELS`; `TEST_MODELS` when left out.
+        Which models, of `TEST_MODELS`, `FURTHER_TEST_MODELS` and `PYTHON_TEST_MODELS`;
+        `TEST_MODELS` when left out. What an ensemble is made of comes with it.
 
     Returns
     -------
@@ -245,26 +91,67 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
     ``text_numbers``
         ``TEXT`` (BYTES) as numbers, ``PARSED`` (FP64), and ``VALUE`` (FP64) as text, ``WRITTEN``.
 
-    ``add_sub_python``
-        The same as ``add_sub`` in the Python backend, one more process; only when it is named.
-
-    All up to ``failing`` also answer with the request's own parameters (and, with
+    Those up to ``failing`` also answer with the request's own parameters (and, with
     ``--grpc-header-forward-pattern``, with its headers) as response parameters.
+
+    `FURTHER_TEST_MODELS`:
+
+    ``repeat_int32``
+        Decoupled, as Triton's own example of that name: an answer for each element of ``IN``
+        (INT32), with ``OUT`` the element and ``IDX`` (UINT32) its index, both ``[1]``. Before each
+        it takes as many milliseconds as ``DELAY`` (UINT32, as many elements) says; the request is
+        let go after ``WAIT`` (UINT32, ``[1]``) milliseconds. The final flag comes by itself, in a
+        response without outputs. Any number of requests at a time.
+    ``square_int32``
+        Decoupled: as many answers as ``IN`` (INT32, ``[1]``) says, each ``OUT`` (INT32, ``[1]``) =
+        ``IN``, as fast as they can be sent. The last has the final flag; for 0 it comes by itself.
+        Any number of requests at a time.
+    ``cancellations``
+        ``CANCELLED`` (INT64, ``[1]``): how many requests were cancelled while ``repeat_int32``,
+        ``square_int32``, ``slow``, ``queued``, ``batched_identity_fp32`` or ``small_queue_fp32``
+        had them; not those that were still in a queue. ``RUNNING`` (INT64, ``[1]``): how many they
+        have now. With ``RESET`` (BOOL, ``[1]``) true, ``CANCELLED`` counts from zero afterwards.
+        A cancelled request ends with CANCELLED and the final flag.
+    ``accumulate_direct``, ``accumulate_oldest``, ``accumulate_string``
+        Sequences, ended when idle for 3 s. ``OUTPUT``: the sum of ``INPUT`` since the sequence's
+        start; ``ENDED``: how many sequences of the model have ended with the end flag; all INT32,
+        ``[1]``. The scheduling strategies are direct (16 sequences at a time), oldest and oldest.
+        ``accumulate_string`` is for sequence ids that are strings, of at most 128 bytes, the others
+        for numbers; the server does not refuse the other kind, but tells the model a wrong id.
+    ``batched_identity_fp32``
+        An identity (FP32), ``max_batch_size`` 8, dynamic batching, two priorities (2 when none is
+        given), queue timeouts. ``DELAY`` (FP32, ``[1]``, may be left out) as for ``slow``; one call
+        at a time.
+    ``small_queue_fp32``
+        The same with ``max_batch_size`` 1 and a queue of 2; it takes 0.2 s without ``DELAY``.
+    ``classify_fp32``, ``classify_unlabelled_fp32``
+        An identity (FP32), ``max_batch_size`` 8, for the classification extension; the classes of
+        the former are ``cat``, ``dog``, ``owl``, ``fox``.
+    ``ensemble_add_sub``
+        As ``add_sub``, which makes it up together with ``identity_batched``.
+
+    `PYTHON_TEST_MODELS`, a process each:
+
+    ``add_sub_python``
+        The same as ``add_sub``.
     """
     repository = Path(folder)
     chosen = TEST_MODELS if names is None else tuple(names)
-    unknown = [name for name in chosen if name not in _MODELS]
+    unknown = [name for name in chosen if name not in MODELS]
     if unknown:
         raise InvalidOption(
             f"no built-in test model is called {', '.join(map(repr, unknown))}; "
-            f"there are {', '.join(_MODELS)}"
+            f"there are {', '.join(MODELS)}"
         )
     repository.mkdir(parents=True, exist_ok=True)
-    for name in chosen:
-        model = _MODELS[name]
+    parts = [part for name in chosen for part in MODELS[name].parts]
+    for name in dict.fromkeys([*chosen, *parts]):
+        model = MODELS[name]
         version = repository / name / "1"
         version.mkdir(parents=True, exist_ok=True)
-        (repository / name / "config.pbtxt").write_text(model.config(), encoding="utf-8")
-        if model.backend == _PYTHON:
-            shutil.copyfile(Path(__file__).with_name(f"{name}.py"), version / "model.py")
+        files = {"config.pbtxt": model.config(), **model.files}
+        for file, text in files.items():
+            (repository / name / file).write_text(text, encoding="utf-8")
+        if model.code:
+            shutil.copyfile(Path(__file__).with_name(f"{model.code}.py"), version / "model.py")
     return repository

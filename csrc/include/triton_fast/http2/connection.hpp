@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "triton_fast/http2/session.hpp"
 #include "triton_fast/http2/socket.hpp"
@@ -21,8 +22,15 @@ struct Keepalive {
 
 /// How a step of a call ended.
 enum class Progress {
-  kDone,         // the outcome is there
+  kDone,         // the outcome is there, or what else was wanted
   kInterrupted,  // a signal came, or it is time to look for one: ask again
+};
+
+/// What to come back for, besides the end of the call and signals.
+struct Wants {
+  bool message = false;  // one that the sink is ready with
+  bool sent = false;     // that a stream's message is sent
+  std::int64_t until_ns = kNever;
 };
 
 class Connection {
@@ -37,7 +45,19 @@ class Connection {
 
   /// @brief Goes on with the call until it is done, or a signal may have to be looked at.
   /// @param busy_ns how long to ask again and again before sleeping
-  Progress run(std::int64_t busy_ns);
+  Progress run(std::int64_t busy_ns, const Wants& wants = {});
+
+  /// @brief Sends one message of a stream. Its segments are borrowed until sent() or end_call().
+  void send(const std::vector<ConstBuffer>& segments, std::uint64_t size);
+
+  /// @brief Says that a stream has no more messages.
+  void half_close();
+
+  /// Whether a stream's messages have been handed over, and nothing of them is borrowed any more.
+  bool sent() const noexcept { return stream_->done() || (stream_->listed() && !stream_->lent()); }
+
+  /// Whether the call is over, for good or not.
+  bool done() const noexcept { return stream_->done() || overruled_; }
 
   /// @brief Ends the call that is running, and says what came of it.
   ///
@@ -46,6 +66,9 @@ class Connection {
 
   /// @brief Has run() end the call with CANCELLED, now or when it is next called. Any thread.
   void interrupt() noexcept;
+
+  /// @brief Has run() return kInterrupted, now or when it is next called. Any thread.
+  void nudge() noexcept;
 
   /// @brief Looks at what came in while idle. @return whether a new call may be made
   bool usable() noexcept;
@@ -57,9 +80,10 @@ class Connection {
   std::int64_t idle_since() const noexcept { return idle_since_; }
 
  private:
+  bool satisfied(const Wants& wants) const noexcept;
   void flush();
   bool receive();
-  void receive_some();
+  void receive_some(const Wants& wants);
   void send_some();
   void say_goodbye() noexcept;
   void expire();
@@ -70,8 +94,10 @@ class Connection {
   Session session_;
   Wake wake_;
   std::atomic<bool> interrupted_{false};
+  std::atomic<bool> nudged_{false};
   std::unique_ptr<std::uint8_t[]> buffer_;
   Stream* stream_ = nullptr;
+  const MessageSink* sink_ = nullptr;
   std::int64_t deadline_ns_ = kNever;
   bool sent_any_ = false;  // of the running call, since it began
   std::uint64_t received_before_ = 0;

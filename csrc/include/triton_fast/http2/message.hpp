@@ -21,15 +21,21 @@ class MessageSink {
   virtual void begin(std::uint64_t size) = 0;
   virtual void feed(ConstBuffer piece) = 0;
   virtual void finish() = 0;
+  /// Whether there is a message that somebody should take now, before more are read. For streams.
+  virtual bool ready() const noexcept { return false; }
+  /// Whether no more should be read until some were taken.
+  virtual bool full() const noexcept { return false; }
 };
 
-/// A unary call. The segments' memory is borrowed until the call is over.
+/// A call. The segments' memory is borrowed until the call is over.
 struct CallSpec {
   std::string path;
   std::vector<std::pair<std::string, std::string>> metadata;  // as on the wire
   std::string encoding;                                       // of the message; empty: as it is
   std::vector<ConstBuffer> segments;
   std::uint64_t message_size = 0;
+  // Any number of messages each way: there are no segments, and each message is sent by itself.
+  bool streaming = false;
 };
 
 /// What came of a call.

@@ -30,6 +30,7 @@ class ClosedPool : public Error {
 };
 
 class Call;
+class StreamCall;
 
 class Pool {
  public:
@@ -49,6 +50,7 @@ class Pool {
 
  private:
   friend class Call;
+  friend class StreamCall;
 
   std::unique_ptr<Connection> take_idle();
   bool reserve(std::int64_t until_ns);
@@ -94,6 +96,21 @@ class Call {
   /// @brief Has run() end the call with CANCELLED. Any thread, at any time before destruction.
   void cancel() noexcept;
 
+ protected:
+  template <typename Step>
+  Progress attempt(const Step& step);
+  bool begin(std::int64_t slice_end_ns);
+
+  const std::shared_ptr<Pool> pool_;
+  MessageSink* const sink_;
+  const std::int64_t busy_ns_;
+  bool done_ = false;
+  std::unique_ptr<Connection> connection_;
+  Outcome outcome_;
+  // Guarded by the pool's mutex.
+  bool cancelled_ = false;
+  Connection* interruptible_ = nullptr;
+
  private:
   friend class Pool;
   friend void dispose(Call* call) noexcept;
@@ -103,27 +120,67 @@ class Call {
   void retry();
   void conclude(Status status, std::string message);
 
-  const std::shared_ptr<Pool> pool_;
   const CallSpec spec_;
-  MessageSink* const sink_;
   const std::int64_t deadline_ns_;
   const Keepalive keepalive_;
-  const std::int64_t busy_ns_;
   bool reserved_ = false;
   bool begun_ = false;
   bool retried_ = false;
-  bool done_ = false;
   std::unique_ptr<Connecting> connecting_;
-  std::unique_ptr<Connection> connection_;
-  Outcome outcome_;
-  // Guarded by the pool's mutex.
-  bool cancelled_ = false;
-  Connection* interruptible_ = nullptr;
+};
+
+/// @brief A call with many messages each way, on a connection of its own until it is over.
+///
+/// One thread may send while another receives: whichever comes first drives the connection, and the
+/// other waits for what it does. Any thread may cancel.
+class StreamCall : public Call {
+ public:
+  using Call::Call;
+
+  /// @brief Hands over one message, once the one before is sent. Its segments are borrowed until
+  /// send() has returned kDone, or the call is over.
+  /// @throws std::logic_error if that one is not, or the last one was sent
+  void post(std::vector<ConstBuffer> segments, std::uint64_t size, bool last);
+
+  /// @brief Goes on until the message is sent or the call is over: kDone. @see over()
+  Progress send(std::int64_t until_ns);
+
+  /// @brief Says that there are no more messages.
+  void half_close();
+
+  /// @brief Goes on until the sink is ready or the call is over: kDone. @see over()
+  Progress receive(std::int64_t until_ns);
+
+  /// @brief Whether the call is over, so that nothing of the caller's is borrowed any more. Ends it
+  /// if it was cancelled and no thread is at it.
+  bool over() noexcept;
+
+  /// What came of it; once it is over.
+  const Outcome& outcome() const noexcept { return outcome_; }
+
+ private:
+  friend void dispose(StreamCall* call) noexcept;
+
+  Progress drive(const Wants& wants);
+  Progress step(Wants wants);
+  void nudge();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool driving_ = false;  // a thread is at the connection, without the mutex
+  bool posted_ = false;   // a message that the connection has not been given yet
+  bool sending_ = false;  // a message that is not sent yet
+  bool closing_ = false;  // there are no more messages, and the connection was not told yet
+  bool closed_ = false;
+  bool over_ = false;
+  std::vector<ConstBuffer> segments_;
+  std::uint64_t size_ = 0;
 };
 
 /// @brief Destroys what new has made, but not what a forked child has of its parent's.
 void dispose(Pool* pool) noexcept;
 void dispose(Call* call) noexcept;
+void dispose(StreamCall* call) noexcept;
 
 /// @brief Returns a pool that may be shared, across forks too.
 std::shared_ptr<Pool> make_pool(Address address, std::string authority, std::size_t most,

@@ -37,13 +37,17 @@ class Stream {
   std::int32_t id() const noexcept { return id_; }
   /// Valid once done().
   const Outcome& outcome() const noexcept { return outcome_; }
-  /// Whether all of the request has been listed by gather().
+  /// Whether all of the request, or of a stream's messages so far, has been listed by gather().
   bool listed() const noexcept { return left_ == 0; }
+  /// Whether what gather() has listed of it is yet to be sent, from the caller's memory.
+  bool lent() const noexcept { return lent_ != 0; }
   /// Whether headers have come, informational ones too.
   bool answered() const noexcept { return http_status_ != 0; }
 
  private:
   friend class Session;
+
+  void set_message(const std::vector<ConstBuffer>& segments, std::uint64_t size, bool compressed);
 
   std::int32_t id_ = -1;
   // Request: what data frames are cut from.
@@ -52,6 +56,9 @@ class Stream {
   std::size_t piece_ = 0;
   std::size_t offset_ = 0;
   std::uint64_t left_ = 0;
+  std::size_t lent_ = 0;      // pieces in the queue
+  bool streaming_ = false;    // more than one message, each way
+  bool half_closed_ = false;  // no message comes after those that are there
   // Response.
   MessageSink* sink_ = nullptr;
   bool takes_compressed_ = false;
@@ -65,17 +72,25 @@ class Stream {
   std::uint8_t message_prefix_[5] = {};
   std::size_t prefix_size_ = 0;
   std::uint64_t message_left_ = 0;
-  unsigned messages_ = 0;
+  std::uint64_t messages_ = 0;
+  std::uint64_t unread_ = 0;  // bytes that the peer was not yet given leave to send as many more of
+  bool noted_ = false;        // it is in the session's news
   std::string body_;  // the beginning of an answer that is not gRPC, for the error
   bool done_ = false;
   Outcome outcome_;
+};
+
+/// Who uses a session.
+enum class Sharing {
+  kOneCall,    // one call at a time: the peer may send as much as it likes
+  kManyCalls,  // a stream that nobody reads holds up its peer and not the others; there are news
 };
 
 /// @brief gRPC client side of an HTTP/2 connection.
 class Session {
  public:
   /// @param authority what calls carry as :authority
-  explicit Session(std::string authority);
+  explicit Session(std::string authority, Sharing sharing = Sharing::kOneCall);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -85,10 +100,25 @@ class Session {
   /// @throws ConnectionError if the session takes no new calls
   Stream* open(const CallSpec& call, std::int64_t timeout_ns, MessageSink* sink);
 
+  /// @brief Sends one message of a stream whose earlier ones are listed, and lent no more.
+  ///
+  /// The segments are borrowed until they are sent, or the stream is closed.
+  void send(Stream* stream, const std::vector<ConstBuffer>& segments, std::uint64_t size);
+
+  /// @brief Says that a stream has no more messages.
+  void half_close(Stream* stream);
+
+  /// @brief Says that the messages that have come were taken: as much again may come.
+  void taken(Stream* stream);
+
+  /// @brief Returns, and forgets, the numbers of the streams with news: a message that has come, one
+  /// that is sent, or its end. For sessions of many calls.
+  std::vector<std::int32_t> news();
+
   /// @brief Ends a call that is not done yet: the peer is sent RST_STREAM.
   void cancel(Stream* stream);
 
-  /// @brief Forgets a call; its memory may go.
+  /// @brief Forgets a call; its memory may go, unless some is lent.
   void close(Stream* stream);
 
   /// @brief Takes bytes from the peer. @throws ConnectionError if they are no HTTP/2
@@ -129,7 +159,7 @@ class Session {
   struct Piece {
     const std::uint8_t* data;
     std::size_t size;
-    bool borrowed;
+    std::int32_t lender;  // the stream whose caller's memory it is; 0 for none
   };
   struct Callbacks;
   friend struct Callbacks;
@@ -147,7 +177,12 @@ class Session {
   void on_data(Stream& stream, const std::uint8_t* data, std::size_t size);
   void on_close(Stream& stream, std::uint32_t error_code);
   void fail(Stream& stream, Status status, std::string message);
+  void note(Stream& stream) noexcept;
+  void read(Stream& stream, std::size_t size);
+  void resume(const Stream& stream);
+  void finish_message(Stream& stream);
 
+  const Sharing sharing_;
   nghttp2_session* session_ = nullptr;
   HeaderBlocks header_blocks_;
   std::string authority_;
@@ -155,6 +190,7 @@ class Session {
   std::deque<Piece> queue_;
   std::deque<std::vector<std::uint8_t>> blocks_;  // memory of the pieces that are not borrowed
   std::size_t borrowed_ = 0;
+  std::vector<std::int32_t> news_;  // has room for all streams
   bool goaway_ = false;
   std::int32_t last_stream_id_ = 0x7fffffff;
   std::string goaway_reason_;

@@ -84,8 +84,8 @@ class Socket {
   /// end
   std::size_t receive(std::uint8_t* buffer, std::size_t size);
 
-  /// @brief Waits until something can be received, or sent if `for_write`.
-  Waited wait(bool for_write, const Wake* wake, std::int64_t deadline_ns) const;
+  /// @brief Waits until something can be received if `for_read`, or sent if `for_write`.
+  Waited wait(bool for_read, bool for_write, const Wake* wake, std::int64_t deadline_ns) const;
 
  private:
   int descriptor_ = -1;
@@ -100,6 +100,9 @@ class Connecting {
   /// @return whether connected
   /// @throws SocketError, DeadlineError
   bool step(std::int64_t deadline_ns, std::int64_t slice_end_ns);
+
+  /// What to wait for until it can be written to, before the next step; negative for nothing.
+  int descriptor() const noexcept { return socket_.descriptor(); }
 
   /// The socket; once step() has returned true.
   Socket take() noexcept { return std::move(socket_); }

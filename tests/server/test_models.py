@@ -1,0 +1,450 @@
+"""The further test models of `triton_fast.testing` with tritonclient as the client.
+
+What is shown: streams, sequences, cancellation, classification, queues and ensembles are as the
+models' description says, so that our own client can be tested on them.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from official_client import infer, is_final, request_id, stream
+from tritonclient.utils import InferenceServerException
+
+from triton_fast.testing import (
+    FURTHER_TEST_MODELS,
+    PYTHON_TEST_MODELS,
+    TEST_MODELS,
+    write_test_models,
+)
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def server(triton_server_factory):
+    with triton_server_factory(models=[*FURTHER_TEST_MODELS, "slow"]) as server:
+        yield server
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        yield client
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"still not so after {seconds} s"
+        time.sleep(0.01)
+
+
+def counts(client, *, reset=False):
+    """Return how many requests were cancelled, and how many a model has."""
+    result = infer(client, "cancellations", {"RESET": np.array([reset])})
+    return result.as_numpy("CANCELLED").item(), result.as_numpy("RUNNING").item()
+
+
+def repeat(values, delays=None, wait=0):
+    return {
+        "IN": np.int32(values),
+        "DELAY": np.uint32([0] * len(values) if delays is None else delays),
+        "WAIT": np.uint32([wait]),
+    }
+
+
+def values(answers, output="OUT"):
+    """Return the elements of the answers that have any, each of which must have one."""
+    arrays = [answer.as_numpy(output) for answer in answers]
+    return [array.item() for array in arrays if array is not None]
+
+
+# Which models there are
+
+
+def test_the_groups_share_no_model(tmp_path):
+    groups = [TEST_MODELS, FURTHER_TEST_MODELS, PYTHON_TEST_MODELS]
+    names = [name for group in groups for name in group]
+    assert len(set(names)) == len(names)
+    write_test_models(tmp_path, names)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+
+def test_the_further_models_are_served_only_when_named(triton_server, client):
+    assert all(client.is_model_ready(name) for name in FURTHER_TEST_MODELS)
+    assert not [name for name in FURTHER_TEST_MODELS if f"'{name}'" in triton_server.log()]
+
+
+def test_an_ensemble_brings_its_parts(tmp_path):
+    write_test_models(tmp_path, ["ensemble_add_sub"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"ensemble_add_sub", "add_sub", "identity_batched"}
+
+
+# Many answers
+
+
+def test_repeat_answers_each_element_and_then_ends(server):
+    start = time.monotonic()
+    with stream(server.grpc_url) as one:
+        one.send("repeat_int32", repeat([7, -8, 9], [20, 0, 50]))
+        answers = one.answers()
+    assert 0.07 <= time.monotonic() - start < 5
+    assert values(answers) == [7, -8, 9]
+    assert values(answers, "IDX") == [0, 1, 2]
+    assert [is_final(answer) for answer in answers] == [False, False, False, True]
+    assert len(answers[-1].get_response().outputs) == 0
+
+
+def test_repeat_of_nothing_only_ends(server):
+    with stream(server.grpc_url) as one:
+        one.send("repeat_int32", repeat([]))
+        (answer,) = one.answers()
+    assert len(answer.get_response().outputs) == 0
+
+
+def test_repeat_makes_only_what_is_asked_for(server):
+    wanted = [tritonclient.grpc.InferRequestedOutput("IDX")]
+    with stream(server.grpc_url) as one:
+        one.send("repeat_int32", repeat([5]), outputs=wanted)
+        answers = one.answers()
+    assert values(answers, "IDX") == [0]
+    assert values(answers, "OUT") == []
+
+
+def test_requests_on_a_stream_are_answered_at_the_same_time(server):
+    count, each = 200, 5
+    start = time.monotonic()
+    with stream(server.grpc_url) as one:
+        for number in range(count):
+            elements = range(number * each, (number + 1) * each)
+            one.send("repeat_int32", repeat(list(elements), [40] * each), str(number))
+        found = {str(number): [] for number in range(count)}
+        ends = 0
+        while ends < count:
+            answer = one.receive()
+            found[request_id(answer)].append(answer)
+            ends += is_final(answer)
+    # One after the other they would take 40 s.
+    assert 0.2 <= time.monotonic() - start < 10
+    for number, answers in found.items():
+        first = int(number) * each
+        assert values(answers) == list(range(first, first + each))
+        assert is_final(answers[-1])
+
+
+def test_wait_holds_the_request_and_not_the_answers(server, client):
+    def finished():
+        (model,) = client.get_inference_statistics("repeat_int32").model_stats
+        return model.inference_count
+
+    before = finished()
+    start = time.monotonic()
+    with stream(server.grpc_url) as one:
+        one.send("repeat_int32", repeat([1], wait=400))
+        one.answers()
+        assert time.monotonic() - start < 0.4
+        assert finished() == before
+    wait_until(lambda: finished() == before + 1)
+    assert time.monotonic() - start >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "complaint"),
+    [
+        ("repeat_int32", repeat([1, 2], [0]), "IN has 2 elements and DELAY has 1"),
+        ("repeat_int32", repeat([1], [3_600_001]), "at most 3600000 ms"),
+        ("repeat_int32", repeat([1], wait=3_600_001), "at most 3600000 ms"),
+        ("square_int32", {"IN": np.int32([-1])}, "must not be negative"),
+    ],
+)
+def test_bad_requests_end_alone(server, client, model, inputs, complaint):
+    with stream(server.grpc_url) as one:
+        one.send(model, inputs)
+        with pytest.raises(InferenceServerException, match=complaint):
+            one.receive()
+        one.send("square_int32", {"IN": np.int32([1])})
+        assert values(one.answers()) == [1]
+    assert counts(client)[1] == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 65, 3000])
+def test_the_last_answer_of_square_is_the_final_one(server, count):
+    with stream(server.grpc_url) as one:
+        one.send("square_int32", {"IN": np.int32([count])})
+        answers = one.answers()
+    assert values(answers) == [count] * count
+    assert len(answers) == count
+
+
+def test_square_of_zero_only_ends(server):
+    with stream(server.grpc_url) as one:
+        one.send("square_int32", {"IN": np.int32([0])})
+        (answer,) = one.answers()
+    assert len(answer.get_response().outputs) == 0
+
+
+def test_squares_take_turns(server):
+    with stream(server.grpc_url) as one:
+        one.send("square_int32", {"IN": np.int32([5_000])}, "long")
+        one.send("square_int32", {"IN": np.int32([2])}, "short")
+        order = [request_id(one.receive()) for _ in range(5_002)]
+    assert order.index("short") < 5_000
+    assert order.count("short") == 2
+
+
+# Cancellation
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        ("repeat_int32", repeat([1, 2], [0, 60_000])),
+        ("repeat_int32", repeat(range(2000), [5] * 2000)),
+        ("repeat_int32", repeat([1, 2], [0, 60_000], wait=60_000)),
+        ("square_int32", {"IN": np.int32([2**31 - 1])}),
+    ],
+    ids=["long delay", "many answers", "held request", "square"],
+)
+def test_streams_notice_that_they_are_cancelled(server, client, model, inputs):
+    counts(client, reset=True)
+    with stream(server.grpc_url) as one:
+        for number in range(3):
+            one.send(model, inputs, str(number))
+        for _ in range(3):
+            one.receive()
+        assert counts(client) == (0, 3)
+        one.cancel()
+    wait_until(lambda: counts(client) == (3, 0))
+
+
+def test_slow_counts_cancelled_calls(client):
+    counts(client, reset=True)
+    inputs = {"INPUT0": np.float32([1]), "DELAY": np.float32([30])}
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        infer(client, "slow", inputs, client_timeout=0.1)
+    wait_until(lambda: counts(client) == (1, 0))
+    infer(client, "slow", {**inputs, "DELAY": np.float32([0])})
+    assert counts(client, reset=True) == (1, 0)
+    assert counts(client) == (0, 0)
+
+
+def test_a_model_ends_its_streams_and_its_thread_before_it_is_unloaded(
+    triton_server_factory, tmp_path
+):
+    write_test_models(tmp_path, ["repeat_int32"])
+    server = triton_server_factory(
+        tmp_path, extra_args=["--model-control-mode=explicit", "--load-model=repeat_int32"]
+    )
+
+    def threads():
+        names = Path(f"/proc/{server.pid}/task").glob("*/comm")
+        return [name.read_text() for name in names].count("triton_fast\n")
+
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        assert threads() == 1
+        with stream(server.grpc_url) as one:
+            one.send("repeat_int32", repeat([1, 2], [0, 400]))
+            one.receive()
+            client.unload_model("repeat_int32")
+            assert threads() == 1
+            assert values(one.answers()) == [2]
+        wait_until(lambda: threads() == 0)
+        client.load_model("repeat_int32")
+        assert threads() == 1
+        client.unload_model("repeat_int32")
+        wait_until(lambda: threads() == 0)
+    server.kill()
+
+
+# Sequences
+
+NUMBERED = ["accumulate_direct", "accumulate_oldest"]
+ACCUMULATE = [*((name, 100) for name in NUMBERED), ("accumulate_string", "a long name, not a ")]
+
+
+def add(client, model, number, sequence_id, *, start=False, end=False):
+    """Add a number to a sequence; return the sum, and how many sequences have ended."""
+    result = infer(
+        client,
+        model,
+        {"INPUT": np.int32([number])},
+        sequence_id=sequence_id,
+        sequence_start=start,
+        sequence_end=end,
+    )
+    return result.as_numpy("OUTPUT").item(), result.as_numpy("ENDED").item()
+
+
+@pytest.mark.parametrize(("model", "base"), ACCUMULATE)
+def test_sequences_are_summed_apart(client, model, base):
+    ids = [base + (str(number) if isinstance(base, str) else number) for number in range(1, 11)]
+    _, before = add(client, model, 0, ids[0], start=True, end=True)
+    for number, one in enumerate(ids):
+        assert add(client, model, number, one, start=True) == (number, before)
+    for number, one in enumerate(ids):
+        assert add(client, model, 10, one) == (number + 10, before)
+    for number, one in enumerate(ids):
+        assert add(client, model, -20, one, end=True) == (number - 10, before + number + 1)
+    # An id that comes again is a sequence that begins again.
+    assert add(client, model, 5, ids[3], start=True, end=True) == (5, before + 11)
+
+
+@pytest.mark.parametrize("model", NUMBERED)
+def test_a_sequence_on_a_stream(server, model):
+    with stream(server.grpc_url) as one:
+        for number in range(20):
+            one.send(
+                model,
+                {"INPUT": np.int32([number])},
+                str(number),
+                sequence_id=7,
+                sequence_start=number == 0,
+                sequence_end=number == 19,
+            )
+        answers = [one.receive() for _ in range(20)]
+    assert [request_id(answer) for answer in answers] == [str(number) for number in range(20)]
+    assert values(answers, "OUTPUT") == np.cumsum(range(20)).tolist()
+
+
+@pytest.mark.parametrize(("model", "base"), ACCUMULATE)
+def test_a_sequence_must_start(client, model, base):
+    with pytest.raises(InferenceServerException, match="must specify the START flag") as caught:
+        add(client, model, 1, base)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_idle_sequences_are_ended(client):
+    models = [(name, 200) for name in NUMBERED] + [("accumulate_string", "idle")]
+    for model, one in models:
+        add(client, model, 1, one, start=True)
+    time.sleep(1.5)
+    for model, one in models:
+        assert add(client, model, 1, one)[0] == 2
+    time.sleep(4)
+    for model, one in models:
+        with pytest.raises(InferenceServerException, match="must specify the START flag"):
+            add(client, model, 1, one)
+
+
+def test_the_direct_strategy_has_place_for_sixteen(client):
+    for number in range(16):
+        add(client, "accumulate_direct", number, 300 + number, start=True)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(add, client, "accumulate_direct", 1, 400, start=True, end=True)
+        time.sleep(0.2)
+        assert not late.done()
+        add(client, "accumulate_direct", 0, 300, end=True)
+        assert late.result(timeout=5)[0] == 1
+    for number in range(1, 16):
+        assert add(client, "accumulate_direct", 1, 300 + number, end=True)[0] == number + 1
+
+
+# Queues
+
+
+def delayed(value, seconds, width=1):
+    return {
+        "INPUT0": np.full((1, width), value, np.float32),
+        "DELAY": np.full((1, 1), seconds, np.float32),
+    }
+
+
+def test_batched_identity(client):
+    sent = np.arange(24, dtype=np.float32).reshape(8, 3)
+    result = infer(client, "batched_identity_fp32", {"INPUT0": sent})
+    assert np.array_equal(result.as_numpy("OUTPUT0"), sent)
+
+
+def test_the_higher_priority_comes_first(client):
+    order = []
+
+    def call(priority, number):
+        infer(client, "batched_identity_fp32", delayed(number, 0.03), priority=priority)
+        order.append((priority, number))
+
+    with ThreadPoolExecutor(8) as pool:
+        # One runs and one waits for the instance. Those after them, which have another shape than
+        # these, become one batch, whose requests are answered one after the other.
+        pool.submit(infer, client, "batched_identity_fp32", delayed(0, 0.3, width=98))
+        time.sleep(0.05)
+        pool.submit(infer, client, "batched_identity_fp32", delayed(0, 0.1, width=99))
+        time.sleep(0.05)
+        # 0 is the model's own choice, 2.
+        for number, priority in enumerate((2, 0, 2, 1, 1, 1), start=1):
+            pool.submit(call, priority, number).add_done_callback(lambda done: done.result())
+            time.sleep(0.01)
+    assert order == [(1, 4), (1, 5), (1, 6), (2, 1), (0, 2), (2, 3)]
+
+
+def test_batched_identity_gives_up_what_waits_too_long(client):
+    with ThreadPoolExecutor(3) as pool:
+        ahead = [
+            pool.submit(infer, client, "batched_identity_fp32", delayed(0, 0.3, width))
+            for width in (1, 2)
+        ]
+        time.sleep(0.1)
+        with pytest.raises(InferenceServerException, match="Request timeout expired") as caught:
+            infer(client, "batched_identity_fp32", delayed(1, 0, 3), timeout=20_000)
+        assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        for call in ahead:
+            call.result()
+
+
+def test_small_queue_refuses_what_it_has_no_place_for(client):
+    one = {"INPUT0": np.float32([[4]])}
+    start = time.monotonic()
+    assert infer(client, "small_queue_fp32", one).as_numpy("OUTPUT0").tolist() == [[4]]
+    assert time.monotonic() - start >= 0.2
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(infer, client, "small_queue_fp32", one) for _ in range(8)]
+        errors = [call.exception() for call in calls]
+    refused = [error for error in errors if error is not None]
+    assert 4 <= len(refused) < 8
+    assert all("Exceeds maximum queue size" in str(error) for error in refused)
+    assert {error.status() for error in refused} == {"StatusCode.UNAVAILABLE"}
+
+
+# Classification and ensembles
+
+
+def classes(client, model, rows, count):
+    wanted = [tritonclient.grpc.InferRequestedOutput("OUTPUT0", class_count=count)]
+    tensor = tritonclient.grpc.InferInput("INPUT0", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
+    return client.infer(model, [tensor], outputs=wanted).as_numpy("OUTPUT0").tolist()
+
+
+def test_classes_have_labels(client):
+    rows = np.float32([[0.5, 3, 2, 0], [-1, -2, -3, 8]])
+    assert classes(client, "classify_fp32", rows, 2) == [
+        [b"3.000000:1:dog", b"2.000000:2:owl"],
+        [b"8.000000:3:fox", b"-1.000000:0:cat"],
+    ]
+    # As many as there are; those that have no label come without one.
+    rows = np.float32([[5, 4, 3, 2, 1]])
+    (found,) = classes(client, "classify_fp32", rows, 9)
+    assert found[:2] == [b"5.000000:0:cat", b"4.000000:1:dog"]
+    assert found[4] == b"1.000000:4"
+    assert len(found) == 5
+
+
+def test_classes_without_labels(client):
+    rows = np.float32([[1, 3, 2]])
+    assert classes(client, "classify_unlabelled_fp32", rows, 1) == [[b"3.000000:1"]]
+
+
+def test_ensemble(client):
+    left, right = np.random.default_rng(3).random((2, 8, 16), np.float32)
+    result = infer(client, "ensemble_add_sub", {"INPUT0": left, "INPUT1": right})
+    assert np.array_equal(result.as_numpy("OUTPUT0"), left + right)
+    assert np.array_equal(result.as_numpy("OUTPUT1"), left - right)
+    (model,) = client.get_inference_statistics("identity_batched").model_stats
+    assert model.inference_count == 8

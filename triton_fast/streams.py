@@ -1,0 +1,474 @@
+"""Streams, the blocking face: requests that many answers come to, one call for one or for many.
+
+Owns the channel's stream from its opening to its end. Threads that wait for answers take turns at
+reading; whoever reads hands out what came for the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from .answers import Answers, Inbox, Pending
+from .deadline import deadline_after, seconds
+from .errors import (
+    ClosedError,
+    DeadlineExceeded,
+    InvalidOption,
+    ResourceExhausted,
+    TritonFastError,
+    Unavailable,
+)
+from .request import Outputs, Prepared, encode_request, prepare_streamed
+from .response import InferResult
+
+if TYPE_CHECKING:
+    from .channels.base import CallOptions, ChannelStream
+    from .tensor import InputTensor
+
+__all__ = [
+    "FAREWELL_NS",
+    "PATIENCE_NS",
+    "ResponseStream",
+    "Stream",
+    "checked_buffer_size",
+    "described",
+    "ended_early",
+    "late",
+    "neglected",
+    "readers_own",
+]
+
+PATIENCE_NS = 30 * 10**9
+"""How long a reader lets answers lie that others do not read, before it says so."""
+
+FAREWELL_NS = 200_000_000
+"""How long the end of a call is waited for, once its last answer is there."""
+
+
+class ResponseStream(Iterator[InferResult]):
+    """The answers to one request, in order; made by `Client.stream` and `Stream.stream`.
+
+    Ends after the model's final response, which is not among the answers if it has no outputs. An
+    error of the request is raised where its answer would have been; a model may go on after one.
+
+    Attributes
+    ----------
+    id : str
+        The request's, as the caller gave it.
+
+    Notes
+    -----
+    A context manager, and closed when it is not used any more. One thread at a time.
+    """
+
+    def __init__(
+        self, stream: Stream, pending: Pending, deadline_ns: int | None, own: bool
+    ) -> None:
+        self.id = pending.id
+        self._stream = stream
+        self._pending = pending
+        self._inbox = pending.inbox
+        self._deadline_ns = deadline_ns
+        self._own = own  # whether the stream is this request's alone
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> InferResult:
+        try:
+            item = self._inbox.popleft()
+        except IndexError:
+            found = self._stream._next(self._pending, self._deadline_ns)
+            if found is None:
+                self._finish()
+                raise StopIteration from None
+            item = found
+        if isinstance(item, InferResult):
+            return item
+        if self._pending.over and not self._inbox:
+            self._finish()
+        raise item
+
+    def close(self) -> None:
+        """Read no more. Idempotent.
+
+        The server is told to stop if the request has a stream to itself; on one that it shares,
+        what still comes is dropped.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._inbox.clear()
+        if self._own:
+            self._stream.close()
+        else:
+            self._stream._drop(self._pending)
+
+    def _finish(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._own:
+                self._stream._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+
+class Stream:
+    """A call that many requests share, driven by hand; made by `Client.open_stream`.
+
+    `stream` makes a request whose answers are read from an iterator of its own. `send` and
+    `receive` are for those who take answers as they come. Both may be used on one stream, by any
+    number of threads.
+
+    Notes
+    -----
+    A context manager: leaving it ends the requests whose answers have not all come. Answers that
+    nobody reads are kept up to ``buffer_size`` bytes; then reading stops, and so, before long, does
+    the server. One request's error does not end the others. The stream goes to one server, and has
+    one connection to itself.
+    """
+
+    def __init__(
+        self,
+        channel_stream: ChannelStream,
+        options: CallOptions,
+        target: str,
+        inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
+        buffer_size: int,
+    ) -> None:
+        self._channel_stream = channel_stream
+        self._options = options
+        self._inputs = inputs
+        self._buffer_size = checked_buffer_size(buffer_size)
+        self._answers = Answers(target)
+        self._changed = threading.Condition()  # guards what follows, and the answers
+        self._reading = False
+        self._half_closed = False
+        self._failure: TritonFastError | None = None  # why nothing can be done any more
+        self._over = False
+        self._sending = threading.Lock()
+        self._inbox: Inbox = deque()  # of the requests that were sent by hand
+        self._by_hand: dict[Pending, None] = {}
+
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> ResponseStream:
+        """Make a request, and return its answers.
+
+        Parameters
+        ----------
+        model, inputs, outputs, model_version, request_id, parameters, priority, queue_timeout
+            As in `Client.infer`. Inputs may be changed once this has returned.
+        timeout : float, seconds, optional
+            When the last answer must have come; the stream's own limit counts too.
+
+        Returns
+        -------
+        ResponseStream
+
+        Raises
+        ------
+        InvalidTensor, InvalidOption
+            If the request cannot be sent.
+        ServerError, WireError, ClosedError
+            If the stream is over.
+        """
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        return self.make(prepared, inputs, request_id, timeout)
+
+    def make(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        timeout: float | None = None,
+        *,
+        last: bool = False,
+    ) -> ResponseStream:
+        """Make a prepared request; see `stream`. After the ``last`` one there can be no others."""
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        inbox: Inbox = deque()
+        pending = self._send(prepared, inputs, request_id, inbox, deadline_ns, last=last)
+        return ResponseStream(self, pending, deadline_ns, own=last)
+
+    def send(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Make a request whose answers `receive` gives; they have its ``request_id`` as their id.
+
+        Parameters and errors are those of `stream`, but for ``timeout``: the seconds in which the
+        server must have taken the request. After that the stream is over.
+        """
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        self._send(prepared, inputs, request_id, self._inbox, deadline_ns)
+
+    def receive(self, timeout: float | None = None) -> InferResult | None:
+        """Return the next answer to a request that `send` made.
+
+        Parameters
+        ----------
+        timeout : float, seconds, optional
+            How long to wait.
+
+        Returns
+        -------
+        InferResult, or None
+            None if the last answers to all requests that were made have been read.
+
+        Raises
+        ------
+        DeadlineExceeded
+            If none came in time; the stream goes on.
+        ServerError
+            What went wrong with a request; its ``call`` has the request's id.
+        """
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        item = self._next(None, deadline_ns)
+        if isinstance(item, TritonFastError):
+            raise item
+        return item
+
+    def __iter__(self) -> Iterator[InferResult]:
+        """Iterate over what `receive` returns."""
+        return iter(self.receive, None)
+
+    def half_close(self) -> None:
+        """Say that no more requests will be made; answers may still come. Idempotent."""
+        with self._changed:
+            if self._half_closed or self._over:
+                return
+            self._half_closed = True
+        with self._sending:
+            self._channel_stream.half_close()
+
+    def close(self) -> None:
+        """End the stream, and what is running on it, also on the server. Idempotent."""
+        with self._changed:
+            if self._over:
+                return
+            self._conclude(ClosedError("the stream was closed"))
+        self._channel_stream.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self.close()
+
+    def _send(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        inbox: Inbox,
+        deadline_ns: int | None,
+        *,
+        last: bool = False,
+    ) -> Pending:
+        tensors = self._inputs(prepared, inputs, self._options)
+        with self._sending:
+            with self._changed:
+                if self._failure is not None:
+                    raise self._failure
+                if self._half_closed:
+                    raise ClosedError("the stream is half closed, and takes no more requests")
+                pending = self._answers.add(request_id, described(prepared, request_id), inbox)
+                if inbox is self._inbox:
+                    self._by_hand[pending] = None
+                self._half_closed = last
+            try:
+                request = encode_request(prepared.header, pending.wire_id, tensors)
+                try:
+                    self._channel_stream.send(request, deadline_ns, last=last)
+                finally:
+                    request.release()
+            except BaseException:
+                with self._changed:
+                    self._answers.withdraw(pending)
+                    self._by_hand.pop(pending, None)
+                raise
+        return pending
+
+    def _next(
+        self, pending: Pending | None, deadline_ns: int | None
+    ) -> InferResult | TritonFastError | None:
+        """Return what comes next for a request, or for those sent by hand; None at the end."""
+        inbox = self._inbox if pending is None else pending.inbox
+        patience = None
+        while True:
+            with self._changed:
+                while True:
+                    if inbox:
+                        self._changed.notify_all()
+                        return inbox.popleft()
+                    if self._is_over(pending):
+                        return None
+                    if not self._reading:
+                        if self._answers.unread(self._buffer_size) < self._buffer_size:
+                            self._reading = True
+                            break
+                        patience = patience or time.monotonic_ns() + PATIENCE_NS
+                    self._wait(deadline_ns, patience)
+            try:
+                self._read(deadline_ns)
+            finally:
+                with self._changed:
+                    self._reading = False
+                    self._changed.notify_all()
+
+    def _is_over(self, pending: Pending | None) -> bool:
+        if pending is not None:
+            return pending.over
+        for made in [made for made in self._by_hand if made.over]:
+            del self._by_hand[made]
+        return not self._by_hand
+
+    def _wait(self, deadline_ns: int | None, patience: int | None) -> None:
+        now = time.monotonic_ns()
+        if deadline_ns is not None and now >= deadline_ns:
+            raise late(self._options)
+        if patience is not None and now >= patience:
+            raise neglected(self._answers.unread(0), self._buffer_size, self._options)
+        ends = [end for end in (deadline_ns, patience) if end is not None]
+        left = (min(ends) - now) * 1e-9 if ends else None
+        self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
+
+    def _read(self, deadline_ns: int | None) -> None:
+        """Wait for answers, and hand them out."""
+        try:
+            answers = self._channel_stream.receive(deadline_ns)
+            with self._changed:
+                if answers:
+                    self._answers.deliver(answers)
+                    return
+                # Nobody has reason to be told if all requests were answered.
+                self._conclude(ended_early(self._options))
+        except TritonFastError as error:
+            if readers_own(error, deadline_ns, self._options):
+                raise
+            with self._changed:
+                self._conclude(error)
+            self._channel_stream.cancel()
+
+    def _conclude(self, failure: TritonFastError) -> None:
+        """Have nothing more be done on the stream. With the lock."""
+        if self._over:
+            return
+        self._over = True
+        self._failure = failure
+        self._answers.fail(failure)
+        self._changed.notify_all()
+
+    def _drop(self, pending: Pending) -> None:
+        with self._changed:
+            pending.unwanted = True
+            pending.inbox.clear()
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        """See the call to its end: the last answer has come."""
+        with self._changed:
+            if self._over:
+                return
+            self._conclude(ClosedError("the stream is over"))
+        try:
+            self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
+        except TritonFastError:
+            pass  # the answers are there; how the call went after them is nobody's concern
+        finally:
+            self._channel_stream.cancel()
+
+
+def checked_buffer_size(value: Any) -> int:
+    """Return how many bytes of answers a stream may keep unread, or raise InvalidOption."""
+    if not isinstance(value, int) or value < 1:
+        raise InvalidOption(f"buffer_size is a number of bytes, not {value!r}")
+    return value
+
+
+def described(prepared: Prepared, request_id: str) -> str:
+    """Return what errors call a request."""
+    return f"{prepared.call[:-1]}, request {request_id!r})" if request_id else prepared.call
+
+
+def late(options: CallOptions) -> DeadlineExceeded:
+    """Return the error for a reader whose own deadline has passed."""
+    return DeadlineExceeded("the deadline passed before the answer", call=options.call)
+
+
+def neglected(unread: int, buffer_size: int, options: CallOptions) -> ResourceExhausted:
+    """Return the error for a reader who is held up by answers that others do not read."""
+    return ResourceExhausted(
+        f"{unread} bytes of answers to other requests on the stream wait to be read; buffer_size "
+        f"is {buffer_size}. Read them, in turn or at the same time, or give requests streams of "
+        "their own",
+        call=options.call,
+    )
+
+
+def ended_early(options: CallOptions) -> Unavailable:
+    """Return the error for requests whose last answer did not come. Nobody may have any."""
+    return Unavailable(
+        "the server ended the stream before a request's last answer", call=options.call
+    )
+
+
+def readers_own(error: TritonFastError, deadline_ns: int | None, options: CallOptions) -> bool:
+    """Return whether an error is that a reader's own deadline has passed: the stream goes on."""
+    if not isinstance(error, DeadlineExceeded) or deadline_ns is None:
+        return False
+    now = time.monotonic_ns()
+    return now >= deadline_ns and (options.deadline_ns is None or now < options.deadline_ns)
