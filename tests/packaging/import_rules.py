@@ -20,7 +20,7 @@ LAYERS = [
     ("classification", "deadline", "forks", "headers", "keepalive", "messages", "target", "tls"),
     ("channels", "channels.base", "metadata", "tensor", "unary"),
     ("channels.compression", "channels.grpc_fork", "channels.grpcio", "channels.threads"),
-    ("channels.aio_line", "channels.loops", "channels.native_stream"),
+    ("channels.aio_line", "channels.grpc_stream", "channels.loops", "channels.native_stream"),
     ("future", "query", "request", "signature"),
     ("channels.aio_grpc", "channels.grpc", "channels.native", "health", "settings"),
     ("call_settings", "management", "registry", "signatures", "text_models"),
