@@ -48,7 +48,8 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
 
     Notes
     -----
-    An asynchronous context manager. One task at a time.
+    An asynchronous context manager. One task at a time. Cancelling the task that waits for an
+    answer closes it.
     """
 
     def __init__(
@@ -83,7 +84,11 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             stream, pending = self._stream, self._pending
         item = pending.inbox.popleft() if pending.inbox else None
         if item is None:
-            item = await stream.next(pending, self._deadline_ns)
+            try:
+                item = await stream.next(pending, self._deadline_ns)
+            except asyncio.CancelledError:
+                await self.aclose()  # as a generator would be
+                raise
         if isinstance(item, InferResult):
             return item
         if item is None or (pending.over and not pending.inbox):
@@ -203,6 +208,16 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        return self.make(prepared, inputs, request_id, deadline_ns)
+
+    def make(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        deadline_ns: int | None,
+    ) -> AsyncResponseStream:
+        """Return the answers to a prepared request; see `stream`."""
         return AsyncResponseStream(
             lambda: self, prepared, inputs, request_id, deadline_ns, own=False
         )

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .keepalive import Keepalive
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
     from .regions import Regions
+    from .sequences import InferSequence
     from .streams import ResponseStream, Stream
     from .text_models import TextMapping
     from .tls import TLS
@@ -570,6 +571,70 @@ class Client:
             headers=headers,
         )
         return Generation(self, self._text_models, request)
+
+    def sequence(
+        self,
+        model: str,
+        *,
+        sequence_id: int | str | None = None,
+        model_version: str = "",
+        outputs: Outputs | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        stream: bool = True,
+    ) -> InferSequence:
+        """Return a sequence of requests to a model that keeps state between them.
+
+        Parameters
+        ----------
+        model, model_version, outputs, parameters, priority, queue_timeout
+            Of every request; as in `infer`.
+        sequence_id : int or str, optional
+            What the server knows it by; a random number by default, which nobody else has. Triton
+            takes those that the model's configuration says, numbers or strings.
+        timeout : float, seconds, optional
+            For every request that does not say otherwise. The client's by default.
+        headers : mapping or iterable of pairs, optional
+            To send with the calls, beside the client's.
+        stream : bool, default True
+            Whether the requests share one call, which goes to one server whatever lies in between.
+            Otherwise each is a call, which a load balancer may send anywhere.
+
+        Returns
+        -------
+        InferSequence
+            A context manager. Nothing is sent before its first request.
+
+        Raises
+        ------
+        InvalidOption, ClosedError
+            As in `infer`.
+
+        Examples
+        --------
+        >>> with client.sequence("accumulator") as sequence:  # doctest: +SKIP
+        ...     for chunk in chunks:
+        ...         total = sequence.infer({"INPUT": chunk})["OUTPUT"]
+        """
+        from .sequences import InferSequence, SequenceRequests  # noqa: PLC0415 - for those who do
+
+        requests = SequenceRequests(
+            model,
+            model_version,
+            outputs,
+            parameters,
+            priority,
+            queue_timeout,
+            sequence_id,
+            streamed=stream,
+        )
+        shared = None
+        if stream:
+            shared = self.open_stream(timeout=None, headers=headers)
+        return InferSequence(self._connection, requests, shared, timeout, headers)
 
     def model(
         self,

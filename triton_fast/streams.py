@@ -205,19 +205,19 @@ class Stream:
         prepared = prepare_streamed(
             model, model_version, outputs, parameters, priority, queue_timeout
         )
-        return self.make(prepared, inputs, request_id, timeout)
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        return self.make(prepared, inputs, request_id, deadline_ns)
 
     def make(
         self,
         prepared: Prepared,
         inputs: Mapping[str, Any],
         request_id: str,
-        timeout: float | None = None,
+        deadline_ns: int | None = None,
         *,
         last: bool = False,
     ) -> ResponseStream:
         """Make a prepared request; see `stream`. After the ``last`` one there can be no others."""
-        deadline_ns = deadline_after(seconds(timeout, "timeout"))
         inbox: Inbox = deque()
         pending = self._send(prepared, inputs, request_id, inbox, deadline_ns, last=last)
         return ResponseStream(self, pending, deadline_ns, own=last)
