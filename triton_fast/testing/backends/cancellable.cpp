@@ -22,6 +22,11 @@ namespace {
 constexpr uint32_t kMostMilliseconds = 3'600'000;
 // After so many answers at a stretch, other requests have their turn.
 constexpr int kTurn = 64;
+// Up to so many answers to a request, square_int32 sends them without a pause; of more, which
+// nobody wants to wait for, it sends one each millisecond. The server keeps answers for a slow
+// reader without bound, and one that is answered at the moment in which it is cancelled may crash
+// or hang the server (2.51: its stream handler takes two locks in two orders).
+constexpr int32_t kBurst = 20'000;
 // How often a request between two answers looks whether it was cancelled.
 constexpr std::chrono::milliseconds kStreamCheck{10};
 // What small_queue_fp32 takes when it is not told how long.
@@ -96,7 +101,9 @@ class Stream {
 
  private:
   std::chrono::milliseconds Delay() const {
-    return std::chrono::milliseconds(delays_.empty() || sent_ == count_ ? 0 : delays_[sent_]);
+    if (sent_ == count_) return std::chrono::milliseconds(0);
+    if (!delays_.empty()) return std::chrono::milliseconds(delays_[sent_]);
+    return std::chrono::milliseconds(count_ > kBurst ? 1 : 0);
   }
 
   TRITONSERVER_Error* SendWhatIsDue(Clock::time_point now) {
