@@ -192,13 +192,15 @@ def test_square_of_zero_only_ends(server):
     assert len(answer.get_response().outputs) == 0
 
 
-def test_squares_take_turns(server):
+def test_squares_at_the_same_time(server):
     with stream(server.grpc_url) as one:
-        one.send("square_int32", {"IN": np.int32([5_000])}, "long")
-        one.send("square_int32", {"IN": np.int32([2])}, "short")
-        order = [request_id(one.receive()) for _ in range(5_002)]
-    assert order.index("short") < 5_000
-    assert order.count("short") == 2
+        for count in (3000, 2, 500):
+            one.send("square_int32", {"IN": np.int32([count])}, str(count))
+        answers = [one.receive() for _ in range(3502)]
+    for count in (3000, 2, 500):
+        own = [answer for answer in answers if request_id(answer) == str(count)]
+        assert values(own) == [count] * count
+        assert [is_final(answer) for answer in own] == [False] * (count - 1) + [True]
 
 
 # Cancellation
@@ -294,8 +296,10 @@ def test_sequences_are_summed_apart(client, model, base):
         assert add(client, model, 10, one) == (number + 10, before)
     for number, one in enumerate(ids):
         assert add(client, model, -20, one, end=True) == (number - 10, before + number + 1)
-    # An id that comes again is a sequence that begins again.
-    assert add(client, model, 5, ids[3], start=True, end=True) == (5, before + 11)
+    # An id that comes again is a sequence that begins again, also before the first has ended.
+    assert add(client, model, 5, ids[3], start=True) == (5, before + 10)
+    assert add(client, model, 6, ids[3], start=True) == (6, before + 10)
+    assert add(client, model, 1, ids[3], end=True) == (7, before + 11)
 
 
 @pytest.mark.parametrize("model", NUMBERED)
