@@ -217,7 +217,8 @@ void Connection::say_goodbye() noexcept {
 }
 
 void Connection::receive_some(const Wants& wants) {
-  for (int i = 0; i < kMostReceives && !stream_->done() && !satisfied(wants) && !sink_->full() && receive();
+  for (int i = 0;
+       i < kMostReceives && !stream_->done() && !satisfied(wants) && !sink_->full() && receive();
        ++i) {
   }
 }

@@ -366,7 +366,8 @@ Stream* Session::open(const CallSpec& call, std::int64_t timeout_ns, MessageSink
 void Session::send(Stream* stream, const std::vector<ConstBuffer>& segments, std::uint64_t size) {
   if (stream->done_) return;  // nobody would read it
   if (!stream->listed() || stream->lent() || stream->half_closed_) {
-    throw ConnectionError("a stream's messages are sent one after another, until it is half closed");
+    throw ConnectionError(
+        "a stream's messages are sent one after another, until it is half closed");
   }
   stream->set_message(segments, size, false);
   resume(*stream);
@@ -380,7 +381,8 @@ void Session::half_close(Stream* stream) {
 
 void Session::resume(const Stream& stream) {
   // One that has not begun, or is at it, needs no resuming: that is no fault.
-  if (nghttp2_session_resume_data(session_, stream.id_) == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
+  if (nghttp2_session_resume_data(session_, stream.id_) == NGHTTP2_ERR_NOMEM)
+    throw std::bad_alloc();
 }
 
 void Session::taken(Stream* stream) {

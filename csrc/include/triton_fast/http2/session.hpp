@@ -75,7 +75,7 @@ class Stream {
   std::uint64_t messages_ = 0;
   std::uint64_t unread_ = 0;  // bytes that the peer was not yet given leave to send as many more of
   bool noted_ = false;        // it is in the session's news
-  std::string body_;  // the beginning of an answer that is not gRPC, for the error
+  std::string body_;          // the beginning of an answer that is not gRPC, for the error
   bool done_ = false;
   Outcome outcome_;
 };
@@ -111,8 +111,8 @@ class Session {
   /// @brief Says that the messages that have come were taken: as much again may come.
   void taken(Stream* stream);
 
-  /// @brief Returns, and forgets, the numbers of the streams with news: a message that has come, one
-  /// that is sent, or its end. For sessions of many calls.
+  /// @brief Returns, and forgets, the numbers of the streams with news: a message that has come,
+  /// one that is sent, or its end. For sessions of many calls.
   std::vector<std::int32_t> news();
 
   /// @brief Ends a call that is not done yet: the peer is sent RST_STREAM.
