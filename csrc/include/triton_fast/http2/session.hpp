@@ -59,6 +59,7 @@ class Stream {
   std::size_t lent_ = 0;      // pieces in the queue
   bool streaming_ = false;    // more than one message, each way
   bool half_closed_ = false;  // no message comes after those that are there
+  bool closed_ = false;       // and kept only until its pieces are sent
   // Response.
   MessageSink* sink_ = nullptr;
   bool takes_compressed_ = false;
@@ -108,7 +109,8 @@ class Session {
   /// @brief Says that a stream has no more messages.
   void half_close(Stream* stream);
 
-  /// @brief Says that the messages that have come were taken: as much again may come.
+  /// @brief Says that the messages that have come were taken: as much again may come. Where many
+  /// calls share a session, a stream's sink has to be ready() while there are some.
   void taken(Stream* stream);
 
   /// @brief Returns, and forgets, the numbers of the streams with news: a message that has come,
@@ -118,7 +120,7 @@ class Session {
   /// @brief Ends a call that is not done yet: the peer is sent RST_STREAM.
   void cancel(Stream* stream);
 
-  /// @brief Forgets a call; its memory may go, unless some is lent.
+  /// @brief Forgets a call; its memory may go, unless some is lent. Its sink may in any case.
   void close(Stream* stream);
 
   /// @brief Takes bytes from the peer. @throws ConnectionError if they are no HTTP/2
