@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -34,6 +35,7 @@ using triton_fast::http2::Outcome;
 using triton_fast::http2::Progress;
 using triton_fast::http2::Socket;
 using triton_fast::http2::Status;
+using triton_fast::http2::Wants;
 
 /// Serves the other end until it is closed.
 void serve(int descriptor, const std::string& answer) {
@@ -183,4 +185,62 @@ TEST(connection_may_be_tried_again_if_nothing_was_sent) {
   Sink sink;
   const Outcome outcome = make(connection, call_of(""), sink, kNever);
   CHECK(outcome.status == Status::kUnavailable && outcome.unseen && !connection.open());
+}
+
+TEST(connection_waits_for_pings_only_while_somebody_listens) {
+  // The server is pinged, and answers: after a message, with which whoever listens goes away for
+  // longer than any ping may take.
+  Pair pair;
+  Server server;
+  Connection connection(Socket(pair.ends[0]), "x");
+  Sink sink;
+  connection.begin_call(test::stream_call(), &sink, kNever, {20 * kMillisecond, 40 * kMillisecond});
+  Wants wants;
+  wants.until_ns = monotonic_ns() + kMillisecond;
+  CHECK(connection.run(0, wants) == Progress::kInterrupted);
+  CHECK(test::receive_some(pair.ends[1], server));
+  server.begin(1);
+  CHECK(test::send_all(pair.ends[1], server));
+  const auto pings = [&] {
+    return std::count_if(server.frames.begin(), server.frames.end(),
+                         [](const auto& frame) { return frame.type == NGHTTP2_PING; });
+  };
+  std::string answer;
+  for (int turn = 1; turn <= 3; ++turn) {
+    wants.until_ns = monotonic_ns() + 30 * kMillisecond;
+    CHECK(connection.run(0, wants) == Progress::kInterrupted);
+    CHECK(test::receive_some(pair.ends[1], server) && pings() == turn);
+    answer = server.take();
+    server.say(1, with_prefix("x"));
+    CHECK(test::send_all(pair.ends[1], server));
+    wants.until_ns = monotonic_ns() + kMillisecond;
+    CHECK(connection.run(0, wants) == Progress::kInterrupted && sink.finished == turn);
+    CHECK(::send(pair.ends[1], answer.data(), answer.size(), 0) > 0);
+    ::usleep(60000);
+  }
+  // With somebody who listens and no answer, it is over in time.
+  wants = {};
+  for (int i = 0; connection.run(0, wants) == Progress::kInterrupted; ++i) CHECK(i < 100);
+  const Outcome outcome = connection.end_call();
+  CHECK(outcome.status == Status::kUnavailable);
+  CHECK(outcome.message.find("did not answer a ping") != std::string::npos);
+}
+
+TEST(connection_does_not_ping_while_its_sink_is_full) {
+  struct FullSink final : triton_fast::http2::MessageSink {
+    void begin(std::uint64_t) override {}
+    void feed(triton_fast::ConstBuffer) override {}
+    void finish() override {}
+    bool full() const noexcept override { return true; }
+  };
+  Pair pair;
+  Connection connection(Socket(pair.ends[0]), "x");
+  FullSink sink;
+  connection.begin_call(test::stream_call(), &sink, kNever, {5 * kMillisecond, 5 * kMillisecond});
+  Wants wants;
+  wants.until_ns = monotonic_ns() + 60 * kMillisecond;
+  while (monotonic_ns() < wants.until_ns) {
+    CHECK(connection.run(0, wants) == Progress::kInterrupted);
+  }
+  CHECK(!connection.done() && connection.end_call().status == Status::kCancelled);
 }

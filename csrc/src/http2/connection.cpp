@@ -14,8 +14,6 @@ constexpr std::size_t kMostPieces = 512;  // below IOV_MAX everywhere
 // What is done before the clock is looked at again, however much the peer sends or takes.
 constexpr int kMostReceives = 16;
 constexpr int kMostSends = 16;
-// What is read of a server that takes nothing any more, for its answer's sake: 16 MiB.
-constexpr int kMostLastWords = 64;
 // How often an idle connection may have something, of an answer that was given up say.
 constexpr int kMostLeftovers = 8;
 // What a server may send during a call that it does not answer.
@@ -214,7 +212,7 @@ void Connection::send_some() {
     // A server that answers before it has read all may close at once; the answer is here all the
     // same.
     try {
-      for (int i = 0; i < kMostLastWords && !stream_->done() && receive(); ++i) {
+      while (!stream_->done() && receive()) {
       }
     } catch (const Error&) {
       // The first error is the one to tell, unless the server has said something itself.

@@ -11,8 +11,6 @@ constexpr std::size_t kMostPieces = 512;  // below IOV_MAX everywhere
 // What is done before others on the loop have their turn: about a millisecond's worth.
 constexpr int kMostReceives = 4;
 constexpr int kMostSends = 4;
-// What is read of a server that takes nothing any more, for its answers' sake: 16 MiB.
-constexpr int kMostLastWords = 64;
 
 }  // namespace
 
@@ -82,7 +80,7 @@ void Multiplexer::flush() {
     // same.
     const std::string reason = error.what();
     try {
-      for (int i = 0; i < kMostLastWords && receive_once(); ++i) {
+      while (receive_once()) {
       }
     } catch (const Error&) {
       // The first error is the one to tell, unless the server has said something itself.
