@@ -57,7 +57,8 @@ def plan_of(smoke: bool) -> Callable[[Plan], Plan]:
 
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> Iterator[Addresses]:
-    with TritonServer(models=["identity_cpp", "identity_cpp_bytes", "identity_batched"]) as process:
+    models = ["identity_cpp", "identity_cpp_bytes", "identity_batched", "identity_optional"]
+    with TritonServer(models=models) as process:
         with Client(process.grpc_url) as client:
             metadata = client.server_metadata()
         pytestconfig.stash[_server_version] = f"{metadata.name} {metadata.version}"

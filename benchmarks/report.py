@@ -29,6 +29,7 @@ EMPTY = "triton_fast, empty()"
 SPLIT = "triton_fast, split"
 THEIRS = "tritonclient.grpc, shared memory"
 SHM_CLIENT = "triton_shm_client"
+FLOOR = "one memcpy and a 64 B call"
 IMPORT = "import"
 
 
@@ -118,6 +119,7 @@ TARGETS = (
     Target("FP32, 4 MiB", 0.04, contender=SHARED),
     Target("FP32, 4 MiB", 0.55, THEIRS, contender=SHARED),
     Target("FP32, 4 MiB", 0.4, THEIRS, contender=EMPTY),
+    Target("FP32, 16 MiB", 1.5, FLOOR, contender=EMPTY),
     Target("8 images, 4.8 MB", 0.35, SHM_CLIENT, contender=SHARED),
     Target("100 images in batches of 8", 0.5, SHM_CLIENT, contender=SPLIT),
     Target("16 threads, 64 B", 2.0, quantity=CALLS),
@@ -211,6 +213,7 @@ def markdown(document: dict[str, Any]) -> str:
     parts += [f"## Ratios to {BASELINE}\n", _HOW_RATIOS, _overview(timed, BASELINE)]
     for title, chosen, to, quantity in (
         (f"Ratios to the {CPP}", timed, CPP, None),
+        (f"Ratios to {SHM_CLIENT}", timed, SHM_CLIENT, None),
         (f"Calls per second of several threads, as ratios to {BASELINE}", threaded, BASELINE, None),
         (f"Client CPU per call, as ratios to {BASELINE}", calling, BASELINE, CPU),
     ):

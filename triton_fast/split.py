@@ -15,8 +15,9 @@ from .response import InferResult
 from .tensor import Tensor
 
 if TYPE_CHECKING:
+    from .attempt import Out
     from .channels.base import CallOptions
-    from .connection import Connection, Out
+    from .connection import Connection
     from .request import Prepared
     from .signature import Signature
 
@@ -46,7 +47,7 @@ def infer_split(
     ServerError
         The first piece's that failed, with its number; no piece is running any more then.
     """
-    signature = connection.signature(prepared)
+    signature = connection.signatures.get(prepared)
     if signature is None or signature.max_batch_size is None:
         signature = connection.fetch_signature(prepared, options)
     if signature is None or not signature.max_batch_size:
