@@ -260,7 +260,8 @@ class InferSequence:
     a time.
 
     A request that fails does not end the sequence: it goes on, as far as the model does, and starts
-    anew if none was answered yet. A stream that breaks (`Unavailable`) takes the sequence with it.
+    anew if none was answered yet. A stream that is over takes the sequence with it: if it breaks
+    (`Unavailable`), or a deadline passes before the server has taken a request.
     """
 
     def __init__(

@@ -397,22 +397,27 @@ def test_no_server(channel, streamed):
     assert f"sequence {sequence.id} could not be ended" in note
 
 
-def test_deadlines(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_deadlines_of_calls(client, model, ends):
+    with client.sequence(model, stream=False) as sequence:
         add(sequence, 1)
         with pytest.raises(DeadlineExceeded):
             add(sequence, 10, timeout=0)
-        # Whether the model has seen that one cannot be known; on a stream it will have.
-        assert add(sequence, 100) == (111 if streamed else 101)
+        assert add(sequence, 100) == 101
     assert ends() == 1
+
+
+def test_the_deadline_of_all_requests(client, model, streamed):
     sequence = client.sequence(model, stream=streamed, timeout=0)
     with pytest.raises(DeadlineExceeded):
         add(sequence, 1)
-    add(sequence, 1, timeout=30)
     with pytest.raises(DeadlineExceeded):
         sequence.close()
     with pytest.raises(ClosedError):
         add(sequence, 1, timeout=30)
+    if not streamed:
+        with client.sequence(model, stream=False, timeout=0) as sequence:
+            assert add(sequence, 1, timeout=30) == 1
+            assert add(sequence, 1, timeout=30, end=True) == 2
 
 
 def test_waiting_for_a_place(triton_server_factory, channel):

@@ -52,12 +52,8 @@ class NativeStream:
         if self._half_closed:
             raise ClosedError(f"{self._options.call}: the stream is half closed")
         self._half_closed = last
-        try:
-            if self._call.send(outgoing, deadline_ns, last):
-                return
-        except RuntimeError:
-            if not self._call.over():  # which is no time to send anything either
-                raise
+        if self._call.send(outgoing, deadline_ns, last):
+            return
         failure = self._failure()
         if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
             raise DeadlineExceeded(
