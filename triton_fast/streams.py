@@ -84,6 +84,8 @@ class ResponseStream(Iterator[InferResult]):
         try:
             item = self._inbox.popleft()
         except IndexError:
+            if self._closed:
+                raise StopIteration from None
             found = self._stream._next(self.pending, self._deadline_ns)
             if found is None:
                 self._finish()
