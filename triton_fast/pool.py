@@ -143,7 +143,7 @@ class Pool:
         """
         while True:
             generation = self._arenas.generation
-            slots = self._take(sizes)
+            slots = self.take(sizes)
             if slots is not None:
                 return slots
             if self._grow(sizes, options, patient=patient):
@@ -157,7 +157,8 @@ class Pool:
                 )
             self._arenas.wait(generation, options.deadline_ns)
 
-    def _take(self, sizes: Iterable[int]) -> list[Slot] | None:
+    def take(self, sizes: Iterable[int]) -> list[Slot] | None:
+        """Return a slot for each size without waiting; None if not all can be had so."""
         slots = []
         for size in sizes:
             lease = self._arenas.take(size)
