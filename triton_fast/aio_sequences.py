@@ -115,7 +115,7 @@ class AsyncInferSequence:
     ) -> AsyncResponseStream:
         if self._stream is None:
             raise unary_only()
-        deadline_ns = self._connection.deadline(self._timeout if timeout is UNSET else timeout)
+        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
         answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
         with request:
             _, request.pending = await answers.send()

@@ -132,7 +132,7 @@ class Connection:
         if self._closed:
             self._channel.close()
 
-    def deadline(self, timeout: float | None = UNSET) -> int | None:
+    def deadline_ns(self, timeout: float | None) -> int | None:
         """Return when a call must be over that begins now, with this timeout or the client's."""
         return self._settings.deadline_ns(timeout)
 
@@ -151,7 +151,7 @@ class Connection:
             If one makes no sense.
         """
         settings = self._settings
-        deadline_ns = self.deadline(timeout)
+        deadline_ns = self.deadline_ns(timeout)
         hook = settings.header_hook
         hooked = None if hook is None else hook(call)
         return settings.options(call, deadline_ns, hooked, headers, compression)

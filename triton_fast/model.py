@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .response import InferResult
     from .signature import Signature
 
-__all__ = ["Model"]
+__all__ = ["Model", "merged"]
 
 
 class Model:
@@ -140,6 +140,7 @@ class Model:
 
 
 def merged(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a call's inputs, however they were given; InvalidOption if one was given twice."""
     if inputs is None:
         return tensors
     if not isinstance(inputs, Mapping):

@@ -364,7 +364,7 @@ class InferSequence:
     ) -> ResponseStream:
         if self._stream is None:
             raise unary_only()
-        deadline_ns = self._connection.deadline(self._timeout if timeout is UNSET else timeout)
+        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
         with request:
             answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
             request.pending = answers.pending
