@@ -5,6 +5,7 @@ That a sequence was ended is seen in ENDED, which counts the ends that the model
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import pytest
 from blocking_face import BlockingFace
 
 from triton_fast import (
+    AsyncClient,
     Client,
     ClosedError,
     DeadlineExceeded,
@@ -311,6 +313,29 @@ def test_closed_by_hand(client, model, streamed, ends):
         add(sequence, 1)
 
 
+def test_the_stream_goes_with_the_sequence(server, channel):
+    with Client(server.grpc_url, channel=channel, timeout=30) as client:
+        sequence = client.sequence("accumulate_oldest")
+        add(sequence, 1, end=True)
+        stream = sequence._stream
+        sequence.close()
+        with pytest.raises(ClosedError):
+            stream.send("accumulate_oldest", number(1))
+
+
+def test_the_stream_goes_with_the_sequence_of_coroutines(server, channel, run):
+    async def main():
+        async with AsyncClient(server.grpc_url, channel=channel, timeout=30) as client:
+            sequence = client.sequence("accumulate_oldest")
+            await sequence.infer(number(1), end=True)
+            stream = sequence._stream
+            await sequence.aclose()
+            with pytest.raises(ClosedError):
+                await stream.send("accumulate_oldest", number(1))
+
+    run(main())
+
+
 # Errors
 
 
@@ -587,3 +612,42 @@ def test_an_error_is_one_of_ours(client, model, streamed):
             with pytest.raises(TritonFastError):
                 sequence.infer(inputs)
         assert add(sequence, 1) == 1
+
+
+# Only coroutines
+
+
+def test_a_task_that_is_cancelled_ends_its_sequence(server, channel, streamed, run):
+    async def main():
+        async with AsyncClient(server.grpc_url, channel=channel, timeout=30) as client:
+
+            async def use():
+                async with client.sequence("accumulate_oldest", stream=streamed) as sequence:
+                    await sequence.infer(number(1))
+                    begun.set()
+                    await asyncio.sleep(60)
+
+            async def ends():
+                async with client.sequence("accumulate_oldest") as sequence:
+                    return (await sequence.infer(number(0), end=True))["ENDED"].item()
+
+            before = await ends()
+            begun = asyncio.Event()
+            task = asyncio.create_task(use())
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await ends() == before + 2
+
+    run(main())
+
+
+def test_requests_are_sent_in_the_order_in_which_they_are_made(server, channel, run):
+    async def main():
+        async with AsyncClient(server.grpc_url, channel=channel, timeout=30) as client:
+            async with client.sequence("accumulate_oldest") as sequence:
+                answers = [await sequence.stream(number(value)) for value in (1, 2, 3)]
+                return [(await anext(each))["OUTPUT"].item() for each in reversed(answers)]
+
+    assert run(main()) == [6, 3, 1]
