@@ -47,7 +47,8 @@ _STATUS_BY_TEXT: tuple[tuple[StatusCode, re.Pattern[str]], ...] = (
         StatusCode.INVALID_ARGUMENT,
         re.compile(
             r"^(?:\[[^\]]*\] )?(?:unexpected |expected |batch-size must|input |inference input"
-            r"|inference request |Invalid |invalid |unable to parse )|must specify the START flag"
+            r"|inference request |Invalid |invalid |unable to parse "
+            r"|parameter keys starting with )|must specify the START flag"
         ),
     ),
 )
@@ -201,9 +202,26 @@ class Answers:
         """
         if self._unread >= limit:
             inboxes = {id(pending.inbox): pending.inbox for pending in self._pending.values()}
-            self._unread = sum(_byte_size(item) for inbox in inboxes.values() for item in inbox)
+            # Others may take what is there at any time: it is counted in a copy.
+            self._unread = sum(
+                _byte_size(item) for inbox in inboxes.values() for item in tuple(inbox)
+            )
         return self._unread
+
+    def took(self, item: InferResult | TritonFastError, limit: int) -> int:
+        """Take note of an answer that was read; see `unread`, which is exact below the limit too.
+
+        Only of use from when `unread` has been at the limit on.
+        """
+        self._unread -= _byte_size(item)
+        if self._unread >= limit:
+            return self._unread
+        return self.unread(self._unread)  # not all that were read may have been counted
 
 
 def _byte_size(item: InferResult | TritonFastError) -> int:
-    return _ANSWER_SIZE + (item.nbytes if isinstance(item, InferResult) else 0)
+    size = _ANSWER_SIZE
+    if isinstance(item, InferResult):
+        for array in item.values():
+            size += sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
+    return size
