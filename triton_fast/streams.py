@@ -73,8 +73,8 @@ class ResponseStream(Iterator[InferResult]):
         self, stream: Stream, pending: Pending, deadline_ns: int | None, own: bool
     ) -> None:
         self.id = pending.id
+        self.pending = pending  # for those in this package who keep account of it
         self._stream = stream
-        self._pending = pending
         self._inbox = pending.inbox
         self._deadline_ns = deadline_ns
         self._own = own  # whether the stream is this request's alone
@@ -87,7 +87,7 @@ class ResponseStream(Iterator[InferResult]):
         try:
             item = self._inbox.popleft()
         except IndexError:
-            found = None if self._closed else self._stream._next(self._pending, self._deadline_ns)
+            found = None if self._closed else self._stream._next(self.pending, self._deadline_ns)
             if found is None:
                 self._finish()
                 raise StopIteration from None
@@ -97,7 +97,7 @@ class ResponseStream(Iterator[InferResult]):
                 self._stream._took(item)
         if isinstance(item, InferResult):
             return item
-        if self._pending.over and not self._inbox:
+        if self.pending.over and not self._inbox:
             self._finish()
         raise item
 
@@ -110,7 +110,7 @@ class ResponseStream(Iterator[InferResult]):
         if self._closed:
             return
         self._closed = True
-        self._stream._drop(self._pending)
+        self._stream._drop(self.pending)
         if self._own:
             self._stream.close()
 
