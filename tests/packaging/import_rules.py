@@ -31,7 +31,7 @@ LAYERS = [
     ("answers", "placement", "text_events"),
     ("attempt", "sharing"),
     ("generation", "streams"),
-    ("admission", "aio_streams", "connection", "sequences"),
+    ("admission", "aio_sharing", "aio_streams", "connection", "sequences"),
     ("aio_connection",),
     ("aio_sequences", "split"),
     ("aio_split", "model"),
