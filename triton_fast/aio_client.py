@@ -16,7 +16,7 @@ from .attempt import Out
 from .call_settings import CallSettings
 from .channels.base import Compression
 from .channels.choice import async_channel_factory, channel_factory
-from .headers import HeaderSource
+from .headers import HeaderSource, checked_headers
 from .management import (
     model_config,
     model_metadata,
@@ -283,10 +283,9 @@ class AsyncClient:
             sequence_id,
             streamed=stream,
         )
-        shared = None
-        if stream:
-            shared = self.open_stream(timeout=None, headers=headers)
-        return AsyncInferSequence(self._connection, requests, shared, timeout, headers)
+        sent = checked_headers(headers)
+        shared = self.open_stream(timeout=None, headers=sent) if stream else None
+        return AsyncInferSequence(self._connection, requests, shared, timeout, sent)
 
     def generate(
         self,

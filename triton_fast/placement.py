@@ -265,7 +265,9 @@ class SharedMemory:
     def _expected(self, prepared: Prepared, tensors: Sequence[InputTensor]) -> dict[str, int]:
         """Return the outputs to have in slots, and how large they will be by all we know."""
         answer = self._answers.get(_key(prepared))
-        if answer is None:
+        if answer is None or "sequence_id" in (prepared.settings["parameters"] or ()):
+            # Where an output turns out larger the model runs twice, and one with state would count
+            # the request twice.
             return {}
         batch = _batch(tensors)
         own = {name for name, parameters in prepared.requested if parameters}
