@@ -107,9 +107,6 @@ class AsyncClient:
             async_channel_factory(
                 url, channel, tls=tls, keepalive=keepalive, options=channel_options
             ),
-            channel_factory(
-                url, channel, tls=tls, keepalive=keepalive, busy_poll=0.0, options=channel_options
-            ),
             CallSettings(
                 timeout=timeout,
                 headers=headers,
@@ -118,6 +115,9 @@ class AsyncClient:
             ),
             lambda: Admission(max_in_flight, max_in_flight_bytes),
             shared_factory(url, shared_memory, shared_memory_limit),
+            channel_factory(
+                url, channel, tls=tls, keepalive=keepalive, busy_poll=0.0, options=channel_options
+            ),
         )
         self._prepared = PreparedCalls()
         self._text_models: KnownTextModels = {}
