@@ -75,7 +75,8 @@ def service(url: str | None = None) -> FastAPI:
 async def add_sub(pair: Pair, request: Request) -> dict[str, list[float]]:
     """Have the model compute. If the visitor leaves meanwhile, the call is cancelled, too."""
     model: AsyncModel = request.app.state.add_sub
-    result = await model(INPUT0=np.float32([pair.one]), INPUT1=np.float32([pair.other]))
+    one, other = (np.array([row], np.float32) for row in (pair.one, pair.other))
+    result = await model(INPUT0=one, INPUT1=other)
     return {"sum": result["OUTPUT0"][0].tolist(), "difference": result["OUTPUT1"][0].tolist()}
 
 
