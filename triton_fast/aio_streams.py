@@ -48,7 +48,8 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
 
     Notes
     -----
-    An asynchronous context manager. One task at a time.
+    An asynchronous context manager. One task at a time. Cancelling the task that waits for an
+    answer closes it.
     """
 
     def __init__(
@@ -83,7 +84,11 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             stream, pending = self._stream, self._pending
         item = pending.inbox.popleft() if pending.inbox else None
         if item is None:
-            item = await stream.next(pending, self._deadline_ns)
+            try:
+                item = await stream.next(pending, self._deadline_ns)
+            except asyncio.CancelledError:
+                await self.aclose()  # as a generator would be
+                raise
         if isinstance(item, InferResult):
             return item
         if item is None or (pending.over and not pending.inbox):
