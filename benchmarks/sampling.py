@@ -92,7 +92,9 @@ class Samples:
             self.figures.setdefault(quantity, []).extend(figures)
 
 
-def take_turns(turns: Mapping[str, Callable[[], Turn]], plan: Plan, seed: int) -> dict[str, Samples]:
+def take_turns(
+    turns: Mapping[str, Callable[[], Turn]], plan: Plan, seed: int
+) -> dict[str, Samples]:
     """Measure one set of contenders that take turns.
 
     Each round has one turn of each, in a random order, so that none always follows the same other.
