@@ -65,7 +65,13 @@ def plan_of(smoke: bool) -> Callable[[Plan], Plan]:
 
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> Iterator[Addresses]:
-    models = ["identity_cpp", "identity_cpp_bytes", "identity_batched", "square_int32"]
+    models = [
+        "identity_cpp",
+        "identity_cpp_bytes",
+        "identity_batched",
+        "identity_optional",
+        "square_int32",
+    ]
     with TritonServer(models=models) as process:
         with Client(process.grpc_url) as client:
             metadata = client.server_metadata()

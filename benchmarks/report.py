@@ -33,6 +33,7 @@ AIO = "tritonclient.grpc.aio"
 ASYNC = "AsyncClient"
 ASYNC_WIRE = "AsyncClient, wire"
 ASYNC_GRPCIO = "AsyncClient, grpcio channel"
+FLOOR = "one memcpy and a 64 B call"
 IMPORT = "import"
 
 Quantity = Literal[
@@ -142,6 +143,7 @@ TARGETS = (
     Target("FP32, 4 MiB", 0.04, contender=SHARED),
     Target("FP32, 4 MiB", 0.55, THEIRS, contender=SHARED),
     Target("FP32, 4 MiB", 0.4, THEIRS, contender=EMPTY),
+    Target("FP32, 16 MiB", 1.5, FLOOR, contender=EMPTY),
     Target("8 images, 4.8 MB", 0.35, SHM_CLIENT, contender=SHARED),
     Target("100 images in batches of 8", 0.5, SHM_CLIENT, contender=SPLIT),
     Target("16 threads, 64 B", 2.0, quantity=CALLS),
@@ -261,6 +263,7 @@ def markdown(document: dict[str, Any]) -> str:
     parts += [f"## Ratios to {BASELINE}\n", _HOW_RATIOS, _overview(timed, BASELINE)]
     for title, chosen, to, quantity in (
         (f"Ratios to the {CPP}", timed, CPP, None),
+        (f"Ratios to {SHM_CLIENT}", timed, SHM_CLIENT, None),
         (f"Calls or answers per second, as ratios to {BASELINE}", rates, BASELINE, None),
         (f"Calls or answers per second, as ratios to {AIO}", rates, AIO, None),
         (f"Median time of a call, as ratios to {AIO}", tasks(groups), AIO, P50),

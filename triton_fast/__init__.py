@@ -16,6 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .aio_client import AsyncClient as AsyncClient
+    from .aio_model import AsyncModel as AsyncModel
     from .aio_sequences import AsyncInferSequence as AsyncInferSequence
     from .aio_streams import AsyncResponseStream as AsyncResponseStream
     from .aio_streams import AsyncStream as AsyncStream
@@ -126,6 +128,8 @@ _NAMES = {
     "region": ("SharedMemoryRegion",),
     "registry": ("RegisteredRegion",),
     "request": ("RequestedOutput",),
+    "aio_client": ("AsyncClient",),
+    "aio_model": ("AsyncModel",),
     "aio_sequences": ("AsyncInferSequence",),
     "aio_streams": ("AsyncResponseStream", "AsyncStream"),
     "response": ("InferResult",),

@@ -82,7 +82,7 @@ class AsyncInferSequence:
         if self._stream is None:
             raise unary_only()
         prepared = self._requests.prepared(end=end)
-        deadline_ns = self._connection.deadline(self._timeout if timeout is UNSET else timeout)
+        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
         with self._requests.sending(inputs, end=end):
             return self._stream.make(prepared, inputs, request_id, deadline_ns)
 

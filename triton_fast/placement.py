@@ -38,7 +38,7 @@ from .tensor import InputTensor
 if TYPE_CHECKING:
     from .response import InferResult
 
-__all__ = ["Placement", "SharedMemory"]
+__all__ = ["NotAtOnce", "Placement", "SharedMemory"]
 
 _log = logging.getLogger("triton_fast")
 
@@ -56,6 +56,8 @@ _LOST = re.compile(r"Unable to find (?:system )?shared memory region")
 
 # Answers that may come for one call that is made again, before its error is the caller's.
 _MOST_REPEATS = 3
+# What is copied at once at most by those who must not be kept, in bytes: a millisecond or so.
+_LONG_COPY = 4 << 20
 # How long a /dev/shm that was full is left alone, in nanoseconds.
 _FULL_NS = 5 * 10**9
 
@@ -66,6 +68,10 @@ class _Output:
 
     byte_size: int  # 0 for one that is better left on the wire
     batch: int | None  # its first dimension, where that was the first input's too
+
+
+class NotAtOnce(Exception):
+    """A call cannot be placed without waiting, or without a copy that takes a while."""
 
 
 class Placement:
@@ -131,11 +137,15 @@ class SharedMemory:
         tensors: list[InputTensor],
         out: Mapping[str, np.ndarray[Any, Any]] | None,
         options: CallOptions,
+        *,
+        at_once: bool = False,
     ) -> Placement | None:
         """Put a call's large tensors into slots; None if it goes on the wire as it is.
 
         Raises
         ------
+        NotAtOnce
+            If it is to be done ``at_once``, and may take a while.
         Refused, ResourceExhausted, SharedMemoryError
             If shared memory is required, and not to be had.
         DeadlineExceeded
@@ -143,17 +153,19 @@ class SharedMemory:
         """
         if self._refused:
             return None
-        large = [tensor for tensor in tensors if _byte_size(tensor) >= _THRESHOLD]
+        large = [tensor for tensor in tensors if tensor.byte_size >= _THRESHOLD]
         expected = self._expected(prepared, tensors)
         if not large and not expected:
             return None
         inputs = {tensor.name: self._found(tensor) for tensor in large}
         outputs = {name: self._found_out(name, size, out) for name, size in expected.items()}
-        sizes = [_byte_size(tensor) for tensor in large if inputs[tensor.name] is None]
+        sizes = [tensor.byte_size for tensor in large if inputs[tensor.name] is None]
+        if at_once and sum(sizes) > _LONG_COPY:
+            raise NotAtOnce
         sizes += [size for name, size in expected.items() if outputs[name] is None]
         leased: list[Slot] = []
         if sizes:
-            slots = self._lease(sizes, options)
+            slots = self._lease(sizes, options, at_once=at_once)
             if slots is None:
                 if not any(inputs.values()):
                     return None
@@ -211,9 +223,16 @@ class SharedMemory:
             + [(name, _parameters(slot)) for name, slot in written.items() if name not in known]
         )
 
-    def _lease(self, sizes: Sequence[int], options: CallOptions) -> list[Slot] | None:
+    def _lease(
+        self, sizes: Sequence[int], options: CallOptions, *, at_once: bool
+    ) -> list[Slot] | None:
         if not self._required and time.monotonic_ns() < self._full_until_ns:
             return None
+        if at_once:
+            slots = self._pool.take(sizes)
+            if slots is None:
+                raise NotAtOnce
+            return slots
         try:
             return self._pool.lease(sizes, options, patient=self._required)
         except Refused as refusal:
@@ -324,11 +343,16 @@ class SharedMemory:
         self._pool.close()
 
     def empty(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], options: CallOptions
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        options: CallOptions,
+        *,
+        at_once: bool = False,
     ) -> np.ndarray[Any, Any]:
-        """Return an array in a slot of its own, or an ordinary one where there is none."""
+        """Return an array in a slot of its own, or an ordinary one; see `place`."""
         byte_size = math.prod(shape) * dtype.itemsize
-        slots = None if self._refused else self._lease([byte_size], options)
+        slots = None if self._refused else self._lease([byte_size], options, at_once=at_once)
         if slots is None:
             return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, slots[0].lease)  # type: ignore[arg-type]  # it has a buffer
@@ -340,13 +364,6 @@ _NOT_OVER = (Cancelled, DeadlineExceeded, Unavailable, Unknown)
 
 def _key(prepared: Prepared) -> tuple[Any, ...]:
     return (prepared.model_name, prepared.model_version, prepared.output_names)
-
-
-def _byte_size(tensor: InputTensor) -> int:
-    payload = tensor.payload
-    if payload is None:
-        return 0
-    return payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
 
 
 def _batch(tensors: Sequence[InputTensor]) -> int | None:

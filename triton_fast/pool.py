@@ -44,6 +44,8 @@ _log = logging.getLogger("triton_fast")
 # What the first region has room for; each further one is as large as all before it together.
 _FIRST_REGION = 16 << 20
 _PAGE = 4096
+# A region of which more than one part in as many is in quarantine is replaced.
+_WORN = 4
 # How long closing waits for a thread that is registering a region.
 _FAREWELL_S = 2.0
 # How long closing asks again while the server says that a region is in use.
@@ -143,7 +145,7 @@ class Pool:
         """
         while True:
             generation = self._arenas.generation
-            slots = self._take(sizes)
+            slots = self.take(sizes)
             if slots is not None:
                 return slots
             if self._grow(sizes, options, patient=patient):
@@ -157,7 +159,8 @@ class Pool:
                 )
             self._arenas.wait(generation, options.deadline_ns)
 
-    def _take(self, sizes: Iterable[int]) -> list[Slot] | None:
+    def take(self, sizes: Iterable[int]) -> list[Slot] | None:
+        """Return a slot for each size without waiting; None if not all can be had so."""
         slots = []
         for size in sizes:
             lease = self._arenas.take(size)
@@ -217,7 +220,11 @@ class Pool:
             used = self._used()
             if used + wanted > self._limit:
                 return dropped
-            byte_size = max(wanted, min(max(used, _FIRST_REGION), self._limit - used))
+            self._retire_worn()
+            live = sum(
+                region.segment.byte_size for region in self._regions.values() if not region.retired
+            )
+            byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
             self._add(_segment(byte_size, wanted), options)
             return True
         finally:
@@ -242,6 +249,17 @@ class Pool:
         _expect_the_end()
         arena = self._arenas.add(segment)
         self._regions[arena] = _Region(name, segment, arena)
+
+    def _retire_worn(self) -> None:
+        """Lease no more of regions that have much in quarantine, so that they come to be unused.
+
+        Others would only be added, for calls that are given up again and again.
+        """
+        for region in self._regions.values():
+            quarantined = self._arenas.figures(region.arena)["quarantined_bytes"]
+            if not region.retired and quarantined * _WORN >= region.segment.byte_size:
+                self._arenas.retire(region.arena)
+                region.retired = True
 
     def _drop_unused(self, options: CallOptions) -> bool:
         """Give up regions that are of no more use; say whether there were any."""

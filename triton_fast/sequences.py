@@ -1,6 +1,7 @@
 """Sequences: requests that belong together, for models that keep state between them.
 
-`SequenceRequests` owns what both faces need, the flags and the id; `InferSequence` is the blocking face.
+`SequenceRequests` owns what both faces need, the flags and the id; `InferSequence` is the blocking
+face.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ class InferSequence:
         if self._stream is None:
             raise unary_only()
         prepared = self._requests.prepared(end=end)
-        deadline_ns = self._connection.deadline(self._timeout if timeout is UNSET else timeout)
+        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
         with self._requests.sending(inputs, end=end):
             return self._stream.make(prepared, inputs, request_id, deadline_ns)
 

@@ -34,6 +34,14 @@ class InputTensor(NamedTuple):
     payload: Any
     parameters: Mapping[str, Any] | None = None
 
+    @property
+    def byte_size(self) -> int:
+        """Of what is sent for it; none if it is in shared memory already."""
+        payload = self.payload
+        if payload is None:
+            return 0
+        return payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
+
 
 class Tensor:
     """Raw memory with a datatype and a shape of its own, for what numpy has no dtype for.

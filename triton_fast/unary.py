@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ._core import _wire
-from .messages import decode
+from .messages import decode, message_class
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from ._core import Segment
 
-__all__ = ["MessageIn", "MessageOut"]
+__all__ = ["MessageIn", "MessageOut", "message_ends"]
 
 
 class MessageOut:
@@ -77,3 +78,9 @@ class MessageIn:
             If the bytes are none.
         """
         return decode(self._name, bytes(self._encoded))
+
+
+def message_ends(method: str, fields: Mapping[str, Any]) -> tuple[MessageOut, MessageIn]:
+    """Return both ends of a management call: its request, and what receives its answer."""
+    request = MessageOut(message_class(f"{method}Request")(**fields))
+    return request, MessageIn(f"{method}Response")

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -12,55 +13,35 @@
 #include <vector>
 
 #include "check.hpp"
+#include "http2_client.hpp"
+#include "http2_listener.hpp"
 #include "http2_server.hpp"
 
 namespace {
 
+using test::call_of;
 using test::kHeaders;
+using test::kMillisecond;
 using test::kTrailers;
+using test::Pair;
 using test::Server;
+using test::Sink;
 using test::with_prefix;
-using triton_fast::ConstBuffer;
 using triton_fast::http2::CallSpec;
 using triton_fast::http2::Connection;
 using triton_fast::http2::kNever;
-using triton_fast::http2::MessageSink;
 using triton_fast::http2::monotonic_ns;
 using triton_fast::http2::Outcome;
 using triton_fast::http2::Progress;
 using triton_fast::http2::Socket;
 using triton_fast::http2::Status;
-
-constexpr std::int64_t kMillisecond = 1000000;
-
-struct Sink final : MessageSink {
-  void begin(std::uint64_t) override { message.clear(); }
-  void feed(ConstBuffer piece) override {
-    message.append(reinterpret_cast<const char*>(piece.data), piece.size);
-  }
-  void finish() override {}
-  std::string message;
-};
-
-struct Pair {
-  Pair() { CHECK(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0); }
-  ~Pair() {
-    if (ends[1] >= 0) ::close(ends[1]);
-  }
-  int ends[2];
-};
+using triton_fast::http2::Wants;
 
 /// Serves the other end until it is closed.
 void serve(int descriptor, const std::string& answer) {
   Server server;
-  std::vector<std::uint8_t> bytes(100000);
   std::int32_t answered = -1;
-  for (;;) {
-    const std::string out = server.take();
-    if (!out.empty() && ::send(descriptor, out.data(), out.size(), MSG_NOSIGNAL) < 0) return;
-    const ssize_t size = ::recv(descriptor, bytes.data(), bytes.size(), 0);
-    if (size <= 0) return;
-    server.feed({bytes.data(), static_cast<std::size_t>(size)});
+  while (test::send_all(descriptor, server) && test::receive_some(descriptor, server)) {
     for (const auto& [id, request] : server.requests) {
       if (!request.complete || id <= answered) continue;
       server.answer(id, kHeaders, with_prefix(answer), kTrailers);
@@ -77,12 +58,8 @@ Outcome make(Connection& connection, const CallSpec& call, Sink& sink, std::int6
   return connection.end_call();
 }
 
-CallSpec call_of(ConstBuffer payload) {
-  CallSpec call;
-  call.path = "/a.B/C";
-  call.segments = {payload};
-  call.message_size = payload.size;
-  return call;
+CallSpec call_of(const void* payload, std::size_t size) {
+  return test::call_of({static_cast<const char*>(payload), size});
 }
 
 }  // namespace
@@ -98,10 +75,7 @@ TEST(connection_makes_calls) {
       for (int i = 0; i < 3; ++i) {
         Sink sink;
         CHECK(connection.usable());
-        const Outcome outcome =
-            make(connection,
-                 call_of({reinterpret_cast<const std::uint8_t*>(payload.data()), payload.size()}),
-                 sink, kNever, busy_ns);
+        const Outcome outcome = make(connection, call_of(payload), sink, kNever, busy_ns);
         CHECK(outcome.status == Status::kOk && sink.message == answer && connection.open());
       }
     }
@@ -115,12 +89,12 @@ TEST(connection_keeps_to_deadlines) {
   for (const std::int64_t busy_ns : {std::int64_t{0}, 3 * kMillisecond}) {
     Sink sink;
     const std::int64_t deadline = monotonic_ns() + 30 * kMillisecond;
-    const Outcome outcome = make(connection, call_of({}), sink, deadline, busy_ns);
+    const Outcome outcome = make(connection, call_of(""), sink, deadline, busy_ns);
     CHECK(monotonic_ns() >= deadline && monotonic_ns() < deadline + 2000 * kMillisecond);
     CHECK(outcome.status == Status::kDeadlineExceeded && connection.open());
   }
   Sink sink;
-  CHECK(make(connection, call_of({}), sink, 0).status == Status::kDeadlineExceeded);
+  CHECK(make(connection, call_of(""), sink, 0).status == Status::kDeadlineExceeded);
 }
 
 TEST(connection_ends_when_it_is_interrupted) {
@@ -131,7 +105,7 @@ TEST(connection_ends_when_it_is_interrupted) {
     ::usleep(20000);
     connection.interrupt();
   });
-  const Outcome outcome = make(connection, call_of({}), sink, kNever);
+  const Outcome outcome = make(connection, call_of(""), sink, kNever);
   interrupter.join();
   CHECK(outcome.status == Status::kCancelled && outcome.exception == nullptr);
   CHECK(connection.usable());
@@ -156,15 +130,14 @@ TEST(connection_reads_nothing_of_the_callers_after_the_call) {
     CHECK(connection.usable());
     Sink sink;
     const Outcome outcome =
-        make(connection, call_of({static_cast<const std::uint8_t*>(memory), kSize}), sink,
-             monotonic_ns() + 20 * kMillisecond);
+        make(connection, call_of(memory, kSize), sink, monotonic_ns() + 20 * kMillisecond);
     CHECK(outcome.status == Status::kDeadlineExceeded);
     CHECK(outcome.message.find("while the request was being sent") != std::string::npos);
     CHECK(::mprotect(memory, kSize, PROT_NONE) == 0);
     // With what is borrowed still to be sent it is of no use; with only a window missing it is.
     CHECK(connection.usable() == !large_window && connection.open() == !large_window);
     if (connection.open()) {
-      CHECK(make(connection, call_of({}), sink, monotonic_ns() + kMillisecond).status ==
+      CHECK(make(connection, call_of(""), sink, monotonic_ns() + kMillisecond).status ==
             Status::kDeadlineExceeded);
     }
     ::munmap(memory, kSize);
@@ -189,11 +162,10 @@ TEST(connection_takes_an_answer_from_a_peer_that_has_gone) {
     server.answer(1, {{":status", "200"}, {"grpc-status", "8"}, {"grpc-message", "too large"}});
     const std::string out = server.take();
     ::send(pair.ends[1], out.data(), out.size(), 0);
-    ::close(pair.ends[1]);
-    pair.ends[1] = -1;
+    pair.hang_up();
   });
   Sink sink;
-  const Outcome outcome = make(connection, call_of({payload.data(), payload.size()}), sink, kNever);
+  const Outcome outcome = make(connection, call_of(payload.data(), payload.size()), sink, kNever);
   peer.join();
   CHECK(outcome.status == Status::kResourceExhausted && outcome.message == "too large");
 }
@@ -202,17 +174,73 @@ TEST(connection_notices_a_peer_that_has_gone) {
   Pair pair;
   Connection connection(Socket(pair.ends[0]), "x");
   CHECK(connection.usable());
-  ::close(pair.ends[1]);
-  pair.ends[1] = -1;
+  pair.hang_up();
   CHECK(!connection.usable());
 }
 
 TEST(connection_may_be_tried_again_if_nothing_was_sent) {
   Pair pair;
   Connection connection(Socket(pair.ends[0]), "x");
-  ::close(pair.ends[1]);
-  pair.ends[1] = -1;
+  pair.hang_up();
   Sink sink;
-  const Outcome outcome = make(connection, call_of({}), sink, kNever);
+  const Outcome outcome = make(connection, call_of(""), sink, kNever);
   CHECK(outcome.status == Status::kUnavailable && outcome.unseen && !connection.open());
+}
+
+TEST(connection_waits_for_pings_only_while_somebody_listens) {
+  // The server is pinged, and answers: after a message, with which whoever listens goes away for
+  // longer than any ping may take.
+  Pair pair;
+  Server server;
+  Connection connection(Socket(pair.ends[0]), "x");
+  Sink sink;
+  connection.begin_call(test::stream_call(), &sink, kNever, {20 * kMillisecond, 40 * kMillisecond});
+  Wants wants;
+  wants.until_ns = monotonic_ns() + kMillisecond;
+  CHECK(connection.run(0, wants) == Progress::kInterrupted);
+  CHECK(test::receive_some(pair.ends[1], server));
+  server.begin(1);
+  CHECK(test::send_all(pair.ends[1], server));
+  const auto pings = [&] {
+    return std::count_if(server.frames.begin(), server.frames.end(),
+                         [](const auto& frame) { return frame.type == NGHTTP2_PING; });
+  };
+  std::string answer;
+  for (int turn = 1; turn <= 3; ++turn) {
+    wants.until_ns = monotonic_ns() + 30 * kMillisecond;
+    CHECK(connection.run(0, wants) == Progress::kInterrupted);
+    CHECK(test::receive_some(pair.ends[1], server) && pings() == turn);
+    answer = server.take();
+    server.say(1, with_prefix("x"));
+    CHECK(test::send_all(pair.ends[1], server));
+    wants.until_ns = monotonic_ns() + kMillisecond;
+    CHECK(connection.run(0, wants) == Progress::kInterrupted && sink.finished == turn);
+    CHECK(::send(pair.ends[1], answer.data(), answer.size(), 0) > 0);
+    ::usleep(60000);
+  }
+  // With somebody who listens and no answer, it is over in time.
+  wants = {};
+  for (int i = 0; connection.run(0, wants) == Progress::kInterrupted; ++i) CHECK(i < 100);
+  const Outcome outcome = connection.end_call();
+  CHECK(outcome.status == Status::kUnavailable);
+  CHECK(outcome.message.find("did not answer a ping") != std::string::npos);
+}
+
+TEST(connection_does_not_ping_while_its_sink_is_full) {
+  struct FullSink final : triton_fast::http2::MessageSink {
+    void begin(std::uint64_t) override {}
+    void feed(triton_fast::ConstBuffer) override {}
+    void finish() override {}
+    bool full() const noexcept override { return true; }
+  };
+  Pair pair;
+  Connection connection(Socket(pair.ends[0]), "x");
+  FullSink sink;
+  connection.begin_call(test::stream_call(), &sink, kNever, {5 * kMillisecond, 5 * kMillisecond});
+  Wants wants;
+  wants.until_ns = monotonic_ns() + 60 * kMillisecond;
+  while (monotonic_ns() < wants.until_ns) {
+    CHECK(connection.run(0, wants) == Progress::kInterrupted);
+  }
+  CHECK(!connection.done() && connection.end_call().status == Status::kCancelled);
 }

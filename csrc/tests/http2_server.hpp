@@ -2,6 +2,7 @@
 // to the rules strictly, so that what it accepts is right, and answers as it is told.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -95,15 +96,31 @@ class Server {
     }
     nghttp2_submit_headers(session_, NGHTTP2_FLAG_NONE, id, nullptr, names(fields).data(),
                            fields.size(), nullptr);
-    nghttp2_data_provider2 provider{};
-    provider.source.ptr = this;
-    provider.read_callback = read;
-#if NGHTTP2_VERSION_NUM < 0x013c00
-    nghttp2_submit_data(session_, NGHTTP2_FLAG_END_STREAM, id, &provider);
-#else
-    nghttp2_submit_data2(session_, NGHTTP2_FLAG_END_STREAM, id, &provider);
-#endif
+    submit_body(id);
   }
+
+  /// Sends headers; what say() gives follows, and end() has the last word.
+  void begin(std::int32_t id, const Fields& fields = kHeaders) {
+    nghttp2_submit_headers(session_, NGHTTP2_FLAG_NONE, id, nullptr, names(fields).data(),
+                           fields.size(), nullptr);
+    answers_[id].open = true;
+    submit_body(id);
+  }
+
+  void say(std::int32_t id, const std::string& body) {
+    answers_[id].body += body;
+    nghttp2_session_resume_data(session_, id);
+  }
+
+  /// Without trailers, the last data frame ends the answer.
+  void end(std::int32_t id, const Fields& trailers = kTrailers) {
+    answers_[id].open = false;
+    answers_[id].trailers = trailers;
+    nghttp2_session_resume_data(session_, id);
+  }
+
+  /// How many bytes of an answer's body the peer's windows let pass.
+  std::size_t said(std::int32_t id) { return answers_[id].sent; }
 
   void informational(std::int32_t id, const Fields& fields) {
     nghttp2_submit_headers(session_, NGHTTP2_FLAG_NONE, id, nullptr, names(fields).data(),
@@ -135,8 +152,20 @@ class Server {
   struct Answer {
     std::string body;
     std::size_t sent = 0;
+    bool open = false;  // there may be more of the body
     Fields trailers;
   };
+
+  void submit_body(std::int32_t id) {
+    nghttp2_data_provider2 provider{};
+    provider.source.ptr = this;
+    provider.read_callback = read;
+#if NGHTTP2_VERSION_NUM < 0x013c00
+    nghttp2_submit_data(session_, NGHTTP2_FLAG_END_STREAM, id, &provider);
+#else
+    nghttp2_submit_data2(session_, NGHTTP2_FLAG_END_STREAM, id, &provider);
+#endif
+  }
 
   static std::vector<nghttp2_nv> names(const Fields& fields) {
     std::vector<nghttp2_nv> out;
@@ -189,7 +218,8 @@ class Server {
     const std::size_t size = std::min(length, answer.body.size() - answer.sent);
     std::memcpy(out, answer.body.data() + answer.sent, size);
     answer.sent += size;
-    if (answer.sent == answer.body.size()) {
+    if (size == 0 && answer.open) return NGHTTP2_ERR_DEFERRED;
+    if (answer.sent == answer.body.size() && !answer.open) {
       *flags |= NGHTTP2_DATA_FLAG_EOF;
       if (!answer.trailers.empty()) {
         *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;

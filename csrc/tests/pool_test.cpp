@@ -1,113 +1,62 @@
 // Pool and Call over a Unix socket: many threads, few connections, and calls that end early.
 #include "triton_fast/http2/pool.hpp"
 
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "check.hpp"
+#include "http2_client.hpp"
+#include "http2_listener.hpp"
 #include "http2_server.hpp"
 
 namespace {
 
+using test::call_of;
 using test::kHeaders;
+using test::kMillisecond;
 using test::kTrailers;
+using test::receive_some;
+using test::send_all;
 using test::Server;
+using test::Sink;
+using test::wait_for;
 using test::with_prefix;
-using triton_fast::ConstBuffer;
 using triton_fast::http2::Call;
 using triton_fast::http2::CallSpec;
 using triton_fast::http2::ClosedPool;
 using triton_fast::http2::Keepalive;
 using triton_fast::http2::kNever;
 using triton_fast::http2::make_pool;
-using triton_fast::http2::MessageSink;
 using triton_fast::http2::monotonic_ns;
 using triton_fast::http2::Outcome;
 using triton_fast::http2::Pool;
 using triton_fast::http2::Progress;
 using triton_fast::http2::Status;
 
-constexpr std::int64_t kMillisecond = 1000000;
 constexpr std::int64_t kMinute = 60000 * kMillisecond;
 
-struct Sink final : MessageSink {
-  void begin(std::uint64_t) override { message.clear(); }
-  void feed(ConstBuffer piece) override {
-    message.append(reinterpret_cast<const char*>(piece.data), piece.size);
-  }
-  void finish() override {}
-  std::string message;
-};
-
 /// Sends every message back, except "wait", and hangs up after as many calls as it is told.
-class Listener {
+class Echo {
  public:
-  explicit Listener(std::size_t calls_each = SIZE_MAX) : calls_each_(calls_each) {
-    char folder[] = "/tmp/triton_fast_testXXXXXX";
-    CHECK(::mkdtemp(folder) != nullptr);
-    folder_ = folder;
-    path = folder_ + "/socket";
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::strcpy(address.sun_path, path.c_str());
-    descriptor_ = ::socket(AF_UNIX, SOCK_STREAM, 0);
-    CHECK(::bind(descriptor_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
-    CHECK(::listen(descriptor_, 100) == 0);
-    acceptor_ = std::thread([this] { accept(); });
-  }
-  ~Listener() {
-    ::shutdown(descriptor_, SHUT_RDWR);  // wakes accept()
-    acceptor_.join();
-    for (std::thread& server : servers_) server.join();
-    ::close(descriptor_);
-    ::unlink(path.c_str());
-    ::rmdir(folder_.c_str());
-  }
-  Listener(const Listener&) = delete;
-  Listener& operator=(const Listener&) = delete;
+  explicit Echo(std::size_t calls_each = SIZE_MAX)
+      : calls_each_(calls_each), listener([this](int descriptor) { serve(descriptor); }) {}
 
-  std::string path;
-  std::atomic<std::size_t> connections{0};
-  std::atomic<std::size_t> closed{0};   // of them
   std::atomic<std::size_t> waiting{0};  // calls that are not answered
 
  private:
-  void accept() {
-    for (;;) {
-      const int descriptor = ::accept(descriptor_, nullptr, nullptr);
-      if (descriptor < 0) return;
-      ++connections;
-      servers_.emplace_back([this, descriptor] {
-        serve(descriptor);
-        ::close(descriptor);
-        ++closed;
-      });
-    }
-  }
-
   void serve(int descriptor) {
     Server server;
-    std::vector<std::uint8_t> bytes(100000);
     std::int32_t answered = -1;
     for (std::size_t calls = 0;;) {
-      const std::string out = server.take();
-      if (!out.empty() && ::send(descriptor, out.data(), out.size(), MSG_NOSIGNAL) < 0) return;
-      if (calls == calls_each_) return;
-      const ssize_t size = ::recv(descriptor, bytes.data(), bytes.size(), 0);
-      if (size <= 0) return;
-      server.feed({bytes.data(), static_cast<std::size_t>(size)});
+      if (!send_all(descriptor, server) || calls == calls_each_) return;
+      if (!receive_some(descriptor, server)) return;
       for (const auto& [id, request] : server.requests) {
         if (!request.complete || id <= answered) continue;
         answered = id;
@@ -122,24 +71,14 @@ class Listener {
   }
 
   const std::size_t calls_each_;
-  std::string folder_;
-  int descriptor_ = -1;
-  std::thread acceptor_;
-  std::vector<std::thread> servers_;  // the acceptor's until it has ended
+
+ public:
+  test::Listener listener;  // the last: its threads use the others
 };
 
-std::shared_ptr<Pool> pool_to(const Listener& listener, std::size_t most,
+std::shared_ptr<Pool> pool_to(const Echo& server, std::size_t most,
                               std::int64_t idle_ns = kMinute) {
-  return make_pool({"", "", listener.path}, "localhost", most, idle_ns);
-}
-
-/// Borrows the message.
-CallSpec call_of(const std::string& message) {
-  CallSpec call;
-  call.path = "/a.B/C";
-  call.segments = {{reinterpret_cast<const std::uint8_t*>(message.data()), message.size()}};
-  call.message_size = message.size();
-  return call;
+  return make_pool({"", "", server.listener.path}, "localhost", most, idle_ns);
 }
 
 Outcome finish(Call& call) {
@@ -154,15 +93,11 @@ Outcome make(const std::shared_ptr<Pool>& pool, const std::string& message, Sink
   return finish(call);
 }
 
-void wait_for(const std::atomic<std::size_t>& value, std::size_t least) {
-  while (value < least) ::usleep(1000);
-}
-
 }  // namespace
 
 TEST(pool_shares_few_connections_among_many_threads) {
-  Listener listener;
-  const auto pool = pool_to(listener, 3);
+  Echo server;
+  const auto pool = pool_to(server, 3);
   std::atomic<std::size_t> right{0};
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < 8; ++i) {
@@ -177,30 +112,30 @@ TEST(pool_shares_few_connections_among_many_threads) {
   }
   for (std::thread& thread : threads) thread.join();
   CHECK(right == 8 * 25);
-  CHECK(listener.connections >= 1 && listener.connections <= 3);
+  CHECK(server.listener.connections >= 1 && server.listener.connections <= 3);
   pool->close();
 }
 
 TEST(pool_replaces_connections_that_the_server_closes) {
-  Listener listener(2);
-  const auto pool = pool_to(listener, 1);
+  Echo server(2);
+  const auto pool = pool_to(server, 1);
   for (std::size_t i = 0; i < 10; ++i) {
     Sink sink;
     CHECK(make(pool, "x", sink).status == Status::kOk && sink.message == "x");
-    wait_for(listener.closed, (i + 1) / 2);
+    wait_for(server.listener.closed, (i + 1) / 2);
   }
-  CHECK(listener.connections == 5);
+  CHECK(server.listener.connections == 5);
   pool->close();
 }
 
 TEST(pool_drops_connections_that_idled_too_long) {
-  Listener listener;
-  const auto pool = pool_to(listener, 1, 0);
+  Echo server;
+  const auto pool = pool_to(server, 1, 0);
   for (std::size_t i = 0; i < 3; ++i) {
     Sink sink;
     CHECK(make(pool, "x", sink).status == Status::kOk);
   }
-  CHECK(listener.connections == 3);
+  CHECK(server.listener.connections == 3);
   pool->close();
 }
 
@@ -213,8 +148,8 @@ TEST(pool_says_that_nobody_listens) {
 
 TEST(pool_ends_what_runs_when_it_is_closed) {
   // One call waits for its answer, the others for a connection.
-  Listener listener;
-  const auto pool = pool_to(listener, 1);
+  Echo server;
+  const auto pool = pool_to(server, 1);
   const std::string message = "wait";
   std::atomic<std::size_t> cancelled{0};
   Sink sinks[4];
@@ -226,7 +161,7 @@ TEST(pool_ends_what_runs_when_it_is_closed) {
       if (finish(*call).status == Status::kCancelled) ++cancelled;
     });
   }
-  wait_for(listener.waiting, 1);
+  wait_for(server.waiting, 1);
   pool->close();
   for (std::thread& thread : threads) thread.join();
   CHECK(cancelled == 4);
@@ -234,8 +169,8 @@ TEST(pool_ends_what_runs_when_it_is_closed) {
 }
 
 TEST(calls_are_cancelled_by_other_threads) {
-  Listener listener;
-  const auto pool = pool_to(listener, 2);
+  Echo server;
+  const auto pool = pool_to(server, 2);
   for (useconds_t delay = 0; delay < 4000; delay += 100) {
     Sink sink;
     const std::string message = "wait";
@@ -253,13 +188,13 @@ TEST(calls_are_cancelled_by_other_threads) {
 }
 
 TEST(calls_keep_to_their_deadline_while_they_wait_for_a_connection) {
-  Listener listener;
-  const auto pool = pool_to(listener, 1);
+  Echo server;
+  const auto pool = pool_to(server, 1);
   const std::string message = "wait";
   Sink sink;
   Call first(pool, call_of(message), &sink, kNever, {}, 0);
   std::thread runner([&] { finish(first); });
-  wait_for(listener.waiting, 1);
+  wait_for(server.waiting, 1);
   const std::int64_t deadline = monotonic_ns() + 30 * kMillisecond;
   Sink other;
   const Outcome outcome = make(pool, "x", other, deadline);
@@ -272,8 +207,8 @@ TEST(calls_keep_to_their_deadline_while_they_wait_for_a_connection) {
 }
 
 TEST(pool_of_a_parent_makes_no_calls_in_its_child) {
-  Listener listener;
-  const auto pool = pool_to(listener, 1);
+  Echo server;
+  const auto pool = pool_to(server, 1);
   Sink sink;
   CHECK(make(pool, "x", sink).status == Status::kOk);
   const pid_t child = ::fork();
@@ -292,6 +227,6 @@ TEST(pool_of_a_parent_makes_no_calls_in_its_child) {
   CHECK(::waitpid(child, &status, 0) == child && status == 0);
   // The parent's connection is as it was.
   CHECK(make(pool, "y", sink).status == Status::kOk && sink.message == "y");
-  CHECK(listener.connections == 1);
+  CHECK(server.listener.connections == 1);
   pool->close();
 }

@@ -13,86 +13,26 @@
 #include <vector>
 
 #include "check.hpp"
+#include "http2_client.hpp"
 #include "http2_server.hpp"
 
 namespace {
 
+using test::buffer;
+using test::call_of;
+using test::exchange;
 using test::Fields;
 using test::kHeaders;
 using test::kTrailers;
 using test::Server;
+using test::Sink;
+using test::text_of;
 using test::with_prefix;
-using triton_fast::ConstBuffer;
 using triton_fast::http2::CallSpec;
 using triton_fast::http2::ConnectionError;
-using triton_fast::http2::MessageSink;
 using triton_fast::http2::Session;
 using triton_fast::http2::Status;
 using triton_fast::http2::Stream;
-
-ConstBuffer buffer(const std::string& text) {
-  return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
-}
-
-struct Sink final : MessageSink {
-  void begin(std::uint64_t size) override {
-    ++begun;
-    announced = size;
-    if (throw_in_begin) throw std::runtime_error("no, thank you");
-  }
-  void feed(ConstBuffer piece) override {
-    message.append(reinterpret_cast<const char*>(piece.data), piece.size);
-  }
-  void finish() override { ++finished; }
-
-  bool throw_in_begin = false;
-  int begun = 0;
-  int finished = 0;
-  std::uint64_t announced = 0;
-  std::string message;
-};
-
-/// Borrows the message.
-CallSpec call_of(std::string_view message) {
-  CallSpec call;
-  call.path = "/service/Method";
-  call.segments = {{reinterpret_cast<const std::uint8_t*>(message.data()), message.size()}};
-  call.message_size = message.size();
-  return call;
-}
-
-/// Moves bytes both ways until neither side has any. `piece` is what goes at a time, 0 for all.
-void exchange(Session& session, Server& server, std::size_t piece = 0) {
-  for (bool moved = true; moved;) {
-    moved = false;
-    iovec pieces[16];
-    while (const std::size_t count = session.gather(pieces, 16)) {
-      std::string sent;
-      for (std::size_t i = 0; i < count; ++i) {
-        sent.append(static_cast<const char*>(pieces[i].iov_base), pieces[i].iov_len);
-      }
-      if (piece != 0) sent.resize(std::min(piece, sent.size()));
-      session.sent(sent.size());
-      server.feed(buffer(sent));
-      moved = true;
-    }
-    const std::string back = server.take();
-    for (std::size_t at = 0; at < back.size();) {
-      const std::size_t size = std::min(piece == 0 ? back.size() : piece, back.size() - at);
-      const std::string part = back.substr(at, size);
-      session.feed(buffer(part));
-      at += size;
-      moved = true;
-    }
-  }
-}
-
-std::string text_of(std::size_t size, unsigned seed) {
-  std::minstd_rand random(seed + 1);
-  std::string text(size, '\0');
-  for (char& c : text) c = static_cast<char>(random());
-  return text;
-}
 
 }  // namespace
 

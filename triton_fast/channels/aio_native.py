@@ -172,7 +172,10 @@ class AsyncNativeChannel:
         if outgoing.byte_size < _SLOW:
             return Compressed(outgoing.render(), encoding)
         return await in_thread(
-            options, self.target, lambda: Compressed(outgoing.render(), encoding)
+            options,
+            self.target,
+            lambda: Compressed(outgoing.render(), encoding),
+            borrowed=True,
         )
 
     def open_stream(self, method: str, options: CallOptions) -> AsyncNativeStream:
@@ -266,7 +269,7 @@ class AsyncNativeChannel:
                 raise ClosedError(f"the channel to {self.target} was closed during the call")
             error = task.exception()
             if error is not None:
-                raise Unavailable(str(error), call=options.call, target=self.target) from error
+                raise Unavailable(_said(error), call=options.call, target=self.target) from error
             # All who waited are here at once: each takes the line with the least on it.
             line = self._free_line(lines, most) or task.result()
             if line.usable:
@@ -329,6 +332,10 @@ class AsyncNativeChannel:
             if not line.multiplexer.inherited:
                 with contextlib.suppress(RuntimeError):  # closed just now
                     loop.call_soon_threadsafe(line.hang_up)
+
+
+def _said(error: BaseException) -> str:
+    return str(error).removeprefix("triton_fast's native code failed: ")
 
 
 def _look_at(task: asyncio.Task[Line]) -> None:

@@ -71,6 +71,8 @@ class AsyncNativeStream:
         self._check()
         if self._half_closed:
             raise ClosedError(f"{self._options.call}: the stream is half closed")
+        if self._over:
+            raise self._ended_by_server()
         try:
             line, exchange = await self._begin()
             self._half_closed = last
@@ -83,13 +85,15 @@ class AsyncNativeStream:
                     self._end()
                     break
                 await self._news(deadline_ns, "while the request was being sent")
+        except TritonFastError as error:
+            if not self._over:
+                self._give_up(error)
+            raise
         except BaseException:
             self.cancel()
             raise
         if self._over:
-            raise self._failure or ClosedError(
-                f"{self._options.call}: the server has ended the stream, and takes no more requests"
-            )
+            raise self._failure or self._ended_by_server()
 
     async def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
@@ -124,6 +128,11 @@ class AsyncNativeStream:
             self._give_up(
                 Cancelled("the call was cancelled", call=self._options.call, target=self._target)
             )
+
+    def _ended_by_server(self) -> ClosedError:
+        return ClosedError(
+            f"{self._options.call}: the server has ended the stream, and takes no more requests"
+        )
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -186,6 +195,8 @@ class AsyncNativeStream:
         try:
             status, message, *_ = self._line.multiplexer.end(self._exchange)
             self._failure = stream_failure(status, message, options, target, self._closed())
+            if self._failure is not None and self._closed():
+                self._failure = ClosedError(f"the channel to {target} is closed")
         except TritonFastError as error:
             self._failure = error
         self._conclude()

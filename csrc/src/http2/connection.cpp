@@ -41,7 +41,7 @@ void Connection::begin_call(const CallSpec& call, MessageSink* sink, std::int64_
   overruled_ = false;
   outcome_ = Outcome{};
   keepalive_ = keepalive;
-  last_received_ns_ = now;
+  last_received_ns_ = left_ns_ = now;
   pinged_ns_ = 0;
 }
 
@@ -56,7 +56,16 @@ bool Connection::satisfied(const Wants& wants) const noexcept {
 }
 
 Progress Connection::run(std::int64_t busy_ns, const Wants& wants) {
-  const std::int64_t slice_end = std::min(monotonic_ns() + kSlice, wants.until_ns);
+  const std::int64_t begin = monotonic_ns();
+  // The server need not answer while nobody listens: not to a ping, either.
+  last_received_ns_ += begin - left_ns_;
+  if (pinged_ns_ != 0) pinged_ns_ += begin - left_ns_;
+  const Progress progress = go_on(busy_ns, wants, std::min(begin + kSlice, wants.until_ns));
+  left_ns_ = monotonic_ns();
+  return progress;
+}
+
+Progress Connection::go_on(std::int64_t busy_ns, const Wants& wants, std::int64_t slice_end) {
   std::int64_t busy_until = 0;
   try {
     while (!done()) {
@@ -73,7 +82,8 @@ Progress Connection::run(std::int64_t busy_ns, const Wants& wants) {
       }
       if (session_.ended()) throw ConnectionError(session_.complaint());
       bool came = false;
-      if (busy_ns > 0 && !session_.wants_write()) {
+      const bool full = sink_->full();
+      if (busy_ns > 0 && !full && !session_.wants_write()) {
         // Ask instead of sleeping: a sleep costs more than a small answer takes to come.
         if (busy_until == 0) busy_until = monotonic_ns() + busy_ns;
         while (!(came = receive()) && monotonic_ns() < busy_until) {
@@ -86,15 +96,18 @@ Progress Connection::run(std::int64_t busy_ns, const Wants& wants) {
         break;
       }
       if (now >= slice_end) return Progress::kInterrupted;
-      keep_alive(now);
+      keep_alive(now, full);
       if (came) continue;
       std::int64_t until = std::min(deadline_ns_, slice_end);
       if (keepalive_.after_ns > 0) {
         until = std::min(until, pinged_ns_ != 0 ? pinged_ns_ + keepalive_.timeout_ns
                                                 : last_received_ns_ + keepalive_.after_ns);
       }
-      switch (socket_.wait(!sink_->full(), session_.wants_write(), &wake_, until)) {
+      const bool writes = session_.wants_write();
+      switch (socket_.wait(!full, writes, &wake_, until)) {
         case Waited::kReady:
+          // Neither was asked for: the server has hung up, and what it has sent says more of it.
+          if (full && !writes) receive();
           receive_some(wants);
           break;
         case Waited::kInterrupted:
@@ -217,7 +230,8 @@ void Connection::say_goodbye() noexcept {
 }
 
 void Connection::receive_some(const Wants& wants) {
-  for (int i = 0; i < kMostReceives && !stream_->done() && !satisfied(wants) && !sink_->full() && receive();
+  for (int i = 0;
+       i < kMostReceives && !stream_->done() && !satisfied(wants) && !sink_->full() && receive();
        ++i) {
   }
 }
@@ -246,8 +260,13 @@ void Connection::overrule(Status status, std::string message) {
   outcome_.message = std::move(message);
 }
 
-void Connection::keep_alive(std::int64_t now) {
+void Connection::keep_alive(std::int64_t now, bool full) {
   if (keepalive_.after_ns <= 0) return;
+  if (full) {  // nobody listens
+    last_received_ns_ = now;
+    if (pinged_ns_ != 0) pinged_ns_ = now;
+    return;
+  }
   if (pinged_ns_ != 0) {
     if (now - pinged_ns_ < keepalive_.timeout_ns) return;
     throw ConnectionError("the server did not answer a ping in time");

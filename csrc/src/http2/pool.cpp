@@ -19,6 +19,7 @@ constexpr std::int64_t kSlice = 200000000;
 constexpr std::chrono::milliseconds kRound{500};
 constexpr std::int64_t kFresh = 400000000;
 
+constexpr char kCancelled[] = "the call was cancelled";
 constexpr char kForked[] = "the process was forked during the call, which the parent goes on with";
 
 }  // namespace
@@ -226,7 +227,7 @@ void Call::conclude(Status status, std::string message) {
 bool Call::connect(std::int64_t slice_end_ns) {
   {
     const std::lock_guard<std::mutex> lock(pool_->mutex_);
-    if (cancelled_) throw ClosedPool("the call was cancelled");
+    if (cancelled_) throw ClosedPool(kCancelled);
   }
   if (monotonic_ns() >= deadline_ns_) {
     throw DeadlineError("the deadline passed before the request was sent");
@@ -271,9 +272,12 @@ Outcome Call::end() noexcept {
     const std::lock_guard<std::mutex> lock(pool_->mutex_);
     interruptible_ = nullptr;
   }
-  if (connection_ != nullptr && begun_ && !done_) {
+  if (!done_ && !(connection_ != nullptr && begun_)) conclude(Status::kCancelled, kCancelled);
+  if (connection_ != nullptr && begun_) {
     try {
-      outcome_ = connection_->end_call();
+      // Even if something else has ended it: nobody may be borrowed from afterwards.
+      Outcome outcome = connection_->end_call();
+      if (!done_) outcome_ = std::move(outcome);
     } catch (...) {
       connection_.reset();
     }
@@ -296,7 +300,9 @@ void Call::cancel() noexcept {
 }
 
 void StreamCall::post(std::vector<ConstBuffer> segments, std::uint64_t size, bool last) {
+  if (pool_->inherited()) return;
   const std::lock_guard<std::mutex> lock(mutex_);
+  if (over_) return;  // as send() will say
   if (sending_) throw std::logic_error("a stream's messages are sent one after another");
   if (closed_) throw std::logic_error("the stream is half closed: no more messages can be sent");
   segments_ = std::move(segments);
@@ -320,7 +326,14 @@ Progress StreamCall::receive(std::int64_t until_ns) {
   return drive(wants);
 }
 
+void StreamCall::give_up() {
+  cancel();
+  while (send(kNever) == Progress::kInterrupted) {
+  }
+}
+
 void StreamCall::half_close() {
+  if (pool_->inherited()) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (closed_) return;
@@ -358,14 +371,20 @@ Progress StreamCall::drive(const Wants& wants) {
     if (over_ || (wants.message && sink_->ready()) || (wants.sent && !sending_)) {
       return Progress::kDone;
     }
-    if (driving_) {
+    // Whoever receives goes on until there is a message, and tells of one that is sent on the way;
+    // whoever sends would keep the messages that come meanwhile waiting. So it makes way.
+    if (driving_ || (!wants.message && receivers_ != 0)) {
       const std::int64_t left = std::min(kSlice, wants.until_ns - monotonic_ns());
       if (left <= 0) return Progress::kInterrupted;
+      if (wants.message && !driver_receives_) nudge();
+      receivers_ += wants.message ? 1 : 0;
       const auto waited = changed_.wait_for(lock, std::chrono::nanoseconds(left));
+      receivers_ -= wants.message ? 1 : 0;
       if (waited == std::cv_status::timeout) return Progress::kInterrupted;
       continue;
     }
     driving_ = true;
+    driver_receives_ = wants.message;
     lock.unlock();
     Progress progress = Progress::kInterrupted;
     std::exception_ptr failure;

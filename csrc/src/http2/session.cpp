@@ -73,7 +73,8 @@ struct Session::Callbacks {
                             std::uint32_t* flags, nghttp2_data_source*, void* user_data) {
     const Stream* const stream = self(user_data).find(id);
     if (stream == nullptr) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
-    if (stream->left_ == 0 && !stream->half_closed_) return NGHTTP2_ERR_DEFERRED;
+    // What is left of a call that is over is not to be read: its memory may have gone.
+    if (stream->done_ || (stream->left_ == 0 && !stream->half_closed_)) return NGHTTP2_ERR_DEFERRED;
     const std::uint64_t size = std::min<std::uint64_t>(length, stream->left_);
     *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
     if (stream->left_ == size && stream->half_closed_) *flags |= NGHTTP2_DATA_FLAG_EOF;
@@ -366,7 +367,8 @@ Stream* Session::open(const CallSpec& call, std::int64_t timeout_ns, MessageSink
 void Session::send(Stream* stream, const std::vector<ConstBuffer>& segments, std::uint64_t size) {
   if (stream->done_) return;  // nobody would read it
   if (!stream->listed() || stream->lent() || stream->half_closed_) {
-    throw ConnectionError("a stream's messages are sent one after another, until it is half closed");
+    throw ConnectionError(
+        "a stream's messages are sent one after another, until it is half closed");
   }
   stream->set_message(segments, size, false);
   resume(*stream);
@@ -380,7 +382,8 @@ void Session::half_close(Stream* stream) {
 
 void Session::resume(const Stream& stream) {
   // One that has not begun, or is at it, needs no resuming: that is no fault.
-  if (nghttp2_session_resume_data(session_, stream.id_) == NGHTTP2_ERR_NOMEM) throw std::bad_alloc();
+  if (nghttp2_session_resume_data(session_, stream.id_) == NGHTTP2_ERR_NOMEM)
+    throw std::bad_alloc();
 }
 
 void Session::taken(Stream* stream) {
@@ -406,8 +409,10 @@ void Session::note(Stream& stream) noexcept {
 /// Lets as much come again as has come, unless it waits to be taken.
 void Session::read(Stream& stream, std::size_t size) {
   stream.unread_ += size;
-  // A message that is not complete cannot be taken, so a large one must not wait for that.
-  const bool waits = stream.streaming_ && stream.message_left_ < kSharedWindow / 4;
+  // A message that is not complete cannot be taken, so a large one must not wait for that, unless
+  // there is another before it.
+  const bool waits =
+      stream.streaming_ && (stream.sink_->ready() || stream.message_left_ < kSharedWindow / 4);
   if (!waits && !stream.done_) taken(&stream);
 }
 
@@ -427,7 +432,11 @@ void Session::close(Stream* stream) {
     nghttp2_submit_rst_stream(session_, NGHTTP2_FLAG_NONE, stream->id_, NGHTTP2_NO_ERROR);
   }
   if (stream->noted_) news_.erase(std::find(news_.begin(), news_.end(), stream->id_));
-  streams_.erase(stream->id_);
+  if (stream->lent_ == 0) {
+    streams_.erase(stream->id_);
+  } else {
+    stream->closed_ = true;  // sent() forgets it, for what is listed begins with its prefix
+  }
 }
 
 void Session::feed(ConstBuffer bytes) {
@@ -550,9 +559,12 @@ void Session::sent(std::size_t size) noexcept {
     if (piece.lender != 0) {
       --borrowed_;
       Stream* const lender = find(piece.lender);
-      if (lender != nullptr && --lender->lent_ == 0 &&
-          ((lender->streaming_ && lender->left_ == 0) || lender->done_)) {
-        note(*lender);
+      if (--lender->lent_ == 0) {
+        if (lender->closed_) {
+          streams_.erase(lender->id_);
+        } else if ((lender->streaming_ && lender->left_ == 0) || lender->done_) {
+          note(*lender);
+        }
       }
     } else {
       blocks_.pop_front();

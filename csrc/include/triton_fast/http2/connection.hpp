@@ -80,6 +80,7 @@ class Connection {
   std::int64_t idle_since() const noexcept { return idle_since_; }
 
  private:
+  Progress go_on(std::int64_t busy_ns, const Wants& wants, std::int64_t slice_end);
   bool satisfied(const Wants& wants) const noexcept;
   void flush();
   bool receive();
@@ -88,7 +89,7 @@ class Connection {
   void say_goodbye() noexcept;
   void expire();
   void overrule(Status status, std::string message);
-  void keep_alive(std::int64_t now);
+  void keep_alive(std::int64_t now, bool full);
 
   Socket socket_;
   Session session_;
@@ -105,6 +106,7 @@ class Connection {
   bool overruled_ = false;  // the outcome below counts, not the stream's
   Outcome outcome_;
   Keepalive keepalive_;
+  std::int64_t left_ns_ = 0;  // when run() last returned
   std::int64_t last_received_ns_ = 0;
   std::int64_t pinged_ns_ = 0;  // 0: no ping is under way
   std::uint64_t pings_ = 0;

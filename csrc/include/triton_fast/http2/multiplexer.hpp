@@ -54,8 +54,8 @@ class Multiplexer {
   /// Whether there is more to send once the kernel takes it.
   bool wants_write() { return !broken_ && session_.wants_write(); }
 
-  /// @brief Takes some of what has come, and sends what that asks for. A connection that breaks ends
-  /// all its calls.
+  /// @brief Takes some of what has come, and sends what that asks for. A connection that breaks
+  /// ends all its calls.
   void receive();
 
   /// @brief The calls with news; see Session::news().

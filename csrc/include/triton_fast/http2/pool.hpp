@@ -131,8 +131,8 @@ class Call {
 
 /// @brief A call with many messages each way, on a connection of its own until it is over.
 ///
-/// One thread may send while another receives: whichever comes first drives the connection, and the
-/// other waits for what it does. Any thread may cancel.
+/// One thread may send while another receives: one of them drives the connection, and the other
+/// waits for what it does. Any thread may cancel.
 class StreamCall : public Call {
  public:
   using Call::Call;
@@ -144,6 +144,10 @@ class StreamCall : public Call {
 
   /// @brief Goes on until the message is sent or the call is over: kDone. @see over()
   Progress send(std::int64_t until_ns);
+
+  /// @brief Ends the call with CANCELLED, unless it is over. Afterwards nothing is borrowed of the
+  /// message that was being sent.
+  void give_up();
 
   /// @brief Says that there are no more messages.
   void half_close();
@@ -168,6 +172,8 @@ class StreamCall : public Call {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool driving_ = false;  // a thread is at the connection, without the mutex
+  bool driver_receives_ = false;
+  int receivers_ = 0;     // that wait for their turn to drive
   bool posted_ = false;   // a message that the connection has not been given yet
   bool sending_ = false;  // a message that is not sent yet
   bool closing_ = false;  // there are no more messages, and the connection was not told yet

@@ -59,6 +59,7 @@ class Stream {
   std::size_t lent_ = 0;      // pieces in the queue
   bool streaming_ = false;    // more than one message, each way
   bool half_closed_ = false;  // no message comes after those that are there
+  bool closed_ = false;       // and kept only until its pieces are sent
   // Response.
   MessageSink* sink_ = nullptr;
   bool takes_compressed_ = false;
@@ -75,7 +76,7 @@ class Stream {
   std::uint64_t messages_ = 0;
   std::uint64_t unread_ = 0;  // bytes that the peer was not yet given leave to send as many more of
   bool noted_ = false;        // it is in the session's news
-  std::string body_;  // the beginning of an answer that is not gRPC, for the error
+  std::string body_;          // the beginning of an answer that is not gRPC, for the error
   bool done_ = false;
   Outcome outcome_;
 };
@@ -108,17 +109,18 @@ class Session {
   /// @brief Says that a stream has no more messages.
   void half_close(Stream* stream);
 
-  /// @brief Says that the messages that have come were taken: as much again may come.
+  /// @brief Says that the messages that have come were taken: as much again may come. Where many
+  /// calls share a session, a stream's sink has to be ready() while there are some.
   void taken(Stream* stream);
 
-  /// @brief Returns, and forgets, the numbers of the streams with news: a message that has come, one
-  /// that is sent, or its end. For sessions of many calls.
+  /// @brief Returns, and forgets, the numbers of the streams with news: a message that has come,
+  /// one that is sent, or its end. For sessions of many calls.
   std::vector<std::int32_t> news();
 
   /// @brief Ends a call that is not done yet: the peer is sent RST_STREAM.
   void cancel(Stream* stream);
 
-  /// @brief Forgets a call; its memory may go, unless some is lent.
+  /// @brief Forgets a call; its memory may go, unless some is lent. Its sink may in any case.
   void close(Stream* stream);
 
   /// @brief Takes bytes from the peer. @throws ConnectionError if they are no HTTP/2

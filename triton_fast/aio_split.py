@@ -1,0 +1,69 @@
+"""Batches larger than a model takes, for coroutines; see `triton_fast.split`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .errors import TritonFastError
+from .split import IN_FLIGHT, Split
+
+if TYPE_CHECKING:
+    from .aio_connection import AsyncConnection
+    from .attempt import Out
+    from .channels.base import CallOptions
+    from .request import Prepared
+    from .response import InferResult
+
+__all__ = ["infer_split"]
+
+
+async def infer_split(
+    connection: AsyncConnection,
+    prepared: Prepared,
+    inputs: Mapping[str, Any],
+    request_id: str,
+    options: CallOptions,
+    out: Out | None,
+) -> InferResult:
+    """Run a model on a batch of any size; see `triton_fast.split.infer_split`."""
+    signature = connection.signatures.get(prepared)
+    if signature is None or signature.max_batch_size is None:
+        signature = await connection.fetch_signature(prepared, options)
+    batch = Split(signature, prepared, inputs, out, connection.empty_at_once)
+    if len(batch.pieces) == 1:
+        return await connection.infer(prepared, batch.part(0), request_id, options, out)
+
+    async def run(number: int) -> None:
+        try:
+            part = batch.part(number)
+            result = await connection.infer(prepared, part, request_id, options, batch.out(number))
+            batch.put(number, result)
+        except TritonFastError as error:
+            raise batch.error(number, error) from error
+
+    left = deque(range(len(batch.pieces)))
+    if not batch.ready:
+        await run(left.popleft())  # from which is learnt what the outputs are like
+
+    async def worker() -> None:
+        while left:
+            await run(left.popleft())
+
+    workers = [asyncio.create_task(worker()) for _ in range(min(IN_FLIGHT, len(batch.pieces)))]
+    try:
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    except BaseException:
+        for task in workers:
+            task.cancel()
+        raise
+    finally:
+        # The caller may use the arrays again as soon as this is over.
+        left.clear()
+        if any(not task.done() for task in workers):
+            await asyncio.wait(workers)
+    for task in workers:
+        task.result()
+    return batch.result()

@@ -1,0 +1,57 @@
+"""Management calls as values: what is asked, and how the answer is read.
+
+One description of each serves clients for threads and for coroutines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from .channels.base import CallOptions
+    from .errors import ServerError
+
+__all__ = ["Ask", "Query"]
+
+T = TypeVar("T")
+
+
+def _raise(error: ServerError) -> NoReturn:
+    raise error
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Generic[T]):
+    """A management call.
+
+    Parameters
+    ----------
+    method : str
+        Bare name, ``"ModelReady"``.
+    fields : mapping of str
+        Of the request's message.
+    read : callable
+        Makes the result of the answer's message.
+    failed : callable
+        Makes the result of an error, where one has a meaning; raises it otherwise.
+    """
+
+    method: str
+    fields: Mapping[str, Any]
+    read: Callable[[Any], T]
+    failed: Callable[[ServerError], T] = _raise
+
+    @property
+    def call(self) -> str:
+        """What errors call it: ``"ModelReady('resnet')"``."""
+        name = self.fields.get("name")
+        return self.method if name is None else f"{self.method}({name!r})"
+
+
+class Ask(Protocol):
+    """Makes management calls, as `triton_fast.connection.Connection.ask` does."""
+
+    def __call__(self, query: Query[T], options: CallOptions) -> T:
+        """Make a call and wait for its result."""
