@@ -239,7 +239,9 @@ class TritonclientAioStream(StreamContender):
 STREAMING: tuple[type[StreamContender], ...] = (
     TritonFastStream,
     TritonFastOpenStream,
+    TritonFastStreamGrpcio,
     AsyncTritonFastStream,
+    AsyncTritonFastStreamGrpcio,
     TritonclientStream,
     TritonclientAioStream,
 )
