@@ -104,14 +104,16 @@ class Line:
             raise
         self._settle()
 
-    def drop(self, exchange: _http2.Exchange) -> None:
+    def drop(self, exchange: _http2.Exchange, timer: asyncio.TimerHandle | None) -> None:
         """Give up a call that nobody waits for any more. Any thread."""
         if self.multiplexer.inherited or self._loop.is_closed():
             return
         with contextlib.suppress(RuntimeError):  # closed just now
-            self._loop.call_soon_threadsafe(self._give_up, exchange)
+            self._loop.call_soon_threadsafe(self._give_up, exchange, timer)
 
-    def _give_up(self, exchange: _http2.Exchange) -> None:
+    def _give_up(self, exchange: _http2.Exchange, timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
         self.multiplexer.close(exchange)
         self.flush()
         self.finish(0)

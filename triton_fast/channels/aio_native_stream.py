@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -160,7 +161,8 @@ class AsyncNativeStream:
         exchange.waiter = self._bell
         left = seconds_left(self._options.deadline_ns)
         if left is not None:
-            self._timer = asyncio.get_running_loop().call_later(left, self._expire)
+            # The timer must not keep a stream that nobody reads any more.
+            self._timer = asyncio.get_running_loop().call_later(left, _expire, weakref.ref(self))
         self._line, self._exchange = line, exchange
         line.begin(0)
         return line, exchange
@@ -175,7 +177,8 @@ class AsyncNativeStream:
             f"the deadline passed {phase}", call=self._options.call, target=self._target
         )
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """End the call, for its own deadline has passed."""
         if not self._over:
             self._give_up(self._late("before the stream was over"))
 
@@ -211,7 +214,7 @@ class AsyncNativeStream:
     def __del__(self) -> None:
         line = getattr(self, "_line", None)
         if line is not None and not self._over and self._exchange is not None:
-            line.drop(self._exchange)
+            line.drop(self._exchange, self._timer)
 
 
 class _Bell:
@@ -244,6 +247,12 @@ class _Bell:
             self._waiters.discard(waiter)
             if timer is not None:
                 timer.cancel()
+
+
+def _expire(stream: weakref.ref[AsyncNativeStream]) -> None:
+    alive = stream()
+    if alive is not None:
+        alive.expire()
 
 
 def _resolve(waiter: asyncio.Future[bool], *, woken: bool) -> None:
