@@ -1,8 +1,9 @@
 """How time is taken: contenders take turns in one process, and every reading is kept.
 
-`take_turns` measures. `ReplayClock` hands the readings to pytest-benchmark, which runs one benchmark
-after the other and could not let them take turns itself: it asks the clock before and after a
-function that does nothing, and gets the readings that were taken before and after the real call.
+`take_turns` measures. `ReplayClock` hands the readings to pytest-benchmark, which runs one
+benchmark after the other and could not let them take turns itself: it asks the clock before and
+after a function that does nothing, and gets the readings that were taken before and after the real
+call.
 """
 
 from __future__ import annotations
