@@ -53,7 +53,7 @@ class Admission:
         self.byte_size += byte_size
         return True
 
-    async def wait(self, byte_size: int, options: CallOptions) -> None:
+    async def wait(self, byte_size: int, options: CallOptions, target: str) -> None:
         """Return when a call is let in.
 
         Raises
@@ -75,6 +75,7 @@ class Admission:
                 f"the deadline passed while {self.calls} calls with {self.byte_size} bytes were on "
                 "their way before it; max_in_flight and max_in_flight_bytes say how many may be",
                 call=options.call,
+                target=target,
             )
 
     def leave(self, byte_size: int) -> None:

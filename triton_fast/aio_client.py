@@ -16,7 +16,7 @@ from .attempt import Out
 from .call_settings import CallSettings
 from .channels.base import Compression
 from .channels.choice import async_channel_factory, channel_factory
-from .headers import HeaderSource
+from .headers import HeaderSource, checked_headers
 from .management import (
     model_config,
     model_metadata,
@@ -107,9 +107,6 @@ class AsyncClient:
             async_channel_factory(
                 url, channel, tls=tls, keepalive=keepalive, options=channel_options
             ),
-            channel_factory(
-                url, channel, tls=tls, keepalive=keepalive, busy_poll=0.0, options=channel_options
-            ),
             CallSettings(
                 timeout=timeout,
                 headers=headers,
@@ -118,6 +115,9 @@ class AsyncClient:
             ),
             lambda: Admission(max_in_flight, max_in_flight_bytes),
             shared_factory(url, shared_memory, shared_memory_limit),
+            channel_factory(
+                url, channel, tls=tls, keepalive=keepalive, busy_poll=0.0, options=channel_options
+            ),
         )
         self._prepared = PreparedCalls()
         self._text_models: KnownTextModels = {}
@@ -131,11 +131,14 @@ class AsyncClient:
     ) -> Self:
         """Return a client with the settings that environment variables have.
 
-        As `triton_fast.Client.from_env`; there is no ``busy_poll``.
+        As `triton_fast.Client.from_env`; what ``BUSY_POLL`` says is for that one alone.
         """
         from .settings import settings_from_environment  # noqa: PLC0415 - for those who do
 
-        return cls(**settings_from_environment(prefix, environ, overrides))
+        settings = settings_from_environment(prefix, environ, overrides)
+        if "busy_poll" not in overrides:
+            settings.pop("busy_poll", None)
+        return cls(**settings)
 
     @property
     def url(self) -> str:
@@ -283,10 +286,9 @@ class AsyncClient:
             sequence_id,
             streamed=stream,
         )
-        shared = None
-        if stream:
-            shared = self.open_stream(timeout=None, headers=headers)
-        return AsyncInferSequence(self._connection, requests, shared, timeout, headers)
+        sent = checked_headers(headers)
+        shared = self.open_stream(timeout=None, headers=sent) if stream else None
+        return AsyncInferSequence(self._connection, requests, shared, timeout, sent)
 
     def generate(
         self,

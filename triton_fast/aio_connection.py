@@ -1,7 +1,7 @@
 """AsyncConnection: one server's channel for coroutines, and how calls are made on it.
 
-What `triton_fast.connection` is for threads. What of shared memory may take long, registering and
-large copies, is done on the event loop's threads, over a small channel of its own.
+What `triton_fast.connection` is for threads. Owns the channel, the admission of calls, and what is
+known of models, for one event loop at a time.
 """
 
 from __future__ import annotations
@@ -14,29 +14,36 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
-from .channels.base import AsyncChannel, AsyncChannelStream, CallOptions, Channel, Compression
+from .channels.base import AsyncChannel, AsyncChannelStream, CallOptions, Compression
 from .channels.choice import AsyncChannelFactory, ChannelFactory
-from .channels.loops import in_thread
-from .errors import ClosedError, InvalidTensor, ServerError, TritonFastError, Unimplemented
+from .channels.loops import in_thread, running_loop, seconds_left
+from .errors import (
+    ClosedError,
+    DeadlineExceeded,
+    InvalidTensor,
+    ServerError,
+    TritonFastError,
+    Unimplemented,
+)
 from .forks import inherit, renew_after_fork
 from .headers import HeaderSource
 from .management import model_config, model_metadata
-from .messages import method_path
-from .placement import NotAtOnce
+from .messages import are_loaded, message_class, method_path
 from .query import Query
 from .request import UNSET, Prepared, input_tensors
 from .response import InferResult
 from .sharing import SharedFactory, array_layout
 from .signatures import Signatures
+from .tensor import copied_bytes, memory_of
 from .unary import message_ends
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from .admission import Admission
+    from .aio_sharing import AsyncSharedMemory
     from .aio_streams import AsyncStream
     from .call_settings import CallSettings
-    from .placement import SharedMemory
     from .signature import Signature
     from .tensor import InputTensor
 
@@ -47,8 +54,8 @@ T = TypeVar("T")
 
 # How long closing waits for the server to let go of shared memory.
 FAREWELL_S = 2.0
-# Of inputs that have to be rewritten before they can be sent: more than a millisecond's worth.
-_SLOW = 1 << 20
+# What is copied on another thread than the event loop's, in bytes: more than a millisecond's worth.
+_LONG = 2 << 20
 
 
 class AsyncConnection:
@@ -60,15 +67,15 @@ class AsyncConnection:
         For errors.
     new_channel : callable
         Makes the channel; called again in a forked child.
-    new_blocking : callable
-        Makes the channel that registers shared memory.
     settings : CallSettings
         Of all calls.
-    admission : Admission
-        Lets calls in.
-    new_shared : callable, optional
-        Makes what puts tensors into shared memory; called again in a forked child. Left out, all
-        goes over the wire.
+    new_admission : callable
+        Makes what lets calls in; called again for another event loop.
+    new_shared : callable or None
+        Makes what puts tensors into shared memory; called again in a forked child. None if all goes
+        over the wire.
+    new_blocking : callable
+        Makes the channel on which shared memory is registered.
 
     Attributes
     ----------
@@ -82,22 +89,22 @@ class AsyncConnection:
         self,
         url: str,
         new_channel: AsyncChannelFactory,
-        new_blocking: ChannelFactory,
         settings: CallSettings[AsyncHeaderHook],
-        admission: Callable[[], Admission],
-        new_shared: SharedFactory | None = None,
+        new_admission: Callable[[], Admission],
+        new_shared: SharedFactory | None,
+        new_blocking: ChannelFactory,
     ) -> None:
         self.url = url
         self.signatures = Signatures()
         self._settings = settings
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the calls so far
         self._new_channel = new_channel
-        self._channel: AsyncChannel = new_channel()
-        self._new_blocking = new_blocking
-        self._blocking: Channel | None = None
-        self._new_admission = admission
-        self._admission = admission()
+        self._channel = new_channel()
+        self._new_admission = new_admission
+        self._admission = new_admission()
         self._new_shared = new_shared
+        self._new_blocking = new_blocking
         self._shared = self._open_shared()
         renew_after_fork(self)
 
@@ -110,48 +117,53 @@ class AsyncConnection:
         """Give the channel back; running calls end with `ClosedError`. Idempotent."""
         if self._closed:
             return
+        if self._loop is not None:
+            running_loop(self._loop, repr(self))
         self._closed = True
         try:
-            if self._blocking is not None:
-                await asyncio.get_running_loop().run_in_executor(None, self._close_shared)
-        finally:
+            # Before shared memory goes, which the server has in use as long as there are calls.
             await self._channel.close()
-
-    def _close_shared(self) -> None:
-        try:
-            if self._shared is not None:
-                self._shared.close()
         finally:
-            if self._blocking is not None:
-                self._blocking.close()
+            if self._shared is not None:
+                options = self._farewell()
+                try:
+                    options = await self.options("close", FAREWELL_S)
+                finally:
+                    await self._shared.close(options)
 
-    def _open_shared(self) -> SharedMemory | None:
+    def _open_shared(self) -> AsyncSharedMemory | None:
         if self._new_shared is None:
             return None
-        return self._new_shared(self._ask_blocking, self._farewell)
+        from .aio_sharing import AsyncSharedMemory  # noqa: PLC0415 - only where it is used
+
+        return AsyncSharedMemory(self._new_shared, self._new_blocking, self._farewell, self.url)
 
     def _farewell(self) -> CallOptions:
-        # On a thread, where no hook for coroutines can be asked.
+        # Where there may be no loop, and so nobody to ask the hook for headers.
         deadline_ns = self._settings.deadline_ns(FAREWELL_S)
         return self._settings.options("close", deadline_ns, None, None, UNSET)
 
-    def _open_channel(self) -> AsyncChannel:
+    def _enter(self) -> AsyncChannel:
+        """Return the channel for a call on the running event loop."""
         if self._closed:
             raise ClosedError(f"the client of {self.url} is closed")
+        loop = running_loop(self._loop, repr(self))
+        if loop is not self._loop:
+            self._loop = loop
+            self._admission = self._new_admission()  # calls of a closed loop never leave
         return self._channel
+
+    def __repr__(self) -> str:
+        return f"the client of {self.url}"
 
     def after_fork(self) -> None:
         """Start afresh in a forked child."""
         self._channel.abandon()
         inherit(self._channel)
         self._channel = self._new_channel()
-        self._admission = self._new_admission()
-        if self._blocking is not None:
-            self._blocking.abandon()
-            inherit(self._blocking)
-            self._blocking = None
-        if self._new_shared is not None:
-            inherit(self._shared)
+        self._loop = None
+        if self._shared is not None:
+            self._shared.leave_to_parent()
             self._shared = self._open_shared()
 
     async def options(
@@ -175,8 +187,22 @@ class AsyncConnection:
             return settings.options(call, deadline_ns, None, headers, compression)
         hooked = hook(call)
         if inspect.isawaitable(hooked):
-            hooked = await hooked
+            hooked = await self._asked(hooked, call, deadline_ns)
         return settings.options(call, deadline_ns, hooked, headers, compression)
+
+    async def _asked(
+        self, hooked: Awaitable[HeaderSource | None], call: str, deadline_ns: int | None
+    ) -> HeaderSource | None:
+        limit = asyncio.timeout(seconds_left(deadline_ns))
+        try:
+            async with limit:
+                return await hooked
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(
+                "the deadline passed before the header hook returned", call=call, target=self.url
+            ) from error
 
     def deadline_ns(self, timeout: float | None) -> int | None:
         """Return when a call must be over that begins now; see `CallSettings.deadline_ns`."""
@@ -194,21 +220,12 @@ class AsyncConnection:
         self, method: str, fields: Mapping[str, Any], options: CallOptions
     ) -> Message:
         """Make a management call, and return the answer's message; see `ask`."""
-        channel = self._open_channel()
+        channel = self._enter()
+        if not are_loaded():
+            await in_thread(options, self.url, message_class, f"{method}Request")
         request, response = message_ends(method, fields)
         await channel.call(method_path(method), request, response, options)
         return response.message()
-
-    def _ask_blocking(self, query: Query[T], options: CallOptions) -> T:
-        """Make a management call on a thread, for shared memory."""
-        if self._blocking is None:
-            self._blocking = self._new_blocking()
-        request, response = message_ends(query.method, query.fields)
-        try:
-            self._blocking.call(method_path(query.method), request, response, options)
-        except ServerError as error:
-            return query.failed(error)
-        return query.read(response.message())
 
     async def infer(
         self,
@@ -219,13 +236,15 @@ class AsyncConnection:
         out: Out | None,
     ) -> InferResult:
         """Run a model and wait; see `triton_fast.AsyncClient.infer`."""
-        channel = self._open_channel()
-        tensors = await self.inputs(prepared, inputs, options)
-        byte_size = sum([tensor.byte_size for tensor in tensors])
+        channel = self._enter()
         admission = self._admission
+        byte_size = 0
+        if isinstance(inputs, Mapping):
+            byte_size = sum([memory_of(value) for value in inputs.values()])
         if not admission.enter(byte_size):
-            await admission.wait(byte_size, options)
+            await admission.wait(byte_size, options, self.url)
         try:
+            tensors = await self.inputs(prepared, inputs, options)
             return await self._infer(channel, prepared, tensors, request_id, options, out)
         finally:
             admission.leave(byte_size)
@@ -244,12 +263,7 @@ class AsyncConnection:
         while True:
             placement = None
             if shared is not None:
-                try:
-                    placement = shared.place(prepared, tensors, out, options, at_once=True)
-                except NotAtOnce:
-                    placement = await in_thread(
-                        options, self.url, shared.place, prepared, tensors, out, options
-                    )
+                placement = await shared.place(prepared, tensors, out, options)
             attempt = Attempt(prepared, tensors, request_id, out, placement)
             try:
                 try:
@@ -257,15 +271,18 @@ class AsyncConnection:
                 except BaseException as error:
                     if shared is None or placement is None:
                         raise
-                    if not shared.try_again(prepared, placement, error, repeats):
+                    if not shared.inner.try_again(prepared, placement, error, repeats):
                         raise
                     repeats += 1
                     continue
-                result = attempt.result()
+                if attempt.copied_bytes < _LONG:
+                    result = attempt.result()
+                else:
+                    result = await in_thread(options, self.url, attempt.result, borrowed=True)
             finally:
                 attempt.release()
             if shared is not None:
-                shared.learn(prepared, tensors, result)
+                shared.inner.learn(prepared, tensors, result)
             return result
 
     def open_stream(
@@ -278,42 +295,40 @@ class AsyncConnection:
         """Return a stream for requests; see `triton_fast.AsyncClient.open_stream`."""
         from .aio_streams import AsyncStream  # noqa: PLC0415 - for those who stream
 
-        self._open_channel()
+        if self._closed:
+            raise ClosedError(f"the client of {self.url} is closed")
         self._settings.deadline_ns(timeout)  # so that what is wrong is said here
 
         async def opening() -> tuple[AsyncChannelStream, CallOptions]:
             options = await self.options(call, timeout, headers)
-            return self._open_channel().open_stream(MODEL_STREAM_INFER, options), options
+            return self._enter().open_stream(MODEL_STREAM_INFER, options), options
 
         return AsyncStream(opening, self.url, self.inputs, buffer_size)
 
     async def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.AsyncClient.empty`."""
-        self._open_channel()
+        self._enter()
         dimensions, kind = array_layout(shape, dtype)
         if self._shared is None:
             return np.empty(dimensions, kind)
-        options = await self.options("empty")
-        try:
-            return self._shared.empty(dimensions, kind, options, at_once=True)
-        except NotAtOnce:
-            return await in_thread(options, self.url, self._shared.empty, dimensions, kind, options)
+        return await self._shared.empty(dimensions, kind, await self.options("empty"))
 
-    def empty_at_once(self, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
-        """Return an array in shared memory if there is some at hand, an ordinary one otherwise."""
-        dimensions, kind = array_layout(shape, dtype)
-        if self._shared is not None:
-            try:
-                return self._shared.empty(dimensions, kind, self._farewell(), at_once=True)
-            except NotAtOnce:
-                pass
-        return np.empty(dimensions, kind)
+    def empty_soon(self, options: CallOptions) -> Callable[[Sequence[int], Any], Any]:
+        """Return what makes arrays on a thread: in shared memory, unless that means to wait."""
+
+        def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+            dimensions, kind = array_layout(shape, dtype)
+            if self._shared is None:
+                return np.empty(dimensions, kind)
+            return self._shared.empty_soon(dimensions, kind, options)
+
+        return empty
 
     async def inputs(
         self, prepared: Prepared, inputs: Mapping[str, Any], options: CallOptions
     ) -> list[InputTensor]:
         """Return a call's inputs, held against the model's signature if it is known."""
-        if isinstance(inputs, Mapping) and sum(map(_rewritten, inputs.values())) > _SLOW:
+        if isinstance(inputs, Mapping) and sum(map(copied_bytes, inputs.values())) > _LONG:
             tensors = await in_thread(options, self.url, input_tensors, inputs)
         else:
             tensors = input_tensors(inputs)
@@ -351,12 +366,3 @@ class AsyncConnection:
         except Unimplemented:
             config = None  # not a Triton: the metadata is all there is
         return self.signatures.learn(prepared, metadata, config)
-
-
-def _rewritten(value: Any) -> int:
-    """Return how many bytes, about, have to be written to make a tensor of an input."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind in "OSUT":
-            return 32 * value.size + value.nbytes
-        return 0 if value.flags.c_contiguous and value.dtype.isnative else value.nbytes
-    return 32 * len(value) if isinstance(value, list | tuple) else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .channels.loops import seconds_left
+from .errors import DeadlineExceeded
 from .model import merged
 from .request import UNSET
 
@@ -33,6 +36,7 @@ class AsyncModel:
         self._connection = connection
         self._prepared = prepared
         self._asked = False  # whether the server was asked for the signature
+        self._asking: asyncio.Future[None] | None = None  # done when it has answered, or not
 
     @property
     def name(self) -> str:
@@ -77,9 +81,27 @@ class AsyncModel:
         return await connection.infer(self._prepared, both, request_id, options, out)
 
     async def _learn(self, options: CallOptions) -> None:
-        if not self._asked:
+        while not self._asked:
+            asking = self._asking
+            if asking is None or asking.done() or asking.get_loop().is_closed():
+                await self._ask(options)
+                return
+            # One asks for all that call at the same time.
+            await asyncio.wait((asking,), timeout=seconds_left(options.deadline_ns))
+            if not asking.done():
+                raise DeadlineExceeded(
+                    "the deadline passed before the model's signature was known",
+                    call=options.call,
+                    target=self._connection.url,
+                )
+
+    async def _ask(self, options: CallOptions) -> None:
+        asking = self._asking = asyncio.get_running_loop().create_future()
+        try:
             await self._connection.fetch_signature(self._prepared, options)
             self._asked = True
+        finally:
+            asking.set_result(None)
 
     def __repr__(self) -> str:
         version = f", {self.version!r}" if self.version else ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from .channels.loops import in_thread
 from .errors import TritonFastError
 from .split import IN_FLIGHT, Split
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .response import InferResult
 
 __all__ = ["infer_split"]
+
+T = TypeVar("T")
 
 
 async def infer_split(
@@ -32,15 +35,29 @@ async def infer_split(
     signature = connection.signatures.get(prepared)
     if signature is None or signature.max_batch_size is None:
         signature = await connection.fetch_signature(prepared, options)
-    batch = Split(signature, prepared, inputs, out, connection.empty_at_once)
+
+    async def beside(function: Callable[..., T], *arguments: Any) -> T:
+        # Copies batches, or makes room for them.
+        return await in_thread(options, connection.url, function, *arguments, borrowed=True)
+
+    empty = connection.empty_soon(options)
+    batch = await beside(Split, signature, prepared, inputs, out, empty)
+
+    async def part_of(number: int) -> dict[str, Any]:
+        return await beside(batch.part, number) if batch.gathers else batch.part(number)
+
     if len(batch.pieces) == 1:
-        return await connection.infer(prepared, batch.part(0), request_id, options, out)
+        part = await part_of(0)
+        return await connection.infer(prepared, part, request_id, options, out)
 
     async def run(number: int) -> None:
         try:
-            part = batch.part(number)
+            part = await part_of(number)
             result = await connection.infer(prepared, part, request_id, options, batch.out(number))
-            batch.put(number, result)
+            if batch.ready:
+                batch.put(number, result)
+            else:
+                await beside(batch.put, number, result)
         except TritonFastError as error:
             raise batch.error(number, error) from error
 

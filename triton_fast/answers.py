@@ -47,7 +47,8 @@ _STATUS_BY_TEXT: tuple[tuple[StatusCode, re.Pattern[str]], ...] = (
         StatusCode.INVALID_ARGUMENT,
         re.compile(
             r"^(?:\[[^\]]*\] )?(?:unexpected |expected |batch-size must|input |inference input"
-            r"|inference request |Invalid |invalid |unable to parse )|must specify the START flag"
+            r"|inference request |Invalid |invalid |unable to parse "
+            r"|parameter keys starting with )|must specify the START flag"
         ),
     ),
 )
@@ -96,19 +97,22 @@ class Pending:
         What errors call it.
     inbox : Inbox
         Where its answers go; the caller's.
+    answered : bool
+        Whether something came that was no error.
     over : bool
         Whether nothing more comes.
     unwanted : bool
         Whether nobody reads what still comes.
     """
 
-    __slots__ = ("call", "id", "inbox", "over", "unwanted", "wire_id")
+    __slots__ = ("answered", "call", "id", "inbox", "over", "unwanted", "wire_id")
 
     def __init__(self, request_id: str, wire_id: str, call: str, inbox: Inbox) -> None:
         self.id = request_id
         self.wire_id = wire_id
         self.call = call
         self.inbox = inbox
+        self.answered = False
         self.over = False
         self.unwanted = False
 
@@ -172,6 +176,7 @@ class Answers:
             # A server that does not say whether more come sends one answer to each request.
             final = result.parameters.get(_FINAL, True)
             result.id = pending.id
+            pending.answered = pending.answered or not error
             if not pending.unwanted:
                 if error:
                     pending.inbox.append(request_error(error, pending.call, self._target))
@@ -197,9 +202,26 @@ class Answers:
         """
         if self._unread >= limit:
             inboxes = {id(pending.inbox): pending.inbox for pending in self._pending.values()}
-            self._unread = sum(_byte_size(item) for inbox in inboxes.values() for item in inbox)
+            # Others may take what is there at any time: it is counted in a copy.
+            self._unread = sum(
+                _byte_size(item) for inbox in inboxes.values() for item in tuple(inbox)
+            )
         return self._unread
+
+    def took(self, item: InferResult | TritonFastError, limit: int) -> int:
+        """Take note of an answer that was read; see `unread`, which is exact below the limit too.
+
+        Only of use from when `unread` has been at the limit on.
+        """
+        self._unread -= _byte_size(item)
+        if self._unread >= limit:
+            return self._unread
+        return self.unread(self._unread)  # not all that were read may have been counted
 
 
 def _byte_size(item: InferResult | TritonFastError) -> int:
-    return _ANSWER_SIZE + (item.nbytes if isinstance(item, InferResult) else 0)
+    size = _ANSWER_SIZE
+    if isinstance(item, InferResult):
+        for array in item.values():
+            size += sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
+    return size

@@ -73,6 +73,11 @@ class Attempt:
             raise
         self.response = self._receiver.response
 
+    @property
+    def copied_bytes(self) -> int:
+        """How many bytes `result` copies into arrays of the caller's, at most."""
+        return self._receiver.copied_bytes
+
     def result(self) -> InferResult:
         """Return the answer, once; see `Receiver.result`."""
         return self._receiver.result()

@@ -594,7 +594,8 @@ class Client:
             Of every request; as in `infer`.
         sequence_id : int or str, optional
             What the server knows it by; a random number by default, which nobody else has. Triton
-            takes those that the model's configuration says, numbers or strings.
+            takes those that the model's configuration says, numbers or strings: to a model that
+            takes strings give one, ``str(uuid.uuid4())``, say.
         timeout : float, seconds, optional
             For every request that does not say otherwise. The client's by default.
         headers : mapping or iterable of pairs, optional
@@ -610,8 +611,10 @@ class Client:
 
         Raises
         ------
-        InvalidOption, ClosedError
-            As in `infer`.
+        InvalidOption
+            If an argument is wrong.
+        ClosedError
+            If the client is closed, here or when a request is made.
 
         Examples
         --------

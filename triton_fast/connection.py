@@ -16,17 +16,16 @@ from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
 from .call_settings import CallSettings
 from .channels.base import CallOptions, Channel, Compression
 from .channels.choice import ChannelFactory
-from .errors import ClosedError, InvalidTensor, ServerError, TritonFastError, Unimplemented
+from .errors import ClosedError, InvalidTensor, TritonFastError, Unimplemented
 from .forks import inherit, renew_after_fork
 from .headers import HeaderSource
 from .management import model_config, model_metadata
-from .messages import method_path
 from .query import Query
 from .request import UNSET, Prepared, input_tensors
 from .response import InferResult
 from .sharing import SharedFactory, array_layout
 from .signatures import Signatures
-from .unary import message_ends
+from .unary import exchange
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -164,18 +163,11 @@ class Connection:
         ServerError, WireError, ClosedError
             As `triton_fast.channels.base.Channel.call`.
         """
-        try:
-            message = self.exchange(query.method, query.fields, options)
-        except ServerError as error:
-            return query.failed(error)
-        return query.read(message)
+        return query.ask(self.exchange, options)
 
     def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
         """Make a management call, and return the answer's message; see `ask`."""
-        channel = self._open_channel()
-        request, response = message_ends(method, fields)
-        channel.call(method_path(method), request, response, options)
-        return response.message()
+        return exchange(self._open_channel(), method, fields, options)
 
     def infer(
         self,

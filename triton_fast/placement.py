@@ -31,14 +31,14 @@ from .errors import (
     Unavailable,
     Unknown,
 )
-from .pool import Pool, Refused, Slot
+from .pool import Patience, Pool, Refused, Slot, WouldBlock
 from .request import Prepared, shared_memory_parameters
 from .tensor import InputTensor
 
 if TYPE_CHECKING:
     from .response import InferResult
 
-__all__ = ["NotAtOnce", "Placement", "SharedMemory"]
+__all__ = ["Placement", "SharedMemory"]
 
 _log = logging.getLogger("triton_fast")
 
@@ -68,10 +68,6 @@ class _Output:
 
     byte_size: int  # 0 for one that is better left on the wire
     batch: int | None  # its first dimension, where that was the first input's too
-
-
-class NotAtOnce(Exception):
-    """A call cannot be placed without waiting, or without a copy that takes a while."""
 
 
 class Placement:
@@ -137,15 +133,14 @@ class SharedMemory:
         tensors: list[InputTensor],
         out: Mapping[str, np.ndarray[Any, Any]] | None,
         options: CallOptions,
-        *,
-        at_once: bool = False,
+        patience: Patience = Patience.WAIT,
     ) -> Placement | None:
         """Put a call's large tensors into slots; None if it goes on the wire as it is.
 
         Raises
         ------
-        NotAtOnce
-            If it is to be done ``at_once``, and may take a while.
+        WouldBlock
+            If that takes more patience; nothing was done then.
         Refused, ResourceExhausted, SharedMemoryError
             If shared memory is required, and not to be had.
         DeadlineExceeded
@@ -160,12 +155,12 @@ class SharedMemory:
         inputs = {tensor.name: self._found(tensor) for tensor in large}
         outputs = {name: self._found_out(name, size, out) for name, size in expected.items()}
         sizes = [tensor.byte_size for tensor in large if inputs[tensor.name] is None]
-        if at_once and sum(sizes) > _LONG_COPY:
-            raise NotAtOnce
+        if patience is Patience.NONE and sum(sizes) > _LONG_COPY:
+            raise WouldBlock
         sizes += [size for name, size in expected.items() if outputs[name] is None]
         leased: list[Slot] = []
         if sizes:
-            slots = self._lease(sizes, options, at_once=at_once)
+            slots = self._lease(sizes, options, patience)
             if slots is None:
                 if not any(inputs.values()):
                     return None
@@ -224,17 +219,12 @@ class SharedMemory:
         )
 
     def _lease(
-        self, sizes: Sequence[int], options: CallOptions, *, at_once: bool
+        self, sizes: Sequence[int], options: CallOptions, patience: Patience
     ) -> list[Slot] | None:
         if not self._required and time.monotonic_ns() < self._full_until_ns:
             return None
-        if at_once:
-            slots = self._pool.take(sizes)
-            if slots is None:
-                raise NotAtOnce
-            return slots
         try:
-            return self._pool.lease(sizes, options, patient=self._required)
+            return self._pool.lease(sizes, options, patience, required=self._required)
         except Refused as refusal:
             if self._required:
                 raise
@@ -275,7 +265,9 @@ class SharedMemory:
     def _expected(self, prepared: Prepared, tensors: Sequence[InputTensor]) -> dict[str, int]:
         """Return the outputs to have in slots, and how large they will be by all we know."""
         answer = self._answers.get(_key(prepared))
-        if answer is None:
+        if answer is None or "sequence_id" in (prepared.settings["parameters"] or ()):
+            # Where an output turns out larger the model runs twice, and one with state would count
+            # the request twice.
             return {}
         batch = _batch(tensors)
         own = {name for name, parameters in prepared.requested if parameters}
@@ -346,12 +338,11 @@ class SharedMemory:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         options: CallOptions,
-        *,
-        at_once: bool = False,
+        patience: Patience = Patience.WAIT,
     ) -> np.ndarray[Any, Any]:
         """Return an array in a slot of its own, or an ordinary one; see `place`."""
         byte_size = math.prod(shape) * dtype.itemsize
-        slots = None if self._refused else self._lease([byte_size], options, at_once=at_once)
+        slots = None if self._refused else self._lease([byte_size], options, patience)
         if slots is None:
             return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, slots[0].lease)  # type: ignore[arg-type]  # it has a buffer

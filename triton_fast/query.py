@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
+from .errors import ServerError
+
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from .channels.base import CallOptions
-    from .errors import ServerError
 
 __all__ = ["Ask", "Query"]
 
@@ -48,6 +51,18 @@ class Query(Generic[T]):
         """What errors call it: ``"ModelReady('resnet')"``."""
         name = self.fields.get("name")
         return self.method if name is None else f"{self.method}({name!r})"
+
+    def ask(
+        self,
+        exchange: Callable[[str, Mapping[str, Any], CallOptions], Message],
+        options: CallOptions,
+    ) -> T:
+        """Ask it of what makes a call and returns the answer's message."""
+        try:
+            message = exchange(self.method, self.fields, options)
+        except ServerError as error:
+            return self.failed(error)
+        return self.read(message)
 
 
 class Ask(Protocol):

@@ -1,34 +1,119 @@
 """Sequences: requests that belong together, for models that keep state between them.
 
-`SequenceRequests` owns what both faces need, the flags and the id; `InferSequence` is the blocking
-face.
+`SequenceRequests` owns what both faces need: the id, the flags, and what became of the requests so
+far, on which the flags of the next one depend. `InferSequence` is the blocking face.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from .datatypes import datatype_of, dtype_of
-from .errors import ClosedError, Internal, InvalidOption, InvalidTensor, TritonFastError
-from .request import UNSET, Outputs, Prepared, prepare, prepare_streamed
+from .deadline import seconds
+from .errors import (
+    ClosedError,
+    Internal,
+    InvalidArgument,
+    InvalidOption,
+    InvalidTensor,
+    NotFound,
+    TritonFastError,
+)
+from .headers import checked_headers
+from .request import UNSET, Outputs, Prepared, RequestedOutput, prepare, prepare_streamed
 from .response import InferResult
 from .tensor import Tensor, input_tensor
 
 if TYPE_CHECKING:
+    from .answers import Pending
     from .connection import Connection
     from .headers import HeaderSource
     from .streams import ResponseStream, Stream
 
-__all__ = ["FAREWELL_S", "InferSequence", "SequenceRequests", "only_answer", "unary_only"]
+__all__ = [
+    "FAREWELL_S",
+    "NO_SEQUENCE",
+    "InferSequence",
+    "SequenceRequest",
+    "SequenceRequests",
+    "checked_timeout",
+    "only_answer",
+    "unary_only",
+]
 
 FAREWELL_S = 2.0
 """How long a sequence that is left by an exception may take to be ended."""
+
+NO_SEQUENCE = (InvalidArgument, NotFound)
+"""What a server says to a request of a sequence, or for a model, that it does not know."""
+
+_OWN = ("sequence_id", "sequence_start", "sequence_end")
+
+_Form = list[tuple[str, str, tuple[int, ...]]]
+"""The names, datatypes and shapes of a request's inputs."""
+
+
+class SequenceRequest:
+    """One request of a sequence, and what became of it; made by `SequenceRequests`.
+
+    A context manager around the call, or around the sending where the answers come on a stream:
+    ``pending`` is set in the block then, and tells the rest. A request that raises `InvalidTensor`
+    or `InvalidOption` there was none.
+
+    Attributes
+    ----------
+    prepared : Prepared
+        Its constant part, with the flags.
+    form : list
+        Of its inputs.
+    ends : bool
+        Whether it says that it is the last one.
+    pending : Pending or None
+        Where the stream keeps account of its answers.
+    """
+
+    __slots__ = ("_answered", "_over", "_requests", "ends", "form", "pending", "prepared")
+
+    def __init__(
+        self, requests: SequenceRequests, prepared: Prepared, form: _Form, *, ends: bool
+    ) -> None:
+        self.prepared = prepared
+        self.form = form
+        self.ends = ends
+        self.pending: Pending | None = None
+        self._requests = requests
+        self._over = False
+        self._answered = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes for it."""
+        return self._over if self.pending is None else self.pending.over
+
+    @property
+    def answered(self) -> bool:
+        """Whether something came that was no error."""
+        return self._answered if self.pending is None else self.pending.answered
+
+    def __enter__(self) -> Self:
+        self._requests.made.append(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, InvalidTensor | InvalidOption):
+            self._requests.made.remove(self)
+        self._over = True
+        self._answered = error is None
 
 
 class SequenceRequests:
@@ -42,6 +127,15 @@ class SequenceRequests:
         A random number if left out.
     streamed : bool
         Whether they go on a stream.
+
+    Attributes
+    ----------
+    id : int or str
+        What the server knows the sequence by.
+    made : list of SequenceRequest
+        Those of which it is not known yet what became of them.
+    closed : bool
+        Whether no more may be made.
 
     Raises
     ------
@@ -66,64 +160,88 @@ class SequenceRequests:
         streamed: bool,
     ) -> None:
         self.id = _checked_id(sequence_id)
-        self.started = False
-        self.ended = False
-        self._form: list[tuple[str, str, tuple[int, ...]]] = []
+        self.made: list[SequenceRequest] = []
+        self.closed = False
+        self._answered = False  # whether any request was
+        self._form: _Form = []  # of the last request that was answered, or was the only one made
+        self._in_doubt = False  # whether the last request failed
+        self._ended = False
         self._prepare = prepare_streamed if streamed else prepare
+        for name in parameters or ():
+            if name in _OWN:
+                raise InvalidOption(f"parameter {name!r} is set by the sequence itself")
         self._arguments = (
             model,
             model_version,
-            None if outputs is None else list(outputs) if not isinstance(outputs, str) else outputs,
+            outputs if isinstance(outputs, str | RequestedOutput | None) else list(outputs),
             dict(parameters or {}),
             priority,
             queue_timeout,
         )
         self._prepared: dict[tuple[bool, bool], Prepared] = {}
-        self.prepared(end=False)  # so that what is wrong is said here
+        self._marked(starts=True, ends=False)  # so that what is wrong is said here
 
-    def prepared(self, *, end: bool) -> Prepared:
-        """Return the constant part of the next request.
+    def next(self, inputs: Mapping[str, Any], *, end: bool) -> SequenceRequest:
+        """Return the next request.
+
+        It says that the sequence starts there until a request was answered, or is on its way: what
+        failed at the beginning did not begin it, or, as far as a model is concerned, begins anew.
 
         Raises
         ------
         ClosedError
             If the sequence was ended.
+        InvalidTensor
+            If the inputs are none.
         """
-        if self.ended:
+        self._settle()
+        if self.closed or self._ended or any(request.ends for request in self.made):
             raise ClosedError(f"sequence {self.id!r} was ended, and takes no more requests")
-        flags = (not self.started, end)
-        known = self._prepared.get(flags)
+        starts = not self._answered and not self.made
+        form = _form_of(inputs)
+        return SequenceRequest(self, self._marked(starts=starts, ends=end), form, ends=end)
+
+    def farewell(self) -> tuple[SequenceRequest, dict[str, Any], bool] | None:
+        """Return the request that ends the sequence, if the server may keep a place for it.
+
+        Returns
+        -------
+        SequenceRequest
+            Marked as the last.
+        dict
+            Its inputs: zeros and empty strings, in the form of the last good request.
+        bool
+            Whether the server may know no such sequence, because the last request failed.
+        """
+        self._settle()
+        if self.closed or self._ended or any(request.ends for request in self.made):
+            return None
+        if not self._answered and not self.made and not self._in_doubt:
+            return None
+        form = self.made[-1].form if self.made and not self._answered else self._form
+        request = SequenceRequest(self, self._marked(starts=False, ends=True), form, ends=True)
+        inputs = {name: _blank(datatype, shape) for name, datatype, shape in form}
+        return request, inputs, self._in_doubt
+
+    def _settle(self) -> None:
+        """Draw the conclusions of the requests that are over."""
+        for request in [request for request in self.made if request.over]:
+            self.made.remove(request)
+            self._in_doubt = not request.answered
+            if request.answered:
+                self._answered = True
+                self._ended = self._ended or request.ends
+            if request.answered or not self._answered:
+                self._form = request.form
+
+    def _marked(self, *, starts: bool, ends: bool) -> Prepared:
+        known = self._prepared.get((starts, ends))
         if known is None:
             model, version, outputs, parameters, priority, queue_timeout = self._arguments
-            marked = {
-                **parameters,
-                "sequence_id": self.id,
-                "sequence_start": flags[0],
-                "sequence_end": flags[1],
-            }
+            marked = {**parameters, **dict(zip(_OWN, (self.id, starts, ends), strict=True))}
             known = self._prepare(model, version, outputs, marked, priority, queue_timeout)
-            self._prepared[flags] = known
+            self._prepared[starts, ends] = known
         return known
-
-    @contextmanager
-    def sending(self, inputs: Mapping[str, Any], *, end: bool) -> Iterator[None]:
-        """Take note of a request that is sent in this block, unless it turns out to be none."""
-        before = self.started, self.ended, self._form
-        self.started, self.ended, self._form = True, end, _form_of(inputs)
-        try:
-            yield
-        except (InvalidTensor, InvalidOption):
-            self.started, self.ended, self._form = before
-            raise
-
-    @property
-    def wants_end(self) -> bool:
-        """Whether the server keeps a place for the sequence, as far as is known."""
-        return self.started and not self.ended
-
-    def blank(self) -> dict[str, Any]:
-        """Return inputs of the last request's form, zeros and empty strings, to carry a flag."""
-        return {name: _blank(datatype, shape) for name, datatype, shape in self._form}
 
 
 class InferSequence:
@@ -138,7 +256,12 @@ class InferSequence:
     -----
     A context manager: leaving it ends the sequence on the server, however it is left. Triton ends
     one with a request, so unless the last one said ``end=True``, one more is sent, of the last
-    one's form and with zeros, and its answer dropped. One thread at a time.
+    one's form and with zeros, and its answer dropped: the model sees it as any other. One thread at
+    a time.
+
+    A request that fails does not end the sequence: it goes on, as far as the model does, and starts
+    anew if none was answered yet. A stream that is over takes the sequence with it: if it breaks
+    (`Unavailable`), or a deadline passes before the server has taken a request.
     """
 
     def __init__(
@@ -152,8 +275,8 @@ class InferSequence:
         self._connection = connection
         self._requests = requests
         self._stream = stream
-        self._timeout = timeout
-        self._headers = headers
+        self._timeout = checked_timeout(timeout)
+        self._headers = checked_headers(headers)
 
     @property
     def id(self) -> int | str:
@@ -177,23 +300,21 @@ class InferSequence:
         end : bool, default False
             Whether this is the sequence's last request.
         timeout : float, seconds, optional
-            As in `Client.infer`; the sequence's by default.
+            As in `Client.infer`; the sequence's by default. After it the request may still count.
 
         Raises
         ------
         ClosedError
             If the sequence was ended.
+        Internal
+            If the model gave no answer, or several; `stream` takes any number.
         InvalidTensor, InvalidOption, ServerError, WireError
-            As in `Client.infer`. The sequence goes on, as far as the model does.
+            As in `Client.infer`.
         """
         if self._stream is not None:
             with self.stream(inputs, end=end, request_id=request_id, timeout=timeout) as answers:
                 return only_answer(list(answers), self._requests)
-        prepared = self._requests.prepared(end=end)
-        limit = self._timeout if timeout is UNSET else timeout
-        options = self._connection.options(prepared.call, limit, self._headers)
-        with self._requests.sending(inputs, end=end):
-            return self._connection.infer(prepared, inputs, request_id, options, None)
+        return self._infer(self._requests.next(inputs, end=end), inputs, request_id, timeout)
 
     def stream(
         self,
@@ -210,12 +331,7 @@ class InferSequence:
         InvalidOption
             If the sequence was made with ``stream=False``.
         """
-        if self._stream is None:
-            raise unary_only()
-        prepared = self._requests.prepared(end=end)
-        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
-        with self._requests.sending(inputs, end=end):
-            return self._stream.make(prepared, inputs, request_id, deadline_ns)
+        return self._send(self._requests.next(inputs, end=end), inputs, request_id, timeout)
 
     def close(self) -> None:
         """End the sequence on the server, unless it was ended. Idempotent.
@@ -225,13 +341,62 @@ class InferSequence:
         ServerError, WireError, ClosedError
             If the server could not be told.
         """
+        self._close(UNSET)
+
+    def _infer(
+        self,
+        request: SequenceRequest,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        timeout: float | None,
+    ) -> InferResult:
+        limit = self._timeout if timeout is UNSET else timeout
+        options = self._connection.options(request.prepared.call, limit, self._headers)
+        with request:
+            return self._connection.infer(request.prepared, inputs, request_id, options, None)
+
+    def _send(
+        self,
+        request: SequenceRequest,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        timeout: float | None,
+    ) -> ResponseStream:
+        if self._stream is None:
+            raise unary_only()
+        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
+        with request:
+            answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
+            request.pending = answers.pending
+        return answers
+
+    def _close(self, timeout: float | None) -> None:
         try:
-            if self._requests.wants_end:
-                self.infer(self._requests.blank(), end=True)
+            farewell = self._requests.farewell()
+            if farewell is not None:
+                self._end(*farewell, timeout)
         finally:
-            self._requests.ended = True
+            self._requests.closed = True
             if self._stream is not None:
                 self._stream.close()
+
+    def _end(
+        self,
+        request: SequenceRequest,
+        inputs: Mapping[str, Any],
+        in_doubt: bool,
+        timeout: float | None,
+    ) -> None:
+        try:
+            if self._stream is None:
+                self._infer(request, inputs, "", timeout)
+                return
+            with self._send(request, inputs, "", timeout) as answers:
+                for _ in answers:
+                    pass
+        except NO_SEQUENCE:
+            if not in_doubt:
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -245,12 +410,16 @@ class InferSequence:
         if error is None:
             self.close()
             return
-        self._timeout = FAREWELL_S
         try:
-            self.close()
+            self._close(FAREWELL_S)
         except TritonFastError as failure:
             # The error that is on its way is the one to see; this one is told with it.
             error.add_note(f"and sequence {self.id!r} could not be ended: {failure}")
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """Return a sequence's timeout, UNSET too, or raise InvalidOption."""
+    return timeout if timeout is UNSET else seconds(timeout, "timeout")
 
 
 def only_answer(answers: list[InferResult], requests: SequenceRequests) -> InferResult:
@@ -280,8 +449,9 @@ def _checked_id(value: int | str | None) -> int | str:
     )
 
 
-def _form_of(inputs: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return names, datatypes and shapes."""
+def _form_of(inputs: Mapping[str, Any]) -> _Form:
+    if not isinstance(inputs, Mapping):
+        raise InvalidTensor(f"inputs is a mapping of name to array, not a {type(inputs).__name__}")
     form = []
     for name, value in inputs.items():
         datatype = datatype_of(value.dtype) if isinstance(value, np.ndarray) else None

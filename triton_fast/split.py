@@ -114,6 +114,8 @@ class Split:
     ----------
     pieces : list of slice
         Which rows each piece has.
+    gathers : bool
+        Whether making a piece's inputs copies samples.
 
     Raises
     ------
@@ -134,6 +136,7 @@ class Split:
                 f"split: model {prepared.model_name!r} takes no batches, as far as the server says"
             )
         self._batches = {name: _batch(empty, name, value) for name, value in inputs.items()}
+        self.gathers = any(isinstance(batch, _Samples) for batch in self._batches.values())
         rows = _rows(self._batches)
         most = signature.max_batch_size
         self.pieces = [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
@@ -276,7 +279,7 @@ class _Join:
 
     def put(self, piece: slice, result: InferResult) -> None:
         """Take a piece's answer."""
-        if self._first is None:
+        if self._first is None or piece.start == 0:
             self._first = result
         if self.ready:
             return  # it was written in place

@@ -6,8 +6,10 @@ reading; whoever reads hands out what came for the others.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from .answers import Answers, Inbox, Pending
 from .deadline import deadline_after, seconds
 from .errors import (
+    Cancelled,
     ClosedError,
     DeadlineExceeded,
     InvalidOption,
@@ -27,7 +30,7 @@ from .request import Outputs, Prepared, encode_request, prepare_streamed
 from .response import InferResult
 
 if TYPE_CHECKING:
-    from .channels.base import CallOptions, ChannelStream
+    from .channels.base import Answer, CallOptions, ChannelStream
     from .tensor import InputTensor
 
 __all__ = [
@@ -70,8 +73,8 @@ class ResponseStream(Iterator[InferResult]):
         self, stream: Stream, pending: Pending, deadline_ns: int | None, own: bool
     ) -> None:
         self.id = pending.id
+        self.pending = pending  # for those in this package who keep account of it
         self._stream = stream
-        self._pending = pending
         self._inbox = pending.inbox
         self._deadline_ns = deadline_ns
         self._own = own  # whether the stream is this request's alone
@@ -84,14 +87,17 @@ class ResponseStream(Iterator[InferResult]):
         try:
             item = self._inbox.popleft()
         except IndexError:
-            found = self._stream._next(self._pending, self._deadline_ns)
+            found = None if self._closed else self._stream._next(self.pending, self._deadline_ns)
             if found is None:
                 self._finish()
                 raise StopIteration from None
             item = found
+        else:
+            if self._stream._starved:
+                self._stream._took(item)
         if isinstance(item, InferResult):
             return item
-        if self._pending.over and not self._inbox:
+        if self.pending.over and not self._inbox:
             self._finish()
         raise item
 
@@ -104,11 +110,9 @@ class ResponseStream(Iterator[InferResult]):
         if self._closed:
             return
         self._closed = True
-        self._inbox.clear()
+        self._stream._drop(self.pending)
         if self._own:
             self._stream.close()
-        else:
-            self._stream._drop(self._pending)
 
     def _finish(self) -> None:
         if not self._closed:
@@ -160,14 +164,19 @@ class Stream:
         self._inputs = inputs
         self._buffer_size = checked_buffer_size(buffer_size)
         self._answers = Answers(target)
-        self._changed = threading.Condition()  # guards what follows, and the answers
+        # Guards what follows, and the answers. Taken by itself, not through the condition, whose
+        # `with` a signal's handler may leave without giving it back.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._reading = False
+        self._starved = False  # somebody does not read on before others have read what is there
         self._half_closed = False
         self._failure: TritonFastError | None = None  # why nothing can be done any more
         self._over = False
         self._sending = threading.Lock()
         self._inbox: Inbox = deque()  # of the requests that were sent by hand
         self._by_hand: dict[Pending, None] = {}
+        _streams.add(self)
 
     def stream(
         self,
@@ -278,7 +287,7 @@ class Stream:
 
     def half_close(self) -> None:
         """Say that no more requests will be made; answers may still come. Idempotent."""
-        with self._changed:
+        with self._lock:
             if self._half_closed or self._over:
                 return
             self._half_closed = True
@@ -287,7 +296,7 @@ class Stream:
 
     def close(self) -> None:
         """End the stream, and what is running on it, also on the server. Idempotent."""
-        with self._changed:
+        with self._lock:
             if self._over:
                 return
             self._conclude(ClosedError("the stream was closed"))
@@ -320,7 +329,7 @@ class Stream:
     ) -> Pending:
         tensors = self._inputs(prepared, inputs, self._options)
         with self._sending:
-            with self._changed:
+            with self._lock:
                 if self._failure is not None:
                     raise self._failure
                 if self._half_closed:
@@ -335,10 +344,12 @@ class Stream:
                     self._channel_stream.send(request, deadline_ns, last=last)
                 finally:
                     request.release()
-            except BaseException:
-                with self._changed:
+            except BaseException as error:
+                with self._lock:
                     self._answers.withdraw(pending)
                     self._by_hand.pop(pending, None)
+                    if isinstance(error, DeadlineExceeded):
+                        self._conclude(error)  # a part of the request may be on its way
                 raise
         return pending
 
@@ -349,25 +360,40 @@ class Stream:
         inbox = self._inbox if pending is None else pending.inbox
         patience = None
         while True:
-            with self._changed:
-                while True:
-                    if inbox:
-                        self._changed.notify_all()
-                        return inbox.popleft()
-                    if self._is_over(pending):
-                        return None
-                    if not self._reading:
-                        if self._answers.unread(self._buffer_size) < self._buffer_size:
-                            self._reading = True
-                            break
-                        patience = patience or time.monotonic_ns() + PATIENCE_NS
-                    self._wait(deadline_ns, patience)
+            mine = False
             try:
+                with self._lock:
+                    while True:
+                        if inbox:
+                            item = inbox.popleft()
+                            if self._starved:
+                                self._took(item)
+                            return item
+                        if self._is_over(pending):
+                            return None
+                        if self._reading:
+                            patience = None
+                        elif self._answers.unread(self._buffer_size) < self._buffer_size:
+                            self._reading = mine = True
+                            break
+                        else:
+                            self._starved = True
+                            patience = patience or time.monotonic_ns() + PATIENCE_NS
+                        self._wait(deadline_ns, patience)
                 self._read(deadline_ns)
             finally:
-                with self._changed:
-                    self._reading = False
-                    self._changed.notify_all()
+                # Also if a signal's handler has raised, wherever that was.
+                if mine:
+                    with self._lock:
+                        self._reading = False
+                        self._changed.notify_all()
+
+    def _took(self, item: InferResult | TritonFastError) -> None:
+        """Have those read on who wait for room, once there is some."""
+        with self._lock:
+            if self._answers.took(item, self._buffer_size) < self._buffer_size:
+                self._starved = False
+                self._changed.notify_all()
 
     def _is_over(self, pending: Pending | None) -> bool:
         if pending is not None:
@@ -388,9 +414,10 @@ class Stream:
 
     def _read(self, deadline_ns: int | None) -> None:
         """Wait for answers, and hand them out."""
+        answers: list[Answer] = []
         try:
             answers = self._channel_stream.receive(deadline_ns)
-            with self._changed:
+            with self._lock:
                 if answers:
                     self._answers.deliver(answers)
                     return
@@ -399,9 +426,18 @@ class Stream:
         except TritonFastError as error:
             if readers_own(error, deadline_ns, self._options):
                 raise
-            with self._changed:
+            with self._lock:
                 self._conclude(error)
             self._channel_stream.cancel()
+        except BaseException:
+            if answers:
+                # What was not handed out yet is lost, and nobody must wait for it.
+                with self._lock:
+                    self._conclude(
+                        Cancelled("reading the stream was interrupted", call=self._options.call)
+                    )
+                self._channel_stream.cancel()
+            raise
 
     def _conclude(self, failure: TritonFastError) -> None:
         """Have nothing more be done on the stream. With the lock."""
@@ -412,15 +448,23 @@ class Stream:
         self._answers.fail(failure)
         self._changed.notify_all()
 
+    def _abandon(self) -> None:
+        """End the stream in a forked child, where it is the parent's and goes on there."""
+        # Threads that the child does not have may have had these.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._sending = threading.Lock()
+        self._conclude(ClosedError("the stream is the parent process's"))
+
     def _drop(self, pending: Pending) -> None:
-        with self._changed:
+        with self._lock:
             pending.unwanted = True
             pending.inbox.clear()
             self._changed.notify_all()
 
     def _end(self) -> None:
         """See the call to its end: the last answer has come."""
-        with self._changed:
+        with self._lock:
             if self._over:
                 return
             self._conclude(ClosedError("the stream is over"))
@@ -430,6 +474,18 @@ class Stream:
             pass  # the answers are there; how the call went after them is nobody's concern
         finally:
             self._channel_stream.cancel()
+
+
+# A forked child's copies of these are over; see Stream._abandon.
+_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for stream in list(_streams):
+        stream._abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 def checked_buffer_size(value: Any) -> int:

@@ -293,15 +293,19 @@ cdef class StreamCall:
                     break
                 PyErr_CheckSignals()
                 if http2.monotonic_ns() >= until:
-                    self.cancel()
+                    self.give_up()
                     return False
         except BaseException:
-            self.cancel()
+            self.give_up()
             raise
         self.outgoing = None
         with nogil:
             over = self.call.over()
         return not over
+
+    cdef give_up(self):
+        with nogil:
+            self.call.give_up()
 
     def half_close(self):
         """Say that no more messages will be sent. Idempotent."""
@@ -326,12 +330,12 @@ cdef class StreamCall:
         while True:
             with nogil:
                 progress = self.call.receive(until)
+            PyErr_CheckSignals()  # while none can be lost
             taken = taken_from(self.messages)
             if taken:
                 return taken
             if progress == http2.Progress.kDone and self.over():
                 return taken_from(self.messages)  # one may have come in between
-            PyErr_CheckSignals()
             if http2.monotonic_ns() >= until:
                 return None
 
@@ -394,6 +398,7 @@ cdef class Exchange:
     cdef public object waiter
     cdef object outgoing
     cdef Response incoming
+    cdef bint forgotten  # and kept only for its memory
     cdef http2.ReaderSink* reader
     cdef http2.BufferSink* gathered
     cdef http2.QueueSink* messages
@@ -573,11 +578,12 @@ cdef class Multiplexer:
 
     cdef forget(self, Exchange exchange):
         exchange.waiter = None
+        exchange.forgotten = True
         if exchange.outgoing is None or not self.multiplexer.lent(exchange.id):
             self.multiplexer.close(exchange.id)
             del self.exchanges[exchange.id]
             exchange.give_back()
-        # Otherwise news() does it when the last of its memory is sent.
+        # Otherwise news() does it when the last of its memory is sent, or never will be.
 
     def flush(self):
         """Send what the kernel takes now."""
@@ -609,13 +615,13 @@ cdef class Multiplexer:
             exchange = self.exchanges.get(id)
             if exchange is None:
                 continue
-            if exchange.waiter is None and exchange.outgoing is not None:
-                if self.multiplexer.done(id) and not self.multiplexer.lent(id):
-                    self.multiplexer.close(id)
-                    del self.exchanges[id]
-                    exchange.give_back()
-                continue
-            fresh.append(exchange)
+            if not exchange.forgotten:
+                fresh.append(exchange)
+            elif not self.multiplexer.lent(id):
+                self.forget(exchange)
+        if self.multiplexer.broken():
+            for exchange in [one for one in self.exchanges.values() if (<Exchange>one).forgotten]:
+                self.forget(exchange)
         return fresh
 
     def fail(self, str reason):

@@ -1,0 +1,711 @@
+"""Streams on the real server: requests that many answers come to, one call for one or for many."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import triton_fast.streams
+from triton_fast import (
+    Client,
+    ClosedError,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    InvalidOption,
+    InvalidTensor,
+    NotFound,
+    RequestedOutput,
+    ResourceExhausted,
+    Unavailable,
+)
+from triton_fast.testing import FURTHER_TEST_MODELS
+
+pytestmark = pytest.mark.server
+
+# More than a test takes.
+LONG = 30.0
+ONE = {"INPUT0": np.ones(1, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def server(triton_server_factory):
+    models = ["identity_fp32", "identity_bytes", "identity_batched", "failing"]
+    with triton_server_factory(models=[*FURTHER_TEST_MODELS, *models]) as server:
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def client(server, channel):
+    with Client(server.grpc_url, channel=channel, timeout=LONG) as client:
+        reset(client)
+        yield client
+        assert outs(client.stream("repeat_int32", repeat([1, 2]))) == [1, 2]
+
+
+def repeat(values, delays=None, wait=0):
+    """Return inputs that are answered value by value, each after a delay in milliseconds."""
+    return {
+        "IN": np.int32(values),
+        "DELAY": np.uint32([0] * len(values) if delays is None else delays),
+        "WAIT": np.uint32([wait]),
+    }
+
+
+# An answer, and nothing more before everybody has lost patience.
+ENDLESS = repeat([1, 2], [0, 600_000])
+
+
+def square(count):
+    return {"IN": np.int32([count])}
+
+
+def outs(answers, name="OUT"):
+    return [answer[name].item() for answer in answers]
+
+
+def counts(client, *, reset=False):
+    """Return how many requests were cancelled, and how many a model has."""
+    found = client.infer("cancellations", {"RESET": np.array([reset])})
+    return found["CANCELLED"].item(), found["RUNNING"].item()
+
+
+def reset(client):
+    wait_until(lambda: counts(client)[1] == 0)
+    counts(client, reset=True)
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"still not so after {seconds} s"
+        time.sleep(0.01)
+
+
+def in_thread(work):
+    """Have a thread work, and return what came of it as a future."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
+
+def sockets():
+    found = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            found += "socket:" in str(descriptor.readlink())
+        except OSError:
+            pass  # the listing's own
+    return found
+
+
+# One request, one call ---------------------------------------------------------------------------
+
+
+def test_answers_come_in_order_and_end(client):
+    stream = client.stream("repeat_int32", repeat([7, -8, 9], [20, 0, 10]))
+    assert iter(stream) is stream
+    assert stream.id == ""
+    answers = list(stream)
+    assert outs(answers) == [7, -8, 9]
+    assert outs(answers, "IDX") == [0, 1, 2]
+    assert {(answer.model_name, answer.model_version, answer.id) for answer in answers} == {
+        ("repeat_int32", "1", "")
+    }
+    for _ in range(3):
+        with pytest.raises(StopIteration):
+            next(stream)
+
+
+def test_as_many_answers_as_the_model_gives(client):
+    assert outs(client.stream("repeat_int32", repeat([]))) == []
+    for count in (0, 1, 2, 5000):
+        assert outs(client.stream("square_int32", square(count))) == [count] * count
+
+
+def test_models_that_answer_once(client):
+    x = np.arange(3_000_000, dtype=np.float32)
+    (answer,) = client.stream("identity_fp32", {"INPUT0": x}, parameters={"colour": "blue"})
+    assert np.array_equal(answer["OUTPUT0"], x)
+    assert answer["OUTPUT0"].flags.writeable
+    assert answer.parameters["colour"] == "blue"
+    assert answer.parameters["triton_final_response"] is True
+    (answer,) = client.stream("identity_bytes", {"INPUT0": [b"a", "ü"]})
+    assert answer["OUTPUT0"].tolist() == [b"a", "ü".encode()]
+    (answer,) = client.stream("identity_fp32", {"INPUT0": x[:0]})
+    assert answer["OUTPUT0"].shape == (0,)
+
+
+def test_what_a_request_asks_for(client):
+    (answer,) = client.stream("repeat_int32", repeat([5]), outputs=["IDX"], model_version="1")
+    assert list(answer) == ["IDX"]
+    (answer,) = client.stream(
+        "classify_fp32",
+        {"INPUT0": np.float32([[1, 3, 2, 0]])},
+        outputs=[RequestedOutput("OUTPUT0", {"classification": 1})],
+    )
+    assert answer["OUTPUT0"].ravel().tolist() == [b"3.000000:1:dog"]
+
+
+def test_ids_are_given_back(client):
+    stream = client.stream("repeat_int32", repeat([1, 2]), request_id="mine")
+    assert stream.id == "mine"
+    assert [answer.id for answer in stream] == ["mine", "mine"]
+
+
+def test_inputs_may_be_changed_once_they_are_sent(client):
+    x = np.ones(2_000_000, np.float32)
+    stream = client.stream("identity_fp32", {"INPUT0": x})
+    x[:] = 2
+    assert (next(stream)["OUTPUT0"] == 1).all()
+    stream.close()
+
+
+def test_the_final_answer_may_be_asked_for_or_not(client):
+    parameters = {"triton_enable_empty_final_response": False}
+    stream = client.stream("square_int32", square(3), parameters=parameters)
+    assert outs(stream) == [3, 3, 3]  # this model's last answer is final
+
+
+# Ends before the end ------------------------------------------------------------------------------
+
+
+def test_closing_early_cancels(client):
+    with client.stream("repeat_int32", ENDLESS) as stream:
+        assert next(stream)["OUT"].item() == 1
+        assert counts(client) == (0, 1)
+    wait_until(lambda: counts(client) == (1, 0))
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_an_iterator_that_nobody_has_any_more_cancels(client):
+    def first():
+        for answer in client.stream("repeat_int32", ENDLESS):
+            return answer
+
+    assert first()["OUT"].item() == 1
+    wait_until(lambda: counts(client) == (1, 0))
+    # In a cycle, which takes a collection; and one that nobody has asked for anything.
+    cycle = [client.stream("repeat_int32", ENDLESS)]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    wait_until(lambda: counts(client) == (2, 0))
+
+
+def test_the_request_that_failed_is_not_cancelled(client):
+    with client.stream("failing", {"FAIL_MESSAGE": ["x"]}) as stream:
+        with pytest.raises(Internal, match="x"):
+            next(stream)
+        with pytest.raises(StopIteration):
+            next(stream)
+    assert counts(client) == (0, 0)
+
+
+def test_a_deadline(client):
+    started = time.monotonic()
+    stream = client.stream("repeat_int32", ENDLESS, timeout=0.3)
+    assert next(stream)["OUT"].item() == 1
+    with pytest.raises(DeadlineExceeded) as caught:
+        next(stream)
+    assert 0.3 <= time.monotonic() - started < 5
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.call == "ModelStreamInfer('repeat_int32')"
+    with pytest.raises(StopIteration):
+        next(stream)
+    wait_until(lambda: counts(client) == (1, 0))
+    with pytest.raises(DeadlineExceeded):
+        client.stream("repeat_int32", ENDLESS, timeout=0)
+
+
+def test_closing_the_client(server, channel):
+    client = Client(server.grpc_url, channel=channel)
+    waiting = client.stream("repeat_int32", ENDLESS)
+    idle = client.stream("repeat_int32", ENDLESS)
+    shared = client.open_stream()
+    by_hand = shared.stream("repeat_int32", ENDLESS)
+    fresh = client.open_stream()
+    assert next(waiting)["OUT"].item() == next(by_hand)["OUT"].item() == 1
+    waiter = in_thread(lambda: next(waiting))
+    other = in_thread(lambda: next(by_hand))
+    time.sleep(0.05)
+    client.close()
+    for future in (waiter, other):
+        with pytest.raises(ClosedError):
+            future.result(LONG)
+    with pytest.raises(ClosedError):
+        for _ in idle:  # what has come may be read
+            pass
+    with pytest.raises(ClosedError):
+        shared.stream("repeat_int32", ENDLESS)
+    with pytest.raises(ClosedError):
+        fresh.send("repeat_int32", ENDLESS)
+    with pytest.raises(ClosedError):
+        client.stream("repeat_int32", ENDLESS)
+    with pytest.raises(ClosedError):
+        client.open_stream()
+    for stream in (shared, fresh, waiting, idle):
+        stream.close()
+    with Client(server.grpc_url, channel=channel) as other_client:
+        wait_until(lambda: counts(other_client)[1] == 0)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+IDENTITY = ("identity_fp32", ONE)
+SUMMAND = {"INPUT": np.int32([1])}
+REFUSED = {
+    "model": (NotFound, "'nope' is not found", "nope", ONE, {}),
+    "version": (NotFound, "version 7", *IDENTITY, {"model_version": "7"}),
+    "input": (InvalidArgument, "'WRONG'", "identity_fp32", {"WRONG": ONE["INPUT0"]}, {}),
+    "no_input": (InvalidArgument, "got 0 inputs", "identity_fp32", {}, {}),
+    "datatype": (InvalidArgument, "FP64", "identity_fp32", {"INPUT0": np.ones(1)}, {}),
+    "shape": (InvalidArgument, "shape", "identity_fp32", {"INPUT0": np.float32([[1]])}, {}),
+    "batch": (InvalidArgument, "<= 8", "identity_batched", {"INPUT0": np.ones((9, 1), "f4")}, {}),
+    "output": (InvalidArgument, "'NOPE'", *IDENTITY, {"outputs": ["NOPE"]}),
+    "parameter": (InvalidArgument, "reserved", *IDENTITY, {"parameters": {"triton_x": 1}}),
+    "sequence": (InvalidArgument, "correlation ID", "accumulate_direct", SUMMAND, {}),
+    "model_error": (Internal, "it broke", "failing", {"FAIL_MESSAGE": ["it broke"]}, {}),
+    "decoupled": (Internal, "DELAY", "repeat_int32", {**repeat([1]), "DELAY": np.uint32([])}, {}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_each_error_is_typed_and_ends_its_request_alone(client, case):
+    kind, text, model, inputs, options = REFUSED[case]
+    with pytest.raises(kind, match=text) as caught:
+        list(client.stream(model, inputs, **options))
+    alone = caught.value
+    assert type(alone) is kind
+    assert (alone.call, alone.target) == (f"ModelStreamInfer({model!r})", client.url)
+    # Beside requests of its kind: this server aborts when a stream has answers of both.
+    beside = (
+        ("repeat_int32", repeat([1, 2, 3], [0, 50, 50]))
+        if case == "decoupled"
+        else (
+            "batched_identity_fp32",
+            {"INPUT0": np.float32([[1, 2, 3]]), "DELAY": np.float32([[0.1]])},
+        )
+    )
+    with client.open_stream() as stream:
+        before = stream.stream(*beside)
+        failing = stream.stream(model, inputs, request_id="seven", **options)
+        after = stream.stream(*beside)
+        stream.send(model, inputs, request_id="eight", **options)
+        with pytest.raises(kind, match=text) as caught:
+            next(failing)
+        assert caught.value.message == alone.message  # without the id that the server may put there
+        assert caught.value.call == f"ModelStreamInfer({model!r}, request 'seven')"
+        with pytest.raises(StopIteration):
+            next(failing)
+        assert [len(list(before)), len(list(after))] == ([3, 3] if case == "decoupled" else [1, 1])
+        with pytest.raises(kind, match=text) as caught:
+            stream.receive()
+        assert caught.value.call == f"ModelStreamInfer({model!r}, request 'eight')"
+        assert stream.receive() is None
+
+
+def test_queues(client):
+    slow = {"INPUT0": np.ones((1, 1), np.float32), "DELAY": np.float32([[0.4]])}
+    with client.open_stream() as stream:
+        first = stream.stream("small_queue_fp32", slow)
+        time.sleep(0.1)
+        late = stream.stream("small_queue_fp32", slow, queue_timeout=0.05)
+        others = [stream.stream("small_queue_fp32", slow) for _ in range(4)]
+        with pytest.raises(Unavailable, match="timeout expired"):
+            next(late)
+        assert len(list(first)) == 1
+        refused = 0
+        for other in others:
+            try:
+                assert len(list(other)) == 1
+            except Unavailable as error:
+                assert "maximum queue size" in error.message  # noqa: PT017 - some are, some not
+                refused += 1
+        assert refused >= 2
+
+
+def test_arguments_that_make_no_sense(client):
+    for size in (0, -1, 1.5, "64"):
+        with pytest.raises(InvalidOption, match="buffer_size"):
+            client.open_stream(buffer_size=size)
+    with client.open_stream() as stream:
+        for attempt in (stream.stream, stream.send, client.stream):
+            with pytest.raises(InvalidOption, match="request_id must be a str, not int"):
+                attempt("identity_fp32", ONE, request_id=7)
+            with pytest.raises(InvalidTensor, match="mapping"):
+                attempt("identity_fp32", [1])
+            with pytest.raises(InvalidTensor, match="INPUT0"):
+                attempt("identity_bytes", {"INPUT0": np.array([1], object)})
+            with pytest.raises(InvalidOption, match="timeout"):
+                attempt("identity_fp32", ONE, timeout=-1)
+            with pytest.raises(InvalidOption, match="shared memory"):
+                attempt(
+                    "identity_fp32",
+                    ONE,
+                    outputs=[
+                        RequestedOutput(
+                            "OUTPUT0",
+                            {"shared_memory_region": "r", "shared_memory_byte_size": 4},
+                        )
+                    ],
+                )
+        # None of it has done the stream any harm.
+        assert outs(stream.stream("repeat_int32", repeat([1]))) == [1]
+        assert stream.receive() is None
+
+
+# Many requests, one call --------------------------------------------------------------------------
+
+
+def test_a_thousand_requests_on_one_stream(client):
+    with client.open_stream() as stream:
+        requests = []
+        for number in range(1000):
+            values = list(range(10 * number, 10 * number + number % 4))
+            delays = [number % 7, 0, 3][: len(values)]
+            requests.append((values, stream.stream("repeat_int32", repeat(values, delays))))
+        # Read in turn, not one by one.
+        random.Random(1).shuffle(requests)
+        for values, answers in requests:
+            if values:
+                assert next(answers)["OUT"].item() == values[0]
+        for values, answers in requests:
+            assert outs(answers) == values[1:]
+            with pytest.raises(StopIteration):
+                next(answers)
+
+
+def test_many_threads_on_one_stream(client):
+    def work(thread, stream):
+        for turn in range(15):
+            values = [1000 * thread + turn * 10 + index for index in range(turn % 5)]
+            request_id = "same" if turn % 2 else f"{thread}"
+            answers = stream.stream(
+                "repeat_int32", repeat(values, [turn % 3] * len(values)), request_id=request_id
+            )
+            found = [(answer.id, answer["OUT"].item()) for answer in answers]
+            assert found == [(request_id, value) for value in values]
+
+    with client.open_stream() as stream, ThreadPoolExecutor(16) as pool:
+        for future in [pool.submit(work, thread, stream) for thread in range(16)]:
+            future.result(LONG)
+
+
+def test_requests_with_the_same_id(client):
+    with client.open_stream() as stream:
+        both = [
+            stream.stream("repeat_int32", repeat([n, n + 1], [30, 30]), request_id="x")
+            for n in (10, 20)
+        ]
+        later = stream.stream("repeat_int32", repeat([30]), request_id="x")
+        assert [outs(answers) for answers in both] == [[10, 11], [20, 21]]
+        assert outs(later) == [30]
+        assert {answers.id for answers in both} == {"x"}
+        # It is free again.
+        assert outs(stream.stream("repeat_int32", repeat([40]), request_id="x")) == [40]
+
+
+def test_by_hand(client):
+    with client.open_stream() as stream:
+        assert stream.receive() is None  # there are no requests
+        stream.send("repeat_int32", repeat([1, 2, 3]), request_id="a")
+        stream.send("repeat_int32", repeat([4], [50]), request_id="b")
+        found = {}
+        while (answer := stream.receive(timeout=LONG)) is not None:
+            found.setdefault(answer.id, []).append(answer["OUT"].item())
+        assert found == {"a": [1, 2, 3], "b": [4]}
+        stream.send("square_int32", square(3))
+        beside = stream.stream("repeat_int32", repeat([9]))
+        assert outs(stream) == [3, 3, 3]
+        assert outs(beside) == [9]
+
+
+def test_a_wait_that_is_too_short_does_no_harm(client):
+    with client.open_stream() as stream:
+        stream.send("repeat_int32", repeat([1], [400]))
+        for _ in range(3):
+            with pytest.raises(DeadlineExceeded):
+                stream.receive(timeout=0.03)
+        assert stream.receive(timeout=LONG)["OUT"].item() == 1
+        assert stream.receive(timeout=LONG) is None
+
+
+def test_a_deadline_of_one_request_leaves_the_others_alone(client):
+    with client.open_stream() as stream:
+        hasty = stream.stream("repeat_int32", ENDLESS, timeout=0.2)
+        patient = stream.stream("repeat_int32", repeat([1, 2], [0, 500]))
+        other = in_thread(lambda: outs(patient))
+        assert next(hasty)["OUT"].item() == 1
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded):
+                next(hasty)
+        hasty.close()
+        assert other.result(LONG) == [1, 2]
+        assert counts(client) == (0, 1)  # on a shared stream it goes on, and what comes is dropped
+    wait_until(lambda: counts(client) == (1, 0))
+
+
+def test_a_deadline_of_the_stream_ends_all(client):
+    started = time.monotonic()
+    stream = client.open_stream(timeout=0.3)
+    requests = [stream.stream("repeat_int32", ENDLESS) for _ in range(3)]
+    stream.send("repeat_int32", ENDLESS)
+    waiting = in_thread(lambda: outs(requests[0]))
+    for answers in requests[1:]:
+        with pytest.raises(DeadlineExceeded):
+            outs(answers)
+    with pytest.raises(DeadlineExceeded):
+        waiting.result(LONG)
+    assert stream.receive()["OUT"].item() == 1
+    with pytest.raises(DeadlineExceeded):
+        stream.receive()
+    assert stream.receive() is None
+    assert 0.3 <= time.monotonic() - started < 5
+    with pytest.raises(DeadlineExceeded):
+        stream.send("repeat_int32", repeat([1]))
+    wait_until(lambda: counts(client) == (4, 0))
+
+
+def test_closing_one_request_leaves_the_others_alone(client):
+    with client.open_stream() as stream:
+        dropped = stream.stream("repeat_int32", repeat([1, 2, 3], [0, 20, 20]))
+        kept = stream.stream("repeat_int32", repeat([4, 5], [0, 100]))
+        assert next(dropped)["OUT"].item() == 1
+        dropped.close()
+        with pytest.raises(StopIteration):
+            next(dropped)
+        del dropped
+        stream.stream("repeat_int32", repeat([6]))  # nobody has it
+        assert outs(kept) == [4, 5]
+        assert stream.receive() is None
+    assert counts(client)[0] == 0
+
+
+def test_half_close(client):
+    with client.open_stream() as stream:
+        answers = stream.stream("repeat_int32", repeat([1, 2], [0, 100]))
+        stream.send("repeat_int32", repeat([3], [50]))
+        stream.half_close()
+        stream.half_close()
+        with pytest.raises(ClosedError, match="half closed"):
+            stream.send("repeat_int32", repeat([3]))
+        assert outs(answers) == [1, 2]
+        assert outs(stream) == [3]
+    stream.half_close()
+    with client.open_stream() as stream:  # without requests
+        stream.half_close()
+        assert stream.receive() is None
+
+
+def test_closing_a_stream_ends_what_is_on_it(client):
+    stream = client.open_stream()
+    answers = [stream.stream("repeat_int32", ENDLESS) for _ in range(3)]
+    assert next(answers[0])["OUT"].item() == 1
+    waiting = in_thread(lambda: next(answers[0]))
+    time.sleep(0.05)
+    stream.close()
+    stream.close()
+    with pytest.raises(ClosedError, match="the stream was closed"):
+        waiting.result(LONG)
+    for one in answers[1:]:
+        with pytest.raises(ClosedError):
+            list(one)
+    for attempt in (stream.send, stream.stream):
+        with pytest.raises(ClosedError):
+            attempt("repeat_int32", ENDLESS)
+    assert stream.receive() is None
+    wait_until(lambda: counts(client) == (3, 0))
+
+
+def test_a_stream_that_nobody_has_any_more_is_closed(client):
+    client.open_stream().send("repeat_int32", ENDLESS)
+    wait_until(lambda: counts(client) == (1, 0))
+    answers = client.open_stream().stream("repeat_int32", repeat([1, 2], [0, 50]))
+    assert outs(answers) == [1, 2]  # they keep the stream
+
+
+def test_several_streams_of_a_client(client):
+    with client.open_stream() as one, client.open_stream() as two:
+        first = one.stream("repeat_int32", repeat([1, 2], [0, 30]), request_id="x")
+        second = two.stream("repeat_int32", repeat([3, 4], [0, 30]), request_id="x")
+        third = client.stream("repeat_int32", repeat([5, 6], [0, 30]), request_id="x")
+        assert [outs(answers) for answers in (third, second, first)] == [[5, 6], [3, 4], [1, 2]]
+        one.close()
+        assert outs(two.stream("repeat_int32", repeat([7]))) == [7]
+
+
+# Much, and slow readers ---------------------------------------------------------------------------
+
+
+def test_thousands_of_answers(client):
+    with client.open_stream() as stream:
+        many = stream.stream("square_int32", square(20_000))
+        few = stream.stream("repeat_int32", repeat([1, 2]))
+        assert sum(answer["OUT"].item() == 20_000 for answer in many) == 20_000
+        assert outs(few) == [1, 2]
+
+
+def test_large_tensors_both_ways_on_one_stream(client):
+    """Requests and answers beyond every window, while nobody reads."""
+    x = np.arange(4_000_000, dtype=np.float32)
+    with client.open_stream() as stream:
+        requests = [stream.stream("identity_fp32", {"INPUT0": x + n}) for n in range(4)]
+        for n, answers in enumerate(requests):
+            (answer,) = answers
+            assert np.array_equal(answer["OUTPUT0"], x + n)
+
+
+def test_one_thread_sends_while_another_reads(client):
+    x = np.arange(300_000, dtype=np.float32)
+    count = 40
+
+    def send():
+        for n in range(count):
+            stream.send("identity_fp32", {"INPUT0": x + n}, request_id=str(n))
+        return "sent"
+
+    with client.open_stream() as stream:
+        sender = in_thread(send)
+        received = 0
+        while received < count:
+            answer = stream.receive(timeout=LONG)
+            if answer is None:
+                continue  # ahead of the sender
+            assert answer.id == str(received)
+            assert answer["OUTPUT0"][1] == 1 + received
+            received += 1
+        assert sender.result(LONG) == "sent"
+
+
+def test_answers_that_nobody_reads_stop_the_reading(client, monkeypatch):
+    monkeypatch.setattr(triton_fast.streams, "PATIENCE_NS", 300_000_000)
+    with client.open_stream(buffer_size=20_000) as stream:
+        unread = stream.stream("square_int32", square(2000))
+        other = stream.stream("repeat_int32", repeat([1], [100]))
+        started = time.monotonic()
+        with pytest.raises(ResourceExhausted, match="buffer_size is 20000") as caught:
+            next(other)
+        assert time.monotonic() - started >= 0.3
+        assert int(caught.value.message.split()[0]) >= 20_000
+        # That was a word of warning: all goes on.
+        assert outs(unread) == [2000] * 2000
+        assert outs(other) == [1]
+
+
+def test_who_waits_for_room_goes_on_when_there_is_some(client):
+    """Not after the time that patience lasts, which is half a minute."""
+    with client.open_stream(buffer_size=20_000) as stream:
+        unread = stream.stream("square_int32", square(300))
+        other = stream.stream("repeat_int32", repeat([1], [50]))
+        waiting = in_thread(lambda: outs(other))
+        time.sleep(0.3)
+        assert not waiting.done()
+        # Slowly, and what is there alone; then nobody reads it any more.
+        started = time.monotonic()
+        taken = 0
+        while not waiting.done() and taken < 290:
+            assert next(unread)["OUT"].item() == 300
+            taken += 1
+            time.sleep(0.002)
+        assert waiting.result(LONG) == [1]
+        assert time.monotonic() - started < 15
+        assert len(outs(unread)) == 300 - taken
+
+
+def test_dropping_a_request_makes_room(client):
+    with client.open_stream(buffer_size=20_000) as stream:
+        unread = stream.stream("square_int32", square(2000))
+        other = stream.stream("repeat_int32", repeat([1], [50]))
+        waiting = in_thread(lambda: outs(other))
+        time.sleep(0.2)
+        assert not waiting.done()
+        started = time.monotonic()
+        unread.close()
+        assert waiting.result(LONG) == [1]
+        assert time.monotonic() - started < 15
+
+
+def test_threads_read_while_the_buffer_is_full(client):
+    """Counting what is unread while others take from it is no error."""
+    with client.open_stream(buffer_size=30_000) as stream:
+        requests = [stream.stream("square_int32", square(700)) for _ in range(6)]
+        futures = [in_thread(lambda one=one: outs(one)) for one in requests]
+        for future in futures:
+            assert future.result(LONG) == [700] * 700
+
+
+def test_a_slow_reader_holds_the_server_up(client):
+    """What nobody has asked for yet is not in our memory, however much there is of it."""
+    with client.stream("square_int32", square(150_000)) as alone, client.open_stream() as shared:
+        other = shared.stream("square_int32", square(150_000))
+        for answers in (alone, other):
+            for _ in range(10):
+                next(answers)
+        time.sleep(0.1)
+        before = resident()
+        time.sleep(0.7)
+        for answers in (alone, other):
+            next(answers)
+        assert resident() - before < 20 << 20
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+# Connections --------------------------------------------------------------------------------------
+
+
+@pytest.mark.native
+def test_connections_are_used_again(server):
+    with Client(server.grpc_url, channel="native", timeout=LONG) as client:
+        before = sockets()
+        client.infer("identity_fp32", ONE)
+        assert sockets() == before + 1
+        for _ in range(5):
+            assert outs(client.stream("repeat_int32", repeat([1, 2]))) == [1, 2]
+            with pytest.raises(NotFound):
+                list(client.stream("nope", ONE))
+            with client.open_stream() as stream:
+                assert outs(stream.stream("repeat_int32", repeat([1]))) == [1]
+                stream.half_close()
+                assert stream.receive() is None
+            client.infer("identity_fp32", ONE)
+            assert sockets() == before + 1
+        # A stream has one to itself, as long as it lasts.
+        with client.stream("repeat_int32", ENDLESS) as stream:
+            next(stream)
+            client.infer("identity_fp32", ONE)
+            assert sockets() == before + 2
+        client.infer("identity_fp32", ONE)
+    assert sockets() == before
+
+
+def test_nothing_is_left_of_many_streams(server, channel):
+    with Client(server.grpc_url, channel=channel, timeout=LONG) as client:
+        reset(client)
+        list(client.stream("repeat_int32", repeat([1])))
+        threads, descriptors = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+        for turn in range(60):
+            stream = client.stream("repeat_int32", ENDLESS)
+            if turn % 2:
+                next(stream)
+            if turn % 3 == 0:
+                stream.close()
+            del stream
+        wait_until(lambda: counts(client)[1] == 0)
+        assert 30 <= counts(client)[0] <= 60  # some were given up before the model had them
+        assert threading.active_count() <= threads
+        assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 1
