@@ -183,7 +183,9 @@ class AsyncConnection:
         settings = self._settings
         deadline_ns = settings.deadline_ns(timeout)
         hook = settings.header_hook
-        hooked = None if hook is None else hook(call)
+        if hook is None:
+            return settings.options(call, deadline_ns, None, headers, compression)
+        hooked = hook(call)
         if inspect.isawaitable(hooked):
             hooked = await self._asked(hooked, call, deadline_ns)
         return settings.options(call, deadline_ns, hooked, headers, compression)
