@@ -293,7 +293,10 @@ def test_each_error_is_typed_and_ends_its_request_alone(client, case):
     beside = (
         ("repeat_int32", repeat([1, 2, 3], [0, 50, 50]))
         if case == "decoupled"
-        else ("batched_identity_fp32", {"INPUT0": np.float32([[1, 2, 3]]), "DELAY": np.float32([[0.1]])})
+        else (
+            "batched_identity_fp32",
+            {"INPUT0": np.float32([[1, 2, 3]]), "DELAY": np.float32([[0.1]])},
+        )
     )
     with client.open_stream() as stream:
         before = stream.stream(*beside)
