@@ -149,8 +149,9 @@ class AsyncConnection:
             raise ClosedError(f"the client of {self.url} is closed")
         loop = running_loop(self._loop, repr(self))
         if loop is not self._loop:
+            if self._loop is not None:
+                self._admission = self._new_admission()  # calls of a closed loop never leave
             self._loop = loop
-            self._admission = self._new_admission()  # calls of a closed loop never leave
         return self._channel
 
     def __repr__(self) -> str:
@@ -161,6 +162,7 @@ class AsyncConnection:
         self._channel.abandon()
         inherit(self._channel)
         self._channel = self._new_channel()
+        self._admission = self._new_admission()
         self._loop = None
         if self._shared is not None:
             self._shared.leave_to_parent()

@@ -221,10 +221,10 @@ class AsyncGrpcChannel:
 
     def _take_down(self) -> None:
         channel, self._channel = self._channel, None
-        self._loop = None
+        loop, self._loop = self._loop, None
         self._unary = {}
-        if channel is None:
-            return
+        if channel is None or loop is None or loop.is_closed():
+            return  # it is closed as it dies; calls of a closed loop cannot be told
         # A coroutine for the sake of calls that may end by themselves; without a time for that it
         # cancels them, and waits for nothing.
         closing = channel.close()

@@ -90,7 +90,8 @@ class Line:
 
     def flush_soon(self) -> None:
         """Send what there is when all who can run now have had their turn."""
-        if not self._scheduled:
+        # A loop that was closed in mid-call leaves its calls to whoever collects them.
+        if not self._scheduled and not self._loop.is_closed():
             self._scheduled = True
             self._loop.call_soon(self.flush)
 
@@ -123,8 +124,9 @@ class Line:
         if self._descriptor < 0:
             return
         self._retired = True
-        self._loop.remove_reader(self._descriptor)
-        self._loop.remove_writer(self._descriptor)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)
+            self._loop.remove_writer(self._descriptor)
         self._descriptor = -1
         if self._timer is not None:
             self._timer.cancel()
