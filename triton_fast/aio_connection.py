@@ -124,7 +124,7 @@ class AsyncConnection:
             # Before shared memory goes, which the server has in use as long as there are calls.
             await self._channel.close()
         finally:
-            if self._shared is not None:
+            if self._shared is not None and self._shared.used:
                 options = self._farewell()
                 try:
                     options = await self.options("close", FAREWELL_S)
