@@ -242,12 +242,15 @@ def test_wrong_arguments(client, streamed):
         client.sequence("m", parameters={"sequence_end": True}, stream=streamed)
 
 
-def test_headers_go_along_with_every_call(server, channel, face, streamed):
+def test_every_call_has_headers(server, channel, face, streamed):
     calls = []
     with face(server.grpc_url, channel=channel, header_hook=calls.append, timeout=30) as client:
-        with client.sequence("accumulate_direct", stream=streamed) as sequence:
+        with client.sequence("accumulate_oldest", stream=streamed) as sequence:
             assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
-    assert calls == (["ModelStreamInfer"] if streamed else ["ModelInfer('accumulate_direct')"] * 3)
+        if streamed:
+            assert calls == ["ModelStreamInfer"]
+        else:
+            assert calls == ["ModelInfer('accumulate_oldest')"] * 3
 
 
 # Ends
