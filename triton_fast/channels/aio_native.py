@@ -22,6 +22,7 @@ from ..errors import (
     server_error,
 )
 from .aio_line import Line
+from .aio_pace import Pace
 from .base import CallOptions, Incoming, Outgoing
 from .loops import in_thread, running_loop, seconds_left
 from .native import import_native, metadata, native_address
@@ -83,6 +84,7 @@ class AsyncNativeChannel:
         )
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pace: Pace  # of that loop
         self._small: list[Line] = []
         self._large: list[Line] = []
         self._streaming: list[Line] = []
@@ -218,6 +220,7 @@ class AsyncNativeChannel:
         if loop is not self._loop:
             self._forget_lines()  # the loop that watched them is closed
             self._loop = loop
+            self._pace = Pace(loop)
         if options.deadline_ns is not None and options.deadline_ns <= time.monotonic_ns():
             raise DeadlineExceeded(
                 "the deadline passed before the request was sent",
@@ -293,7 +296,7 @@ class AsyncNativeChannel:
                 failure = error
                 continue
             multiplexer = self._native.Multiplexer(connecting, self._address.authority)
-            line = Line(loop, multiplexer, self._keepalive)
+            line = Line(loop, multiplexer, self._pace, self._keepalive)
             lines.append(line)
             return line
         raise failure or OSError(f"{self._address.host} has no address")
