@@ -108,7 +108,7 @@ def strings(count: int, length: int, group: str) -> Case:
 
 
 class Contender(ABC):
-    """One way to make the inference.
+    """One way to make the inference. Those for coroutines are in `async_contenders`.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ def listen(sequence: InferSequence, chunk: np.ndarray) -> float:
     """Send a chunk; return how many waves there were since the sequence's start."""
     crossings = np.count_nonzero(np.diff(np.signbit(chunk)))
     result = sequence.infer({"INPUT": np.array([crossings], np.int32)})
-    return result["OUTPUT"].item() / 2
+    return int(result["OUTPUT"][0]) / 2
 
 
 def tone(pitch: float, seconds: float = 1.0) -> Iterator[np.ndarray]:

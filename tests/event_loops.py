@@ -23,6 +23,14 @@ def new_loop(kind: str) -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+def need_uvloop() -> None:
+    """Skip a test where there is no uvloop, or fail in CI."""
+    if find_spec("uvloop") is None:
+        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
+            pytest.fail("uvloop is required here", pytrace=False)
+        pytest.skip("no uvloop")
+
+
 class Runner:
     """Runs coroutines, each in a new loop, and fails where one leaves a task or a complaint."""
 
@@ -55,8 +63,6 @@ class Runner:
 @pytest.fixture(params=KINDS)
 def run(request):
     """Return a function that runs a coroutine, in each kind of event loop in turn."""
-    if request.param == "uvloop" and find_spec("uvloop") is None:
-        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
-            pytest.fail("uvloop is required here", pytrace=False)
-        pytest.skip("no uvloop")
+    if request.param == "uvloop":
+        need_uvloop()
     return Runner(request.param)

@@ -131,11 +131,14 @@ class AsyncClient:
     ) -> Self:
         """Return a client with the settings that environment variables have.
 
-        As `triton_fast.Client.from_env`; there is no ``busy_poll``.
+        As `triton_fast.Client.from_env`; what ``BUSY_POLL`` says is for that one alone.
         """
         from .settings import settings_from_environment  # noqa: PLC0415 - for those who do
 
-        return cls(**settings_from_environment(prefix, environ, overrides))
+        settings = settings_from_environment(prefix, environ, overrides)
+        if "busy_poll" not in overrides:
+            settings.pop("busy_poll", None)
+        return cls(**settings)
 
     @property
     def url(self) -> str:

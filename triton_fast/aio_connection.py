@@ -124,7 +124,7 @@ class AsyncConnection:
             # Before shared memory goes, which the server has in use as long as there are calls.
             await self._channel.close()
         finally:
-            if self._shared is not None:
+            if self._shared is not None and self._shared.used:
                 options = self._farewell()
                 try:
                     options = await self.options("close", FAREWELL_S)
@@ -185,7 +185,9 @@ class AsyncConnection:
         settings = self._settings
         deadline_ns = settings.deadline_ns(timeout)
         hook = settings.header_hook
-        hooked = None if hook is None else hook(call)
+        if hook is None:
+            return settings.options(call, deadline_ns, None, headers, compression)
+        hooked = hook(call)
         if inspect.isawaitable(hooked):
             hooked = await self._asked(hooked, call, deadline_ns)
         return settings.options(call, deadline_ns, hooked, headers, compression)

@@ -139,6 +139,11 @@ class AsyncSharedMemory:
     def _options(self) -> CallOptions:
         return self._farewell()
 
+    @property
+    def used(self) -> bool:
+        """Whether the server may have been told of regions."""
+        return self._channel is not None
+
     async def close(self, options: CallOptions) -> None:
         """Have the server let go of our regions, with calls that have these options."""
         self._farewell = lambda: options

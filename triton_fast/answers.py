@@ -132,6 +132,9 @@ class Answers:
         self._prefix = secrets.token_hex(4)
         self._count = 0
         self._unread = 0  # bytes, at most: what was read since it was counted is in it
+        # By their ids, those of requests that are over: they may hold what nobody has read.
+        self._left: dict[int, Inbox] = {}
+        self._most_left = 100  # before those that are empty are forgotten
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -186,6 +189,9 @@ class Answers:
             if final:
                 pending.over = True
                 del self._pending[pending.wire_id]
+                self._left[id(pending.inbox)] = pending.inbox
+        if len(self._left) > self._most_left:
+            self._forget_empty()
 
     def fail(self, error: TritonFastError) -> None:
         """End all requests: the stream is over."""
@@ -196,17 +202,20 @@ class Answers:
         self._pending.clear()
 
     def unread(self, limit: int) -> int:
-        """Return the bytes of the answers that nobody has read yet; exact from a limit up.
-
-        Those to requests that have had their last answer are not counted.
-        """
+        """Return the bytes of the answers that nobody has read yet; exact from a limit up."""
         if self._unread >= limit:
+            self._forget_empty()
             inboxes = {id(pending.inbox): pending.inbox for pending in self._pending.values()}
+            inboxes.update(self._left)
             # Others may take what is there at any time: it is counted in a copy.
             self._unread = sum(
                 _byte_size(item) for inbox in inboxes.values() for item in tuple(inbox)
             )
         return self._unread
+
+    def _forget_empty(self) -> None:
+        self._left = {key: inbox for key, inbox in self._left.items() if inbox}
+        self._most_left = 2 * len(self._left) + 100
 
     def took(self, item: InferResult | TritonFastError, limit: int) -> int:
         """Take note of an answer that was read; see `unread`, which is exact below the limit too.

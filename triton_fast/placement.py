@@ -285,8 +285,7 @@ class SharedMemory:
     ) -> None:
         """Take note of how large a model's outputs are."""
         key = _key(prepared)
-        largest = max((array.nbytes for array in result.values()), default=0)
-        if key not in self._answers and largest < _THRESHOLD:
+        if key not in self._answers and result.nbytes < _THRESHOLD:
             return
         if len(self._answers) >= _MOST_MODELS:
             self._answers.clear()

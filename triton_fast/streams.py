@@ -52,6 +52,10 @@ PATIENCE_NS = 30 * 10**9
 FAREWELL_NS = 200_000_000
 """How long the end of a call is waited for, once its last answer is there."""
 
+# How long a thread waits for another one before it looks itself: a signal's handler may raise while
+# that one is about to wake it.
+_LOOK_S = 1.0
+
 
 class ResponseStream(Iterator[InferResult]):
     """The answers to one request, in order; made by `Client.stream` and `Stream.stream`.
@@ -164,10 +168,10 @@ class Stream:
         self._inputs = inputs
         self._buffer_size = checked_buffer_size(buffer_size)
         self._answers = Answers(target)
-        # Guards what follows, and the answers. Taken by itself, not through the condition, whose
-        # `with` a signal's handler may leave without giving it back.
+        # Guards what follows, and the answers. Nobody waits with it, as on a condition: a signal's
+        # handler may raise at any moment, and would leave it taken, or not.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._waiters: set[threading.Lock] = set()
         self._reading = False
         self._starved = False  # somebody does not read on before others have read what is there
         self._half_closed = False
@@ -363,37 +367,41 @@ class Stream:
             mine = False
             try:
                 with self._lock:
-                    while True:
-                        if inbox:
-                            item = inbox.popleft()
-                            if self._starved:
-                                self._took(item)
-                            return item
-                        if self._is_over(pending):
-                            return None
-                        if self._reading:
-                            patience = None
-                        elif self._answers.unread(self._buffer_size) < self._buffer_size:
-                            self._reading = mine = True
-                            break
-                        else:
-                            self._starved = True
-                            patience = patience or time.monotonic_ns() + PATIENCE_NS
-                        self._wait(deadline_ns, patience)
-                self._read(deadline_ns)
+                    if inbox:
+                        item = inbox.popleft()
+                        if self._starved:
+                            self._took(item)
+                        return item
+                    if self._is_over(pending):
+                        return None
+                    if self._reading:
+                        patience = None
+                    elif self._answers.unread(self._buffer_size) < self._buffer_size:
+                        self._reading = mine = True
+                    else:
+                        self._starved = True
+                        patience = patience or time.monotonic_ns() + PATIENCE_NS
+                    if not mine:
+                        waiter = threading.Lock()
+                        waiter.acquire()
+                        self._waiters.add(waiter)
+                if mine:
+                    self._read(deadline_ns)
+                else:
+                    self._wait(waiter, deadline_ns, patience)
             finally:
                 # Also if a signal's handler has raised, wherever that was.
                 if mine:
                     with self._lock:
                         self._reading = False
-                        self._changed.notify_all()
+                        self._wake()
 
     def _took(self, item: InferResult | TritonFastError) -> None:
         """Have those read on who wait for room, once there is some."""
         with self._lock:
             if self._answers.took(item, self._buffer_size) < self._buffer_size:
                 self._starved = False
-                self._changed.notify_all()
+                self._wake()
 
     def _is_over(self, pending: Pending | None) -> bool:
         if pending is not None:
@@ -402,15 +410,27 @@ class Stream:
             del self._by_hand[made]
         return not self._by_hand
 
-    def _wait(self, deadline_ns: int | None, patience: int | None) -> None:
-        now = time.monotonic_ns()
-        if deadline_ns is not None and now >= deadline_ns:
-            raise late(self._options)
-        if patience is not None and now >= patience:
-            raise neglected(self._answers.unread(0), self._buffer_size, self._options)
-        ends = [end for end in (deadline_ns, patience) if end is not None]
-        left = (min(ends) - now) * 1e-9 if ends else None
-        self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
+    def _wait(self, waiter: threading.Lock, deadline_ns: int | None, patience: int | None) -> None:
+        """Wait until another thread has read, or taken, something."""
+        try:
+            now = time.monotonic_ns()
+            if deadline_ns is not None and now >= deadline_ns:
+                raise late(self._options)
+            if patience is not None and now >= patience:
+                with self._lock:
+                    unread = self._answers.unread(0)
+                raise neglected(unread, self._buffer_size, self._options)
+            ends = [end for end in (deadline_ns, patience) if end is not None]
+            left = (min(ends) - now) * 1e-9 if ends else _LOOK_S
+            waiter.acquire(timeout=min(left, _LOOK_S))
+        finally:
+            with self._lock:
+                self._waiters.discard(waiter)
+
+    def _wake(self) -> None:
+        """Have all who wait look again. With the lock."""
+        while self._waiters:
+            self._waiters.pop().release()
 
     def _read(self, deadline_ns: int | None) -> None:
         """Wait for answers, and hand them out."""
@@ -446,21 +466,22 @@ class Stream:
         self._over = True
         self._failure = failure
         self._answers.fail(failure)
-        self._changed.notify_all()
+        self._wake()
 
     def _abandon(self) -> None:
         """End the stream in a forked child, where it is the parent's and goes on there."""
         # Threads that the child does not have may have had these.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._waiters = set()
         self._sending = threading.Lock()
-        self._conclude(ClosedError("the stream is the parent process's"))
+        with self._lock:
+            self._conclude(ClosedError("the stream is the parent process's"))
 
     def _drop(self, pending: Pending) -> None:
         with self._lock:
             pending.unwanted = True
             pending.inbox.clear()
-            self._changed.notify_all()
+            self._wake()
 
     def _end(self) -> None:
         """See the call to its end: the last answer has come."""

@@ -6,11 +6,9 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from channel_peers import Answer, EchoServer, Ending, Message
+from interpreter import run_python
 
 from triton_fast import errors
 from triton_fast.channels import grpc as grpc_channel
@@ -63,32 +62,6 @@ def both_ways(channel, method: str, message: bytes = b"", **options) -> BaseExce
     assert len(ending.errors) == 1
     assert answer.told == []
     return raised.value
-
-
-def run_python(
-    script: str, *arguments: str, timeout: float = 60, quiet: bool = False, **environment: str
-):
-    """Run a script that can import what this file can; return its output, or fail with it."""
-    # Python 3.12 and later warn of every fork with threads; some of these scripts are about that.
-    warnings = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
-    process = subprocess.Popen(
-        [sys.executable, *warnings, "-c", textwrap.dedent(script), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path)), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, complaints = process.communicate(timeout=timeout)
-    finally:
-        # And with it the children that it forked, which hang where a test fails.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == 0, output + complaints
-    assert not quiet or complaints == ""
-    return output
 
 
 # --- what is carried ------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from channel_peers import EchoServer
-from test_grpc_channel import run_python
+from interpreter import run_python
 
 # Each script runs in an interpreter of its own. A child that hangs is killed by its own alarm, so
 # that a fault shows as its status and not as a test that takes forever.

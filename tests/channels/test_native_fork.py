@@ -10,7 +10,8 @@ import time
 
 import pytest
 from channel_peers import EchoServer
-from test_grpc_channel import HERE, run_python
+from interpreter import run_python
+from test_grpc_channel import HERE
 
 pytestmark = pytest.mark.native
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from official_client import infer, is_final, request_id, stream
+from stream_inputs import repeat, wait_until
 from tritonclient.utils import InferenceServerException
 
 from triton_fast.testing import (
@@ -40,25 +41,10 @@ def client(server):
         yield client
 
 
-def wait_until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"still not so after {seconds} s"
-        time.sleep(0.01)
-
-
 def counts(client, *, reset=False):
     """Return how many requests were cancelled, and how many a model has."""
     result = infer(client, "cancellations", {"RESET": np.array([reset])})
     return result.as_numpy("CANCELLED").item(), result.as_numpy("RUNNING").item()
-
-
-def repeat(values, delays=None, wait=0):
-    return {
-        "IN": np.int32(values),
-        "DELAY": np.uint32([0] * len(values) if delays is None else delays),
-        "WAIT": np.uint32([wait]),
-    }
 
 
 def values(answers, output="OUT"):

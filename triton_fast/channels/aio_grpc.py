@@ -264,6 +264,7 @@ class AsyncGrpcStream:
         self._options = options
         self._flight = Flight(channel, get_ident())
         self._call: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the call
         self._begun = asyncio.Event()  # set also if it will never begin
         self._half_closed = False
         self._reading: asyncio.Task[Any] | None = None  # outlives a receive that is cancelled
@@ -351,6 +352,15 @@ class AsyncGrpcStream:
         if not self._at_end:
             self._end(self._withdrawn())
 
+    def __del__(self) -> None:
+        # Nobody reads what still comes. Any thread may be here.
+        loop = getattr(self, "_loop", None)
+        if loop is None or loop.is_closed() or self._at_end or self._over is not None:
+            return
+        if self._channel.ended is None:
+            with contextlib.suppress(RuntimeError):  # closed just now
+                loop.call_soon_threadsafe(self._call.cancel)
+
     @property
     def _target(self) -> str:
         return self._channel.target
@@ -374,6 +384,7 @@ class AsyncGrpcStream:
             except channel.errors as error:
                 raise channel.failure(error, options) from error
             call.add_done_callback(lambda _: gate.leave(flight))
+            self._loop = asyncio.get_running_loop()
         except BaseException:
             gate.leave(flight)
             raise

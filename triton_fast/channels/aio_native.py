@@ -113,7 +113,10 @@ class AsyncNativeChannel:
             exchange.waiter = loop.create_future()
             line.begin(byte_size)
             try:
-                await self._wait(loop, exchange, line, options)
+                if options.deadline_ns is None:
+                    await exchange.waiter
+                else:
+                    await self._wait(loop, exchange, line, options)
             except BaseException:
                 line.multiplexer.close(exchange)
                 line.flush_soon()
@@ -150,15 +153,13 @@ class AsyncNativeChannel:
         options: CallOptions,
     ) -> None:
         """Return when a call is over; raise if its deadline passes first."""
-        timer = None
         left = seconds_left(options.deadline_ns)
-        if left is not None:
-            timer = loop.call_later(left, _expire, exchange.waiter)
+        assert left is not None
+        timer = loop.call_later(left, _expire, exchange.waiter)
         try:
             await exchange.waiter
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
         if not line.multiplexer.done(exchange):
             raise DeadlineExceeded(
                 "the deadline passed before the answer was complete",

@@ -1,0 +1,283 @@
+"""Streams and the process: signals, forks, threads, and the interpreter's end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from interpreter import run_python
+from stream_inputs import counts, outs, repeat, reset, square, wait_until
+
+from triton_fast import Client, TritonFastError
+from triton_fast.testing import FURTHER_TEST_MODELS
+
+pytestmark = pytest.mark.server
+
+LONG = 30.0
+
+PRELUDE = """
+import gc, os, signal, sys, threading, time
+import numpy as np
+from stream_inputs import ENDLESS, outs, repeat, square
+from triton_fast import Client, ClosedError
+
+client = Client(sys.argv[1], channel=sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def server(triton_server_factory):
+    with triton_server_factory(models=[*FURTHER_TEST_MODELS, "identity_fp32"]) as server:
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def client(server, channel):
+    with Client(server.grpc_url, channel=channel, timeout=LONG) as client:
+        reset(client)
+        yield client
+
+
+@pytest.fixture
+def run(server, channel):
+    """Run a script with a client of its own; it must end well and complain of nothing."""
+
+    def run(script, *arguments):
+        return run_python(
+            PRELUDE + script, server.grpc_url, channel, *arguments, timeout=LONG, quiet=True
+        )
+
+    return run
+
+
+class Interrupt(Exception):
+    """What the tests' signal handler raises."""
+
+
+@pytest.fixture
+def alarms():
+    """Have a signal raise Interrupt in this thread, after some seconds and then again and again."""
+
+    def interrupt(*_):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda first, interval=0.0: signal.setitimer(signal.ITIMER_REAL, first, interval)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# The interpreter's end ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        """
+stream = client.stream("repeat_int32", ENDLESS)
+print(next(stream)["OUT"].item())
+""",
+        """
+stream = client.stream("square_int32", square(5000))
+print(next(stream)["OUT"].item() - 4999)
+cycle = [stream, client]
+cycle.append(cycle)
+del stream, client
+""",
+        """
+stream = client.open_stream()
+mine = stream.stream("repeat_int32", ENDLESS)
+stream.send("repeat_int32", ENDLESS)
+for work in (lambda: list(mine), stream.receive, lambda: (stream.receive(), stream.receive())):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+print(1)
+""",
+        """
+def generate():
+    with client.open_stream() as stream:
+        for answer in stream.stream("repeat_int32", ENDLESS):
+            yield answer["OUT"].item()
+
+answers = generate()
+print(next(answers))
+""",
+        """
+import atexit
+stream = client.stream("repeat_int32", ENDLESS)
+print(next(stream)["OUT"].item())
+atexit.register(stream.close)
+sys.exit(0)
+""",
+    ],
+    ids=["iterator", "cycle", "threads", "generator", "atexit"],
+)
+def test_the_interpreter_ends_with_streams_open(run, script, client):
+    started = time.monotonic()
+    assert run(script) == "1\n"
+    assert time.monotonic() - started < 15
+    wait_until(lambda: counts(client)[1] == 0)  # the server knows
+
+
+# Signals ------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_in_a_waiting_iterator(run):
+    script = """
+stream = client.stream("repeat_int32", repeat([1, 2], [0, 1500]))
+print(next(stream)["OUT"].item())
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+began = time.monotonic()
+try:
+    next(stream)
+except KeyboardInterrupt:
+    assert time.monotonic() - began < 1
+    print("interrupted")
+print(next(stream)["OUT"].item(), list(stream))
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    with client.open_stream() as stream:
+        stream.send("repeat_int32", ENDLESS)
+        print(stream.receive()["OUT"].item())
+        stream.receive()
+except KeyboardInterrupt:
+    print("again")
+print(outs(client.stream("repeat_int32", repeat([3]))))
+"""
+    assert run(script).split("\n") == ["1", "interrupted", "2 []", "1", "again", "[3]", ""]
+
+
+def test_a_signal_leaves_other_threads_alone(client, alarms):
+    with client.open_stream() as stream:
+        mine = stream.stream("repeat_int32", repeat([1, 2], [0, 600]))
+        others = stream.stream("repeat_int32", repeat([3, 4, 5], [0, 300, 300]))
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(outs(others)))
+        assert next(mine)["OUT"].item() == 1
+        thread.start()
+        alarms(0.1)
+        with pytest.raises(Interrupt):
+            next(mine)
+        thread.join(LONG)
+        assert found == [3, 4, 5]
+        assert outs(mine) == [2]
+
+
+def test_signals_at_any_moment_leave_nobody_waiting(client, alarms):
+    """Whatever a handler's exception cuts short: no reader's turn is lost, and no answer unseen."""
+    ends = {"whole": 0, "failed": 0}
+    finish = time.monotonic() + 2
+    while time.monotonic() < finish:
+        with client.open_stream() as stream:
+            mine = stream.stream("square_int32", square(400))
+            others = stream.stream("square_int32", square(400))
+            found = []
+
+            def read(others=others, found=found):
+                try:
+                    found.extend(outs(others))
+                except TritonFastError as error:
+                    found.append(error)
+
+            thread = threading.Thread(target=read)
+            thread.start()
+            taken = 0
+            over = False
+            while not over:
+                try:
+                    alarms(0.0003, 0.0007)
+                    for _ in mine:
+                        taken += 1
+                    over = True
+                except Interrupt:
+                    pass
+                except TritonFastError:
+                    over = True
+                finally:
+                    while True:
+                        try:
+                            alarms(0)
+                            break
+                        except Interrupt:
+                            pass
+            thread.join(10)
+            assert not thread.is_alive()
+            whole = found == [400] * 400
+            assert whole or isinstance(found[-1], TritonFastError)
+            assert taken <= 400
+            ends["whole" if whole else "failed"] += 1
+    # Nearly always nothing is lost, and so nothing fails.
+    assert ends["whole"] > ends["failed"]
+
+
+def test_a_signal_while_sending(client, alarms):
+    """The request is withdrawn; whether the stream goes on is up to how far it had come."""
+    x = np.zeros(20_000_000, np.float32)
+    with client.open_stream() as stream:
+
+        def send():
+            while True:
+                stream.send("identity_fp32", {"INPUT0": x})
+                stream.receive()
+
+        alarms(0.01)
+        with pytest.raises(Interrupt):
+            send()
+    assert client.infer("identity_fp32", {"INPUT0": x[:1]})["OUTPUT0"].tolist() == [0]
+
+
+# Forks --------------------------------------------------------------------------------------------
+
+
+def test_a_child_has_no_part_in_its_parents_streams(run):
+    script = """
+def refused(work):
+    try:
+        work()
+    except ClosedError as error:
+        return "parent" in str(error) or "closed" in str(error)
+    return False
+
+mine = client.stream("repeat_int32", repeat([1, 2, 3], [0, 600, 100]))
+shared = client.open_stream()
+by_hand = shared.stream("repeat_int32", repeat([4, 5], [0, 600]))
+shared.send("repeat_int32", repeat([6], [500]))
+assert next(mine)["OUT"].item() == 1
+waiting = []
+thread = threading.Thread(target=lambda: waiting.extend(outs(by_hand)))
+thread.start()
+children = []
+for turn in range(12):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(15)
+        right = [
+            refused(lambda: list(mine)),
+            refused(lambda: shared.send("repeat_int32", ENDLESS)),
+            refused(lambda: shared.stream("repeat_int32", ENDLESS)),
+            refused(shared.receive),
+            shared.half_close() is None,
+            mine.close() is None,
+        ]
+        if turn % 2:
+            shared.close()
+        if turn % 3 == 0:
+            right.append(outs(client.stream("repeat_int32", repeat([7]))) == [7])
+        del mine, by_hand
+        gc.collect()
+        os._exit(0 if all(right) else 1)
+    children.append(pid)
+    time.sleep(0.005)
+statuses = [os.waitpid(pid, 0)[1] for pid in children]
+assert statuses == [0] * len(children), statuses
+assert outs(mine) == [2, 3]
+thread.join()
+assert waiting == [4, 5]
+assert shared.receive()["OUT"].item() == 6
+print("done")
+"""
+    assert run(script) == "done\n"
