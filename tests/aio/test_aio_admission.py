@@ -155,7 +155,7 @@ def test_cancelling_those_that_wait(run):
 @pytest.mark.server
 def test_a_clients_limits(run, aio_server, channel):
     """Calls wait their turn, and none is lost."""
-    delay = np.array([0.15], np.float32)
+    delay = np.array([0.1], np.float32)
     inputs = {"INPUT0": np.ones(3, np.float32), "DELAY": delay}
 
     async def work():
@@ -176,8 +176,8 @@ def test_a_clients_limits(run, aio_server, channel):
                 assert most == (3 if client is few else 2)
                 assert (admission.calls, admission.byte_size) == (0, 0)
             with pytest.raises(DeadlineExceeded):
-                await asyncio.gather(*(few.infer("slow", inputs, timeout=0.25) for _ in range(8)))
-            await asyncio.sleep(1)
+                await asyncio.gather(*(few.infer("slow", inputs, timeout=0.15) for _ in range(8)))
+            await asyncio.sleep(0.4)
             assert few._connection._admission.calls == 0
 
     run(work())
