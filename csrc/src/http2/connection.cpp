@@ -81,19 +81,21 @@ Progress Connection::go_on(std::int64_t busy_ns, const Wants& wants, std::int64_
         return Progress::kInterrupted;
       }
       if (session_.ended()) throw ConnectionError(session_.complaint());
+      // Before anything is read: the server may never stop.
+      std::int64_t now = monotonic_ns();
+      if (now >= deadline_ns_) {
+        expire();
+        break;
+      }
       bool came = false;
       const bool full = sink_->full();
       if (busy_ns > 0 && !full && !session_.wants_write()) {
         // Ask instead of sleeping: a sleep costs more than a small answer takes to come.
-        if (busy_until == 0) busy_until = monotonic_ns() + busy_ns;
+        if (busy_until == 0) busy_until = now + busy_ns;
         while (!(came = receive()) && monotonic_ns() < busy_until) {
         }
         if (stream_->done() || satisfied(wants)) break;
-      }
-      const std::int64_t now = monotonic_ns();
-      if (now >= deadline_ns_) {
-        expire();
-        break;
+        now = monotonic_ns();
       }
       if (now >= slice_end) return Progress::kInterrupted;
       keep_alive(now, full);
