@@ -1197,6 +1197,7 @@ def test_an_answer_before_the_request_is_sent(then):
         if then == "stays":
             peer.send(h2.reset(stream, 0) + h2.window_update(0, 65_535))
         else:
+            time.sleep(0.05)  # on a busy machine the kernel's reset overtakes the answer
             peer.close()
 
     with meeting(script) as (_, client):
