@@ -58,20 +58,25 @@ def check_all(measured):
     return slope
 
 
-@pytest.mark.parametrize("form", ["short", pytest.param("long", marks=pytest.mark.soak)])
 @pytest.mark.timeout(0)
-def test_nothing_is_left(watched, channel, form, capsys):
-    count = SHORT if form == "short" else LONG
-    measured = run("soak_coroutines.py", watched.url, channel, str(count))
-    slope = check_all(measured)
+def test_nothing_is_left(watched, channel):
+    measured = run("soak_coroutines.py", watched.url, channel, str(SHORT))
+    check_all(measured)
     # What a crash refuses is a small part.
     assert measured["refused"][-1] <= 20 * watched.crashes
-    if form == "long":
-        with capsys.disabled():
-            print(
-                f"\n{channel}, given up: {summary(measured, slope)}; the server crashed "
-                f"{watched.crashes} times"
-            )
+
+
+# Not on the grpcio channel: grpc.aio keeps a kibibyte or two of every call that is cancelled, by
+# itself too (grpcio 1.85).
+@pytest.mark.soak
+@pytest.mark.native
+@pytest.mark.timeout(0)
+def test_nothing_is_left_of_very_many(watched, capsys):
+    measured = run("soak_coroutines.py", watched.url, "native", str(LONG))
+    slope = check_all(measured)
+    assert measured["refused"][-1] <= 20 * watched.crashes
+    with capsys.disabled():
+        print(f"\ngiven up: {summary(measured, slope)}; {watched.crashes} crashes of the server")
 
 
 @pytest.mark.native
