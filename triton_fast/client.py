@@ -15,16 +15,7 @@ from .channels.base import Compression
 from .channels.choice import channel_factory
 from .connection import Connection, HeaderHook
 from .headers import HeaderSource
-from .management import (
-    model_config,
-    model_metadata,
-    model_ready,
-    server_live,
-    server_metadata,
-    server_ready,
-)
 from .model import Model
-from .query import Query
 from .request import UNSET, Outputs, PreparedCalls, prepare, prepare_streamed
 from .response import InferResult
 from .sharing import shared_factory
@@ -38,6 +29,7 @@ if TYPE_CHECKING:
     from .health import Health
     from .keepalive import Keepalive
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
+    from .query import Query
     from .regions import Regions
     from .sequences import InferSequence
     from .streams import ResponseStream, Stream
@@ -723,12 +715,16 @@ class Client:
         ------
         inference.proto, ServerLive.
         """
+        from .management import server_live  # noqa: PLC0415 - management only
+
         return self._ask(server_live(), timeout, headers)
 
     def is_ready(
         self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
     ) -> bool:
         """Return whether the server takes requests; see `is_live`."""
+        from .management import server_ready  # noqa: PLC0415 - management only
+
         return self._ask(server_ready(), timeout, headers)
 
     def is_model_ready(
@@ -740,6 +736,8 @@ class Client:
         headers: HeaderSource | None = None,
     ) -> bool:
         """Return whether a model takes requests; see `is_live`. False also if there is no such."""
+        from .management import model_ready  # noqa: PLC0415 - management only
+
         return self._ask(model_ready(name, version), timeout, headers)
 
     def server_metadata(
@@ -761,6 +759,8 @@ class Client:
         ------
         inference.proto, ServerMetadata.
         """
+        from .management import server_metadata  # noqa: PLC0415 - management only
+
         return self._ask(server_metadata(), timeout, headers)
 
     def model_metadata(
@@ -791,6 +791,8 @@ class Client:
         ------
         inference.proto, ModelMetadata.
         """
+        from .management import model_metadata  # noqa: PLC0415 - management only
+
         metadata = self._ask(model_metadata(name, version), timeout, headers)
         self._connection.signatures.remember(metadata, name, version)
         return metadata
@@ -823,6 +825,8 @@ class Client:
         ------
         inference.proto, ModelConfig; Triton's "model configuration extension".
         """
+        from .management import model_config  # noqa: PLC0415 - management only
+
         return self._ask(model_config(name, version), timeout, headers)
 
     def _ask(

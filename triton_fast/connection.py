@@ -19,13 +19,10 @@ from .channels.choice import ChannelFactory
 from .errors import ClosedError, InvalidTensor, TritonFastError, Unimplemented
 from .forks import inherit, renew_after_fork
 from .headers import HeaderSource
-from .management import model_config, model_metadata
-from .query import Query
 from .request import UNSET, Prepared, input_tensors
 from .response import InferResult
 from .sharing import SharedFactory, array_layout
 from .signatures import Signatures
-from .unary import exchange
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -33,6 +30,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from .placement import SharedMemory
+    from .query import Query
     from .signature import Signature
     from .streams import Stream
     from .tensor import InputTensor
@@ -167,6 +165,8 @@ class Connection:
 
     def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
         """Make a management call, and return the answer's message; see `ask`."""
+        from .unary import exchange  # noqa: PLC0415 - management only
+
         return exchange(self._open_channel(), method, fields, options)
 
     def infer(
@@ -314,6 +314,8 @@ class Connection:
 
     def fetch_signature(self, prepared: Prepared, options: CallOptions) -> Signature | None:
         """Ask the server for a signature, within the deadline of the call that wants it."""
+        from .management import model_config, model_metadata  # noqa: PLC0415 - management only
+
         name, version = prepared.model_name, prepared.model_version
         metadata = self.ask(model_metadata(name, version), options)
         try:

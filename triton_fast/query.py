@@ -6,7 +6,6 @@ One description of each serves clients for threads and for coroutines.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from .errors import ServerError
@@ -25,7 +24,6 @@ def _raise(error: ServerError) -> NoReturn:
     raise error
 
 
-@dataclass(frozen=True, slots=True)
 class Query(Generic[T]):
     """A management call.
 
@@ -41,10 +39,20 @@ class Query(Generic[T]):
         Makes the result of an error, where one has a meaning; raises it otherwise.
     """
 
-    method: str
-    fields: Mapping[str, Any]
-    read: Callable[[Any], T]
-    failed: Callable[[ServerError], T] = _raise
+    # No dataclass: making one takes longer than all the rest of this module, for every program.
+    __slots__ = ("failed", "fields", "method", "read")
+
+    def __init__(
+        self,
+        method: str,
+        fields: Mapping[str, Any],
+        read: Callable[[Any], T],
+        failed: Callable[[ServerError], T] = _raise,
+    ) -> None:
+        self.method = method
+        self.fields = fields
+        self.read = read
+        self.failed = failed
 
     @property
     def call(self) -> str:
