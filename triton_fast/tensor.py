@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -246,11 +246,25 @@ def _encode_strings(array: np.ndarray[Any, Any]) -> Any:
     if not array.flags.c_contiguous:
         array = array.copy(order="C")
     if kind == "O":
-        return _wire.encode_objects(array)
+        return _encode_in_pieces(_wire.encode_objects, array.reshape(-1))
     width = array.dtype.itemsize // (4 if kind == "U" else 1)
     if width == 0:
         return _wire.encode_sequence([b""] * array.size)
     return _wire.encode_fixed(array, width, unicode=kind == "U")
+
+
+# Elements that are encoded in one go, a millisecond's worth: no other thread runs meanwhile.
+_PIECE = 1 << 14
+
+
+def _encode_in_pieces(encode: Callable[[Any], Any], values: Any) -> Any:
+    if len(values) < 4 * _PIECE:
+        return encode(values)
+    try:
+        pieces = [encode(values[n : n + _PIECE]) for n in range(0, len(values), _PIECE)]
+    except InvalidTensor:
+        return encode(values)  # which says where in all of it the element is
+    return b"".join(pieces)
 
 
 def _from_list(name: str, values: Sequence[Any]) -> InputTensor:
@@ -261,7 +275,8 @@ def _from_list(name: str, values: Sequence[Any]) -> InputTensor:
             f"a list is sent as BYTES and holds str or bytes, not {type(values[0]).__name__}. "
             "For numbers, say which: numpy.array(values, dtype=numpy.float32)"
         )
-    return InputTensor(name, "BYTES", (len(values),), _wire.encode_sequence(values))
+    encoded = _encode_in_pieces(_wire.encode_sequence, values)
+    return InputTensor(name, "BYTES", (len(values),), encoded)
 
 
 def _nested(values: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
@@ -271,7 +286,7 @@ def _nested(values: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
         raise InvalidTensor("the list's rows are not all of one length") from error
     if any(isinstance(element, list | tuple) for element in array.flat):
         raise InvalidTensor("the list's rows are not all of one length")
-    return array.shape, _wire.encode_objects(array)
+    return array.shape, _encode_in_pieces(_wire.encode_objects, array.reshape(-1))
 
 
 def _from_foreign(name: str, value: Any) -> InputTensor:

@@ -15,7 +15,7 @@ from triton_fast import DATATYPES, InvalidTensor, Tensor
 from triton_fast._core import _wire
 from triton_fast.datatypes import datatype_of, dtype_of
 from triton_fast.messages import decode
-from triton_fast.tensor import input_tensor
+from triton_fast.tensor import copied_bytes, input_tensor, memory_of
 
 
 def encoded(value):
@@ -258,3 +258,38 @@ def test_shared_memory_has_no_payload():
     tensor = input_tensor("x", Tensor(None, "FP32", [1], parameters=parameters))
     assert tensor.payload is None
     assert tensor.parameters == parameters
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_many_strings_are_encoded_in_pieces(kind):
+    words = [f"word {number}" for number in range(100_001)]
+    values = kind(words) if kind is list else np.array(words, object)
+    tensor = input_tensor("x", values)
+    assert tensor.shape == (100_001,)
+    pieces = [word.encode() for word in words]
+    assert bytes(tensor.payload) == b"".join(
+        len(piece).to_bytes(4, "little") + piece for piece in pieces
+    )
+    values[77_777] = 7
+    with pytest.raises(InvalidTensor, match="input 'x': element 77777 is a int"):
+        input_tensor("x", values)
+
+
+def test_how_much_an_input_takes_and_what_is_copied_of_it():
+    array = np.zeros((1000, 1000), np.float32)
+    words = [b"x" * 1000] * 10_000
+    for value, memory, copied in (
+        (array, 4_000_000, 0),
+        (array.T, 4_000_000, 4_000_000),
+        (array.astype(">f4"), 4_000_000, 4_000_000),
+        (memoryview(array), 4_000_000, 0),
+        (memoryview(array)[::2], 2_000_000, 2_000_000),
+        (bytes(5000), 5000, 0),
+        (Tensor(array, "FP32", [1000, 1000]), 4_000_000, 0),
+        (object(), 0, 0),
+    ):
+        assert memory_of(value) == memory
+        assert copied_bytes(value) == copied
+    for strings in (words, np.array(words, object), [words[:5000]] * 2, np.array(words)):
+        assert 10_000_000 <= memory_of(strings) < 12_000_000
+        assert 10_000_000 <= copied_bytes(strings) < 14_000_000
