@@ -18,6 +18,9 @@ HERE = Path(__file__).parent
 FILES = (
     "bench_infer.py",
     "bench_threads.py",
+    "bench_tasks.py",
+    "bench_ticker.py",
+    "bench_streams.py",
     "bench_strings.py",
     "bench_memory.py",
     "bench_import.py",

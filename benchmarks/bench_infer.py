@@ -10,26 +10,32 @@ import pytest
 from contenders import (
     BATCH,
     CONTENDERS,
+    LARGE,
     SPLIT,
     Addresses,
     Case,
     Contender,
     images,
+    labelled_images,
     numbers,
     present,
+    rows,
     strings,
     verify,
 )
 from sampling import Plan, Samples, alternate
+from several import SEVERAL
 
 CASES = [
     (numbers(64, "FP32, 64 B"), Plan(20, 20, 2, sets=5), CONTENDERS),
     (numbers(4 << 10, "FP32, 4 KiB"), Plan(20, 20, 2, sets=5), CONTENDERS),
     (numbers(602_112, "FP32, 602,112 B"), Plan(10, 5, 2, sets=10), CONTENDERS),
     (numbers(4 << 20, "FP32, 4 MiB"), Plan(4, 4, 1, sets=8), CONTENDERS),
-    (numbers(16 << 20, "FP32, 16 MiB"), Plan(3, 4, 1, sets=6), CONTENDERS),
+    (numbers(16 << 20, "FP32, 16 MiB"), Plan(3, 4, 1, sets=6), LARGE),
     (strings(10_000, 20, "BYTES, 10,000 of 20 B"), Plan(12, 2, 1, sets=5), CONTENDERS),
+    (rows(8, 16, "8 rows, 512 B"), Plan(20, 10, 2, sets=5), BATCH),
     (images(8, 224, "8 images, 4.8 MB"), Plan(4, 4, 1, sets=6), BATCH),
+    (labelled_images(8, 224, "8 images with labels"), Plan(4, 4, 1, sets=6), SEVERAL),
     (images(8, 512, "8 large images, 25 MB"), Plan(2, 2, 1, sets=5), BATCH),
     (images(100, 224, "100 images in batches of 8"), Plan(3, 1, 1, sets=6), SPLIT),
 ]

@@ -21,7 +21,8 @@ from contenders import (
     TritonFastOut,
     present,
 )
-from sampling import Samples
+from report import MEMORY
+from sampling import Samples, Turn
 
 MIB = 1 << 20
 COMPETING = present(
@@ -35,7 +36,7 @@ COMPETING = present(
         GrpcioBytes,
     )
 )
-Measure = Callable[[], dict[str, tuple[Samples, list[int]]]]
+Measure = Callable[[], dict[str, Samples]]
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +46,9 @@ def byte_size(smoke: bool) -> int:
 
 @pytest.fixture(scope="session")
 def measure(server: Addresses, byte_size: int, smoke: bool) -> Measure:
-    results: dict[str, tuple[Samples, list[int]]] = {}
+    results: dict[str, Samples] = {}
 
-    def measured() -> dict[str, tuple[Samples, list[int]]]:
+    def measured() -> dict[str, Samples]:
         if not results:
             results.update(_compete(server, byte_size, turns=1 if smoke else 2))
         return results
@@ -55,14 +56,13 @@ def measure(server: Addresses, byte_size: int, smoke: bool) -> Measure:
     return measured
 
 
-def _compete(server: Addresses, byte_size: int, turns: int) -> dict[str, tuple[Samples, list[int]]]:
-    results: dict[str, tuple[Samples, list[int]]] = {cls.name: (Samples(), []) for cls in COMPETING}
+def _compete(server: Addresses, byte_size: int, turns: int) -> dict[str, Samples]:
+    results: dict[str, Samples] = {cls.name: Samples() for cls in COMPETING}
     for _ in range(turns):
-        for name, (samples, peaks) in results.items():
+        for name, samples in results.items():
             seen = _one_call(name, server, byte_size)
-            samples.readings.append((seen["start"], seen["end"]))
-            samples.cpu_seconds.append(seen["cpu_seconds"])
-            peaks.append(int(seen["peak"]))
+            reading = (seen["start"], seen["end"])
+            samples.take(Turn([reading], seen["cpu_seconds"], {MEMORY: seen["peak"]}))
     return results
 
 
@@ -82,6 +82,5 @@ def _one_call(name: str, server: Addresses, byte_size: int) -> dict[str, float]:
 def bench_memory(
     cls: type[Contender], byte_size: int, measure: Measure, record: Callable[..., None]
 ) -> None:
-    samples, peaks = measure()[cls.name]
     group = f"peak memory, {byte_size // MIB} MiB"
-    record(group, cls.name, samples, peak_bytes=peaks, byte_size=byte_size)
+    record(group, cls.name, measure()[cls.name], byte_size=byte_size)

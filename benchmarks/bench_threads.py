@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,19 +19,19 @@ from contenders import (
     present,
     verify,
 )
-from sampling import Crew, Throughput, alternate_windows
+from sampling import Crew, Plan, Samples, take_turns
 
 THREADS = {"1 thread, 64 B": 1, "4 threads, 64 B": 4, "16 threads, 64 B": 16}
 # tritonclient.http must not be used by several threads.
 COMPETING = present((TritonFast, TritonFastGrpcio, CppStub, TritonclientGrpc))
-Measure = Callable[[str], dict[str, Throughput]]
+Measure = Callable[[str], dict[str, Samples]]
 
 
 @pytest.fixture(scope="session")
 def measure(server: Addresses, smoke: bool) -> Measure:
-    groups: dict[str, dict[str, Throughput]] = {}
+    groups: dict[str, dict[str, Samples]] = {}
 
-    def measured(group: str) -> dict[str, Throughput]:
+    def measured(group: str) -> dict[str, Samples]:
         if group not in groups:
             groups[group] = _compete(group, server, smoke)
         return groups[group]
@@ -38,12 +39,12 @@ def measure(server: Addresses, smoke: bool) -> Measure:
     return measured
 
 
-def _compete(group: str, server: Addresses, smoke: bool) -> dict[str, Throughput]:
+def _compete(group: str, server: Addresses, smoke: bool) -> dict[str, Samples]:
     case = numbers(64, group)
-    total = {cls.name: Throughput() for cls in COMPETING}
+    total = {cls.name: Samples() for cls in COMPETING}
     # A window is long beside one call, short beside what slows the machine down for a while.
-    sets, rounds, seconds = (1, 2, 0.03) if smoke else (4, 5, 0.25)
-    for number in range(sets):
+    plan, seconds = (Plan(2, warmup=1), 0.03) if smoke else (Plan(5, warmup=1, sets=4), 0.25)
+    for number in range(plan.sets):
         with ExitStack() as stack:
             contenders: list[Contender] = []
             crews: dict[str, Crew] = {}
@@ -55,7 +56,9 @@ def _compete(group: str, server: Addresses, smoke: bool) -> dict[str, Throughput
                 crew = Crew([contender.caller() for _ in range(THREADS[group])])
                 stack.callback(crew.close)
                 crews[contender.name] = crew
-            results = alternate_windows(crews, seconds, rounds, number)
+            results = take_turns(
+                {name: partial(crew.window, seconds) for name, crew in crews.items()}, plan, number
+            )
             for contender in contenders:
                 for answer in crews[contender.name].answers:
                     verify(contender, case, answer)
@@ -68,11 +71,4 @@ def _compete(group: str, server: Addresses, smoke: bool) -> dict[str, Throughput
 def bench_threads(
     group: str, cls: type[Contender], measure: Measure, record: Callable[..., None]
 ) -> None:
-    result = measure(group)[cls.name]
-    record(
-        group,
-        cls.name,
-        result.samples,
-        threads=THREADS[group],
-        calls_per_second=result.calls_per_second,
-    )
+    record(group, cls.name, measure(group)[cls.name], threads=THREADS[group])

@@ -16,7 +16,15 @@ from sampling import Plan, ReplayClock, Samples
 from triton_fast import Client
 from triton_fast.testing import TritonServer
 
-_PACKAGES = ("triton-fast", "numpy", "grpcio", "protobuf", "tritonclient", "pytest-benchmark")
+_PACKAGES = (
+    "triton-fast",
+    "numpy",
+    "grpcio",
+    "protobuf",
+    "tritonclient",
+    "uvloop",
+    "pytest-benchmark",
+)
 _CLOCK = ReplayClock()
 _server_version = pytest.StashKey[str]()
 _load_average = pytest.StashKey[tuple[float, float, float]]()
@@ -57,7 +65,14 @@ def plan_of(smoke: bool) -> Callable[[Plan], Plan]:
 
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> Iterator[Addresses]:
-    with TritonServer(models=["identity_cpp", "identity_cpp_bytes", "identity_batched"]) as process:
+    models = [
+        "identity_cpp",
+        "identity_cpp_bytes",
+        "identity_batched",
+        "identity_optional",
+        "square_int32",
+    ]
+    with TritonServer(models=models) as process:
         with Client(process.grpc_url) as client:
             metadata = client.server_metadata()
         pytestconfig.stash[_server_version] = f"{metadata.name} {metadata.version}"
@@ -75,6 +90,7 @@ def record(benchmark: Any) -> Callable[..., None]:
             contender=contender,
             block=samples.block,
             cpu_seconds=samples.cpu_seconds,
+            figures=samples.figures,
             **facts,
         )
         _CLOCK.load(samples.readings)

@@ -36,16 +36,26 @@ class Addresses:
 
 @dataclass(frozen=True)
 class Case:
-    """What is sent and comes back: one tensor. `group` is what the contenders compete in."""
+    """What is sent and comes back. `group` is what the contenders compete in.
+
+    One tensor; where there is `second`, it goes along: see `several`.
+    """
 
     group: str
     datatype: Literal["FP32", "BYTES"]
     array: np.ndarray[Any, Any]
     batched: bool = False
+    second: np.ndarray[Any, Any] | None = None
 
     @property
     def model(self) -> str:
+        if self.second is not None:
+            return "identity_optional"
         return "identity_batched" if self.batched else _MODELS[self.datatype]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray[Any, Any], ...]:
+        return (self.array,) if self.second is None else (self.array, self.second)
 
     @property
     def payload(self) -> bytes:
@@ -72,10 +82,22 @@ def numbers(byte_size: int, group: str) -> Case:
     return Case(group, "FP32", rng.standard_normal(byte_size // 4, np.float32))
 
 
+def rows(count: int, length: int, group: str) -> Case:
+    """Return a batch of FP32, of `length` elements each."""
+    rng = np.random.default_rng(count)
+    return Case(group, "FP32", rng.standard_normal((count, length), np.float32), True)
+
+
 def images(count: int, side: int, group: str) -> Case:
     """Return a batch of RGB images of FP32."""
-    rng = np.random.default_rng(count)
-    return Case(group, "FP32", rng.standard_normal((count, 3 * side * side), np.float32), True)
+    return rows(count, 3 * side * side, group)
+
+
+def labelled_images(count: int, side: int, group: str) -> Case:
+    """Return a batch of images, and ten INT32 for each: two inputs and two outputs."""
+    case = images(count, side, group)
+    labels = np.random.default_rng(count).integers(-1000, 1000, (count, 10), np.int32)
+    return Case(group, "FP32", case.array, True, labels)
 
 
 def strings(count: int, length: int, group: str) -> Case:
@@ -86,7 +108,7 @@ def strings(count: int, length: int, group: str) -> Case:
 
 
 class Contender(ABC):
-    """One way to make the inference.
+    """One way to make the inference. Those for coroutines are in `async_contenders`.
 
     Parameters
     ----------
@@ -120,9 +142,9 @@ class Contender(ABC):
         """Return what one thread of several calls, all of them at the same time."""
         return self.call
 
-    def answer(self, received: Any) -> np.ndarray[Any, Any]:
-        """Return the array in what `call` gave. Not timed."""
-        return received  # type: ignore[no-any-return]
+    def answer(self, received: Any) -> Any:
+        """Return the array in what `call` gave, or a tuple of several. Not timed."""
+        return received
 
     def close(self) -> None:  # noqa: B027 - most have something to give back, not all
         """Give everything back."""
@@ -328,10 +350,9 @@ class TritonclientShared(TritonclientGrpc):
         self._regions = {}
         for end in (INPUT, OUTPUT):
             key = f"/bench-{os.getpid()}-{id(self)}-{end}"
-            self._regions[end] = shared_memory.create_shared_memory_region(
-                key, key, case.array.nbytes
-            )
-            self._client.register_system_shared_memory(key, key, case.array.nbytes)
+            byte_size = sum(array.nbytes for array in case.arrays)
+            self._regions[end] = shared_memory.create_shared_memory_region(key, key, byte_size)
+            self._client.register_system_shared_memory(key, key, byte_size)
         self._keys = {end: f"/bench-{os.getpid()}-{id(self)}-{end}" for end in self._regions}
 
     def call(self) -> Any:
@@ -370,10 +391,14 @@ class TritonShmClient(Contender):
         import triton_shm_client
 
         self._client = triton_shm_client.TritonSHMClient(server.grpc)
-        row = (case.array.shape[1:], case.array.dtype.type)
-        self._client.register_shm_model(
-            case.model, [(INPUT, *row)], [(OUTPUT, *row)], max_batch_size=8, pool_size=4
+        inputs, outputs = (
+            [
+                (f"{end}{index}", array.shape[1:], array.dtype.type)
+                for index, array in enumerate(case.arrays)
+            ]
+            for end in ("INPUT", "OUTPUT")
         )
+        self._client.register_shm_model(case.model, inputs, outputs, max_batch_size=8, pool_size=4)
         self._model = case.model
         self._samples = list(case.array)
 
@@ -417,7 +442,7 @@ class GrpcioBytes(Contender):
     def call(self) -> Any:
         return self._infer(self._request)
 
-    def answer(self, received: Any) -> np.ndarray[Any, Any]:
+    def answer(self, received: Any) -> Any:
         response: Any = message_class("ModelInferResponse").FromString(received)
         return self._case.decoded(response.raw_output_contents[0])
 
@@ -440,8 +465,26 @@ class Memcpy(Contender):
         np.copyto(self._destination, self._source)
         return self._destination
 
-    def answer(self, received: Any) -> np.ndarray[Any, Any]:
+    def answer(self, received: Any) -> Any:
         return self._case.decoded(received.tobytes())
+
+
+class MemcpyAndCall(Memcpy):
+    """What is left when only the model copies: its memcpy, and a call with 64 bytes."""
+
+    name = "one memcpy and a 64 B call"
+    needs_server = True
+
+    def __init__(self, server: Addresses, case: Case) -> None:
+        super().__init__(server, case)
+        self._small = TritonFast(server, numbers(64, "64 B"))
+
+    def call(self) -> Any:
+        self._small.call()
+        return super().call()
+
+    def close(self) -> None:
+        self._small.close()
 
 
 CONTENDERS: tuple[type[Contender], ...] = (
@@ -461,6 +504,9 @@ CONTENDERS: tuple[type[Contender], ...] = (
     Memcpy,
 )
 """In the order of the tables."""
+
+LARGE: tuple[type[Contender], ...] = (*CONTENDERS, MemcpyAndCall)
+"""Where a call costs little beside the tensor."""
 
 BATCH: tuple[type[Contender], ...] = (
     TritonFast,
@@ -489,9 +535,11 @@ def contender_class(name: str) -> type[Contender]:
 def verify(contender: Contender, case: Case, received: Any) -> None:
     """Hold what a call gave against what was sent, value for value."""
     answer = contender.answer(received)
-    if (
-        answer.shape != case.array.shape
-        or answer.dtype != case.array.dtype
-        or not np.array_equal(answer, case.array)
-    ):
-        raise AssertionError(f"{contender.name} gave a wrong answer to {case.group}")
+    arrays = answer if isinstance(answer, tuple) else (answer,)
+    for array, sent in zip(arrays, case.arrays, strict=True):
+        if (
+            array.shape != sent.shape
+            or array.dtype != sent.dtype
+            or not np.array_equal(array, sent)
+        ):
+            raise AssertionError(f"{contender.name} gave a wrong answer to {case.group}")

@@ -29,7 +29,40 @@ EMPTY = "triton_fast, empty()"
 SPLIT = "triton_fast, split"
 THEIRS = "tritonclient.grpc, shared memory"
 SHM_CLIENT = "triton_shm_client"
+AIO = "tritonclient.grpc.aio"
+ASYNC = "AsyncClient"
+ASYNC_WIRE = "AsyncClient, wire"
+ASYNC_GRPCIO = "AsyncClient, grpcio channel"
+FLOOR = "one memcpy and a 64 B call"
 IMPORT = "import"
+
+Quantity = Literal[
+    "time",
+    "client CPU per call",
+    "peak memory",
+    "calls per second",
+    "answers per second",
+    "median",
+    "p99",
+    "first answer",
+    "longest delay",
+    "p99 of the delay",
+    "longest hold",
+]
+TIME: Quantity = "time"
+CPU: Quantity = "client CPU per call"
+MEMORY: Quantity = "peak memory"
+CALLS: Quantity = "calls per second"
+ANSWERS: Quantity = "answers per second"
+P50: Quantity = "median"
+P99: Quantity = "p99"
+FIRST: Quantity = "first answer"
+LONGEST: Quantity = "longest delay"
+DELAY: Quantity = "p99 of the delay"
+HOLD: Quantity = "longest hold"
+
+_RATES = frozenset({CALLS, ANSWERS})  # more is better
+_WORST = frozenset({LONGEST, HOLD})  # the worst of all turns counts, not their median
 
 
 @dataclass(frozen=True)
@@ -42,47 +75,39 @@ class Result:
         Of each call.
     cpu_seconds : numpy.ndarray, shape (turns,)
         Of this process, per call.
-    peak_bytes : numpy.ndarray, shape (turns,), or None
-        In the groups that are about memory.
-    calls_per_second : numpy.ndarray, shape (turns,), or None
-        Of all threads together, in the groups that are about threads.
+    figures : dict of str to numpy.ndarray, shape (turns,)
+        Quantities that the group has beside those. The first is what it is about.
     """
 
     contender: str
     seconds: np.ndarray[Any, Any]
     cpu_seconds: np.ndarray[Any, Any]
-    peak_bytes: np.ndarray[Any, Any] | None
-    calls_per_second: np.ndarray[Any, Any] | None
+    figures: dict[Quantity, np.ndarray[Any, Any]]
 
     def turns(self, quantity: Quantity) -> np.ndarray[Any, Any]:
         """Return one figure for each turn: what ratios are made of."""
         if quantity == TIME:
             return np.asarray(np.median(self.seconds, axis=1))
-        figures = {CPU: self.cpu_seconds, MEMORY: self.peak_bytes, CALLS: self.calls_per_second}
-        figure = figures[quantity]
-        assert figure is not None
-        return figure
+        return self.cpu_seconds if quantity == CPU else self.figures[quantity]
+
+    def seen(self, quantity: Quantity) -> float:
+        """Return the figure that stands for all turns."""
+        if quantity == TIME:
+            return float(np.median(self.seconds))
+        turns = self.turns(quantity)
+        return float(np.max(turns) if quantity in _WORST else np.median(turns))
 
     @property
     def subject(self) -> Quantity:
         """What its group is about."""
-        if self.peak_bytes is not None:
-            return MEMORY
-        return TIME if self.calls_per_second is None else CALLS
-
-
-Quantity = Literal["time", "client CPU per call", "peak memory", "calls per second"]
-TIME: Quantity = "time"
-CPU: Quantity = "client CPU per call"
-MEMORY: Quantity = "peak memory"
-CALLS: Quantity = "calls per second"
+        return next(iter(self.figures), TIME)
 
 
 @dataclass(frozen=True)
 class Target:
     """What a contender is to reach in a group: a ratio to another, or seconds where there is none.
 
-    The most that it may be, but for calls per second the least.
+    The most that it may be, but for rates the least.
     """
 
     group: str
@@ -95,10 +120,10 @@ class Target:
     def limit(self) -> str:
         if self.to is None:
             return f"≤ {_time(self.bound)}"
-        return f"{'≥' if self.quantity == CALLS else '≤'} {self.bound}×"
+        return f"{'≥' if self.quantity in _RATES else '≤'} {self.bound}×"
 
     def met_by(self, seen: float) -> bool:
-        return seen >= self.bound if self.quantity == CALLS else seen <= self.bound
+        return seen >= self.bound if self.quantity in _RATES else seen <= self.bound
 
 
 TARGETS = (
@@ -118,6 +143,7 @@ TARGETS = (
     Target("FP32, 4 MiB", 0.04, contender=SHARED),
     Target("FP32, 4 MiB", 0.55, THEIRS, contender=SHARED),
     Target("FP32, 4 MiB", 0.4, THEIRS, contender=EMPTY),
+    Target("FP32, 16 MiB", 1.5, FLOOR, contender=EMPTY),
     Target("8 images, 4.8 MB", 0.35, SHM_CLIENT, contender=SHARED),
     Target("100 images in batches of 8", 0.5, SHM_CLIENT, contender=SPLIT),
     Target("16 threads, 64 B", 2.0, quantity=CALLS),
@@ -126,11 +152,30 @@ TARGETS = (
     Target("encode + decode, 10,000 of 20 B", 0.1),
     Target("peak memory, 256 MiB", 0.5, quantity=MEMORY),
     Target(IMPORT, 0.015, None),
+    Target("64 tasks, 64 B", 1.8, AIO, CALLS, ASYNC),
+    Target("64 tasks, 64 B", 0.3, AIO, CPU, ASYNC),
+    Target("1 task, 64 B", 0.5, AIO, P50, ASYNC),
+    Target("16 tasks, 602,112 B", 2.5, AIO, CALLS, ASYNC),
+    Target("16 tasks, 602,112 B", 2.5, AIO, CALLS, ASYNC_WIRE),
+    Target("stream, 10,000 answers", 3.0, quantity=ANSWERS),
+    Target("stream, 10,000 answers", 3.0, quantity=ANSWERS, contender=ASYNC),
+    *(
+        Target("1 ms ticker, 16 MiB tensors", 0.02, None, quantity, contender)
+        for quantity in (LONGEST, HOLD)
+        for contender in (ASYNC, ASYNC_WIRE, ASYNC_GRPCIO)
+    ),
 )
 
 _HOW_RATIOS = """\
 The median of the ratios of the turns in one round, and their quartiles. *Not separable*: 1 lies
 between the quartiles.
+"""
+
+
+_HOW_DELAYS = """ Of the delays, the longest of all
+windows, and the median of the windows' p99. A *hold* is the CPU time that the event loop's own
+thread used between one tick and the next: a delay without one is the machine's doing, or another
+thread's.
 """
 
 
@@ -147,6 +192,8 @@ class Ratio:
         return not self.low <= 1 <= self.high
 
     def __str__(self) -> str:
+        if np.isnan(self.median):
+            return ""
         if self.separable:
             return f"{_ratio(self.median)}× {self.spread}"
         return f"not separable {self.spread}"
@@ -171,16 +218,11 @@ def read(benchmarks: list[dict[str, Any]]) -> Groups:
     groups: Groups = {}
     for benchmark in benchmarks:
         info = benchmark["extra_info"]
-        peak, calls = (
-            None if info.get(name) is None else np.array(info[name], float)
-            for name in ("peak_bytes", "calls_per_second")
-        )
         result = Result(
             info["contender"],
             np.reshape(benchmark["stats"]["data"], (-1, info["block"])),
-            np.array(info["cpu_seconds"]),
-            peak,
-            calls,
+            np.array(info["cpu_seconds"], float),
+            {quantity: np.array(each, float) for quantity, each in info["figures"].items()},
         )
         groups.setdefault(benchmark["group"], {})[result.contender] = result
     return groups
@@ -189,6 +231,15 @@ def read(benchmarks: list[dict[str, Any]]) -> Groups:
 def subject(results: dict[str, Result]) -> Quantity:
     """Return what a group is about."""
     return next(iter(results.values())).subject
+
+
+def tasks(groups: Groups) -> Groups:
+    """Return the groups in which tasks share an event loop."""
+    return {
+        name: results
+        for name, results in groups.items()
+        if subject(results) == CALLS and AIO in results
+    }
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -203,21 +254,26 @@ def markdown(document: dict[str, Any]) -> str:
     elif machine["load_average_before"][0] > machine["cores"] / 2:
         parts.append("**The machine was busy before this began: read the ratios with care.**\n")
     parts += ["## Targets\n", _targets(groups)]
-    timed = {name: each for name, each in groups.items() if subject(each) != CALLS}
-    threaded = {name: each for name, each in groups.items() if subject(each) == CALLS}
+    about = {name: subject(results) for name, results in groups.items()}
+    timed = {name: each for name, each in groups.items() if about[name] in {TIME, MEMORY}}
+    rates = {name: each for name, each in groups.items() if about[name] in _RATES}
     calling = {
-        name: each for name, each in groups.items() if name != IMPORT and subject(each) != MEMORY
+        name: each for name, each in groups.items() if name != IMPORT and about[name] != MEMORY
     }
     parts += [f"## Ratios to {BASELINE}\n", _HOW_RATIOS, _overview(timed, BASELINE)]
     for title, chosen, to, quantity in (
         (f"Ratios to the {CPP}", timed, CPP, None),
-        (f"Calls per second of several threads, as ratios to {BASELINE}", threaded, BASELINE, None),
-        (f"Client CPU per call, as ratios to {BASELINE}", calling, BASELINE, CPU),
+        (f"Ratios to {SHM_CLIENT}", timed, SHM_CLIENT, None),
+        (f"Calls or answers per second, as ratios to {BASELINE}", rates, BASELINE, None),
+        (f"Calls or answers per second, as ratios to {AIO}", rates, AIO, None),
+        (f"Median time of a call, as ratios to {AIO}", tasks(groups), AIO, P50),
+        (f"Client CPU per call or answer, as ratios to {BASELINE}", calling, BASELINE, CPU),
+        (f"Client CPU per call or answer, as ratios to {AIO}", calling, AIO, CPU),
     ):
         if any(to in results for results in chosen.values()):
             parts += [f"## {title}\n", _overview(chosen, to, quantity)]
     for name, results in groups.items():
-        table = _throughput_table if name in threaded else _table
+        table = _table if name in timed else _figures_table
         parts += [f"## {name}\n", table(results)]
     parts += ["## Environment\n", _environment(document)]
     return "\n".join(parts)
@@ -234,7 +290,7 @@ def _target(target: Target, results: dict[str, Result]) -> list[str]:
     if not {target.contender, target.to or target.contender} <= results.keys():
         return [*row, "not measured", ""]
     if target.to is None:
-        seen = float(np.median(results[target.contender].seconds))
+        seen = results[target.contender].seen(target.quantity)
         return [*row, _time(seen), _mark(target.met_by(seen))]
     seen_ratio = ratio(results[target.contender], results[target.to], target.quantity)
     verdict = _mark(target.met_by(seen_ratio.median))
@@ -267,7 +323,7 @@ def _contenders(groups: Groups) -> list[str]:
 
 
 def _references(results: dict[str, Result]) -> list[str]:
-    return [name for name in (BASELINE, CPP) if name in results]
+    return [name for name in (BASELINE, CPP, AIO) if name in results]
 
 
 def _beside(result: Result, results: dict[str, Result]) -> list[str]:
@@ -306,23 +362,29 @@ def _table(results: dict[str, Result]) -> str:
     return f"{_rows(header, rows)}\n{turns} turn{'s' * (turns > 1)} of {calls} each.\n"
 
 
-def _throughput_table(results: dict[str, Result]) -> str:
-    header = ["", "calls per second", "quartiles", "client CPU per call"]
+def _figures_table(results: dict[str, Result]) -> str:
+    about, *others = next(iter(results.values())).figures
+    each = "answer" if about == ANSWERS else "call"
+    header = [about, "quartiles", *others, f"client CPU per {each}"]
     header += [f"to {name}" for name in _references(results)]
     rows = []
     for contender, result in results.items():
-        low, median, high = np.percentile(result.turns(CALLS), [25, 50, 75])
+        low, high = np.percentile(result.turns(about), [25, 75])
         rows.append(
             [
                 contender,
-                f"{median:,.0f}",
-                f"{low:,.0f} – {high:,.0f}",
-                _time(float(np.median(result.cpu_seconds))),
+                _figure(about, result.seen(about)),
+                f"{_figure(about, low)} – {_figure(about, high)}",
+                *(_figure(quantity, result.seen(quantity)) for quantity in others),
+                _figure(CPU, result.seen(CPU)),
                 *_beside(result, results),
             ]
         )
-    turns = len(next(iter(results.values())).seconds)
-    return f"{_rows(header, rows)}\n{turns} windows each; more is better.\n"
+    turns = len(next(iter(results.values())).cpu_seconds)
+    notes = f"{turns} windows each; {'more' if about in _RATES else 'less'} is better."
+    if HOLD in others:
+        notes += _HOW_DELAYS
+    return f"{_rows(['', *header], rows)}\n{notes}\n"
 
 
 def _environment(document: dict[str, Any]) -> str:
@@ -359,6 +421,12 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+def _figure(quantity: Quantity, value: float) -> str:
+    if np.isnan(value):
+        return ""
+    return f"{value:,.0f}" if quantity in _RATES else _time(value)
+
+
 def _time(seconds: float) -> str:
     """Return a time with three significant digits."""
     unit, size = next(
@@ -378,15 +446,22 @@ def chart(document: dict[str, Any], path: Path) -> None:
     from matplotlib.patches import Patch
 
     groups = read(document["benchmarks"])
-    threaded = {name: each for name, each in groups.items() if subject(each) == CALLS}
-    others = {name: each for name, each in groups.items() if name not in threaded}
-    colours: dict[str, Any] = {
-        name: f"C{number}" for number, name in enumerate(_contenders(groups))
+    looped = tasks(groups)
+    threaded = {
+        name: each
+        for name, each in groups.items()
+        if subject(each) == CALLS and name not in looped and BASELINE in each
     }
-    figure, (above, middle, below) = plt.subplots(3, 1, figsize=(12, 14), layout="constrained")
-    _draw_ratios(above, others, colours)
-    _draw_times(middle, others, colours)
-    _draw_throughput(below, threaded, colours)
+    others = {name: each for name, each in groups.items() if subject(each) in {TIME, MEMORY}}
+    hues = mpl.colormaps["tab20"].colors
+    colours: dict[str, Any] = {
+        name: hues[number % len(hues)] for number, name in enumerate(_contenders(groups))
+    }
+    figure, axes = plt.subplots(4, 1, figsize=(12, 18), layout="constrained")
+    _draw_ratios(axes[0], others, BASELINE, colours)
+    _draw_times(axes[1], others, colours)
+    _draw_throughput(axes[2], threaded, colours)
+    _draw_ratios(axes[3], looped, AIO, colours)
     patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=4)
     if document["machine_info"]["smoke"]:
@@ -395,13 +470,14 @@ def chart(document: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_ratios(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:
-    compared = {name: each for name, each in groups.items() if BASELINE in each}
+def _draw_ratios(axes: Any, groups: Groups, to: str, colours: dict[str, Any]) -> None:
+    compared = {name: each for name, each in groups.items() if to in each}
     width = 0.1
     for number, (name, results) in enumerate(compared.items()):
-        shown = [each for each in results if each not in {BASELINE, "one memcpy"}]
+        about = subject(results)
+        shown = [each for each in results if each not in {to, "one memcpy"}]
         for place, contender in enumerate(shown):
-            seen = ratio(results[contender], results[BASELINE], subject(results))
+            seen = ratio(results[contender], results[to], about)
             axes.bar(
                 number + (place - (len(shown) - 1) / 2) * width,
                 seen.median,
@@ -411,14 +487,19 @@ def _draw_ratios(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:
                 error_kw={"linewidth": 0.8},
             )
         for target in TARGETS:
-            if (target.group, target.to, target.contender) == (name, BASELINE, OURS) and (
-                target.quantity == subject(results)
+            if (target.group, target.to, target.quantity) == (name, to, about) and (
+                target.contender in {OURS, ASYNC}
             ):
                 axes.hlines(target.bound, number - 0.45, number + 0.45, "black", "dotted")
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_ylim(0, 2)
+    if to == BASELINE:
+        axes.set_ylim(0, 2)
+    else:
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(range(len(compared)), [name.replace(", ", "\n", 1) for name in compared])
-    axes.set_ylabel(f"ratio to {BASELINE}\n(median and quartiles; dotted: target)")
+    more = ", calls per second" if to == AIO else ""
+    axes.set_ylabel(f"ratio to {to}{more}\n(median and quartiles; dotted: target)")
 
 
 def _draw_times(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:

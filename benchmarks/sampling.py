@@ -1,8 +1,9 @@
 """How time is taken: contenders take turns in one process, and every reading is kept.
 
-`alternate` measures. `ReplayClock` hands the readings to pytest-benchmark, which runs one benchmark
-after the other and could not let them take turns itself: it asks the clock before and after a
-function that does nothing, and gets the readings that were taken before and after the real call.
+`take_turns` measures. `ReplayClock` hands the readings to pytest-benchmark, which runs one
+benchmark after the other and could not let them take turns itself: it asks the clock before and
+after a function that does nothing, and gets the readings that were taken before and after the real
+call.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+from report import CALLS
 
 
 @dataclass(frozen=True)
@@ -41,40 +44,64 @@ class Plan:
     sets: int = 1
 
 
-@dataclass
-class Samples:
-    """What was measured of one contender.
+@dataclass(frozen=True)
+class Turn:
+    """What was measured in one turn of one contender.
 
     Attributes
     ----------
     readings : list of (float, float), seconds
-        Of the clock, before and after each call.
-    cpu_seconds : list of float
-        What this process used in each turn, on all of its threads, per call.
+        Of the clock, before and after each call; or other pairs as far apart.
+    cpu_seconds : float
+        What this process used on all of its threads, per call; None if there was none.
+    figures : dict of str to float
+        What else was measured, by the report's names of quantities.
+    """
+
+    readings: list[tuple[float, float]]
+    cpu_seconds: float | None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Samples:
+    """What was measured of one contender, turn by turn; see `Turn`.
+
+    Attributes
+    ----------
     block : int
-        Calls in one turn.
+        Readings in one turn.
     """
 
     block: int = 1
     readings: list[tuple[float, float]] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float | None] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=dict)
+
+    def take(self, turn: Turn) -> None:
+        """Take what one more turn gave."""
+        self.readings += turn.readings
+        self.cpu_seconds.append(turn.cpu_seconds)
+        for quantity, figure in turn.figures.items():
+            self.figures.setdefault(quantity, []).append(figure)
 
     def add(self, more: Samples) -> None:
         """Take the readings of another set."""
         self.readings += more.readings
         self.cpu_seconds += more.cpu_seconds
+        for quantity, figures in more.figures.items():
+            self.figures.setdefault(quantity, []).extend(figures)
 
 
-def alternate(
-    calls: Mapping[str, Callable[[], Any]], plan: Plan, seed: int = 0
+def take_turns(
+    turns: Mapping[str, Callable[[], Turn]], plan: Plan, seed: int
 ) -> dict[str, Samples]:
-    """Measure one set of calls that take turns.
+    """Measure one set of contenders that take turns.
 
     Each round has one turn of each, in a random order, so that none always follows the same other.
-    The garbage collector is off during turns. What a call returns is freed after its time was
-    taken, but counts for the CPU time.
+    The garbage collector is off during turns.
     """
-    names = list(calls)
+    names = list(turns)
     samples = {name: Samples(plan.block) for name in names}
     order = np.random.default_rng(seed)
     gc.collect()
@@ -83,10 +110,9 @@ def alternate(
         for number in range(-plan.warmup, plan.rounds):
             for index in order.permutation(len(names)):
                 name = names[index]
-                cpu_seconds, readings = _turn(calls[name], plan.block)
+                turn = turns[name]()
                 if number >= 0:
-                    samples[name].readings += readings
-                    samples[name].cpu_seconds.append(cpu_seconds / plan.block)
+                    samples[name].take(turn)
             # A contender may leave cycles behind, with its tensors in them.
             gc.collect(0)
     finally:
@@ -94,7 +120,19 @@ def alternate(
     return samples
 
 
-def _turn(call: Callable[[], Any], block: int) -> tuple[float, list[tuple[float, float]]]:
+def alternate(
+    calls: Mapping[str, Callable[[], Any]], plan: Plan, seed: int = 0
+) -> dict[str, Samples]:
+    """Measure one set of calls that take turns.
+
+    What a call returns is freed after its time was taken, but counts for the CPU time.
+    """
+    return take_turns(
+        {name: partial(_block, call, plan.block) for name, call in calls.items()}, plan, seed
+    )
+
+
+def _block(call: Callable[[], Any], block: int) -> Turn:
     clock = time.perf_counter
     readings = []
     cpu_start = time.process_time()
@@ -104,7 +142,7 @@ def _turn(call: Callable[[], Any], block: int) -> tuple[float, list[tuple[float,
         end = clock()
         del answer
         readings.append((start, end))
-    return time.process_time() - cpu_start, readings
+    return Turn(readings, (time.process_time() - cpu_start) / block)
 
 
 class Crew:
@@ -134,8 +172,8 @@ class Crew:
         for thread in self._threads:
             thread.start()
 
-    def window(self, seconds: float) -> tuple[int, float, float]:
-        """Let them work for a while; return calls, seconds, and CPU seconds of this process.
+    def window(self, seconds: float) -> Turn:
+        """Let them work for a while. The reading is the time that a call took of it.
 
         The window ends when the last call that began in it has ended.
         """
@@ -151,7 +189,9 @@ class Crew:
             assert self._error is not None
             raise self._error from None
         elapsed = time.perf_counter() - start
-        return sum(self._made), elapsed, time.process_time() - cpu_start
+        cpu_seconds = time.process_time() - cpu_start
+        made = sum(self._made)
+        return Turn([(0.0, elapsed / made)], cpu_seconds / made, {CALLS: made / elapsed})
 
     def close(self) -> None:
         """End the threads."""
@@ -176,54 +216,6 @@ class Crew:
         except BaseException as error:  # noqa: BLE001 - `window` raises it
             self._error = error
             self._gate.abort()
-
-
-@dataclass
-class Throughput:
-    """What was measured of one contender's crew, one figure for each window.
-
-    Attributes
-    ----------
-    samples : Samples
-        A reading is the length of a window divided by the calls in it.
-    calls_per_second : list of float
-        Of all threads together.
-    """
-
-    samples: Samples = field(default_factory=Samples)
-    calls_per_second: list[float] = field(default_factory=list)
-
-    def add(self, more: Throughput) -> None:
-        """Take the readings of another set."""
-        self.samples.add(more.samples)
-        self.calls_per_second += more.calls_per_second
-
-
-def alternate_windows(
-    crews: Mapping[str, Crew], seconds: float, rounds: int, seed: int = 0
-) -> dict[str, Throughput]:
-    """Measure one set of crews that take turns: in each round a window of each, in random order.
-
-    There is one round more at the beginning, which does not count.
-    """
-    names = list(crews)
-    results = {name: Throughput() for name in names}
-    order = np.random.default_rng(seed)
-    gc.collect()
-    gc.disable()
-    try:
-        for number in range(-1, rounds):
-            for index in order.permutation(len(names)):
-                name = names[index]
-                calls, elapsed, cpu_seconds = crews[name].window(seconds)
-                if number >= 0:
-                    results[name].samples.readings.append((0.0, elapsed / calls))
-                    results[name].samples.cpu_seconds.append(cpu_seconds / calls)
-                    results[name].calls_per_second.append(calls / elapsed)
-            gc.collect(0)
-    finally:
-        gc.enable()
-    return results
 
 
 class ReplayClock:

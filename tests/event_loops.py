@@ -18,13 +18,17 @@ KINDS = ("asyncio", "uvloop")
 def new_loop(kind: str) -> asyncio.AbstractEventLoop:
     if kind == "asyncio":
         return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def need_uvloop() -> None:
+    """Skip a test where there is no uvloop, or fail in CI."""
     if find_spec("uvloop") is None:
         if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
             pytest.fail("uvloop is required here", pytrace=False)
         pytest.skip("no uvloop")
-    import uvloop
-
-    return uvloop.new_event_loop()
 
 
 class Runner:
@@ -59,4 +63,6 @@ class Runner:
 @pytest.fixture(params=KINDS)
 def run(request):
     """Return a function that runs a coroutine, in each kind of event loop in turn."""
+    if request.param == "uvloop":
+        need_uvloop()
     return Runner(request.param)

@@ -16,6 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .aio_client import AsyncClient as AsyncClient
+    from .aio_model import AsyncModel as AsyncModel
+    from .aio_sequences import AsyncInferSequence as AsyncInferSequence
+    from .aio_streams import AsyncResponseStream as AsyncResponseStream
+    from .aio_streams import AsyncStream as AsyncStream
     from .classification import Class as Class
     from .client import Client as Client
     from .datatypes import DATATYPES as DATATYPES
@@ -59,8 +64,11 @@ if TYPE_CHECKING:
     from .registry import RegisteredRegion as RegisteredRegion
     from .request import RequestedOutput as RequestedOutput
     from .response import InferResult as InferResult
+    from .sequences import InferSequence as InferSequence
     from .signature import Signature as Signature
     from .stale import StaleRegion as StaleRegion
+    from .streams import ResponseStream as ResponseStream
+    from .streams import Stream as Stream
     from .tensor import Tensor as Tensor
     from .text_events import Finished as Finished
     from .text_events import Started as Started
@@ -120,7 +128,13 @@ _NAMES = {
     "region": ("SharedMemoryRegion",),
     "registry": ("RegisteredRegion",),
     "request": ("RequestedOutput",),
+    "aio_client": ("AsyncClient",),
+    "aio_model": ("AsyncModel",),
+    "aio_sequences": ("AsyncInferSequence",),
+    "aio_streams": ("AsyncResponseStream", "AsyncStream"),
     "response": ("InferResult",),
+    "sequences": ("InferSequence",),
+    "streams": ("ResponseStream", "Stream"),
     "signature": ("Signature",),
     "stale": ("StaleRegion",),
     "tensor": ("Tensor",),

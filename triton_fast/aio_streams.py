@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .answers import Answers, Inbox, Pending
+from .channels.base import CallOptions
 from .deadline import deadline_after, seconds
 from .errors import ClosedError, TritonFastError
 from .request import Outputs, Prepared, encode_request, prepare_streamed
@@ -30,7 +31,7 @@ from .streams import (
 )
 
 if TYPE_CHECKING:
-    from .channels.base import AsyncChannelStream, CallOptions
+    from .channels.base import AsyncChannelStream
     from .tensor import InputTensor
 
 __all__ = ["AsyncResponseStream", "AsyncStream"]
@@ -48,7 +49,8 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
 
     Notes
     -----
-    An asynchronous context manager. One task at a time.
+    An asynchronous context manager. One task at a time. Cancelling the task that waits for an
+    answer closes it.
     """
 
     def __init__(
@@ -83,7 +85,11 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             stream, pending = self._stream, self._pending
         item = pending.inbox.popleft() if pending.inbox else None
         if item is None:
-            item = await stream.next(pending, self._deadline_ns)
+            try:
+                item = await stream.next(pending, self._deadline_ns)
+            except asyncio.CancelledError:
+                await self.aclose()  # as a generator would be
+                raise
         if isinstance(item, InferResult):
             return item
         if item is None or (pending.over and not pending.inbox):
@@ -162,14 +168,14 @@ class AsyncStream:
 
     def __init__(
         self,
-        channel_stream: AsyncChannelStream,
-        options: CallOptions,
+        opening: Callable[[], Awaitable[tuple[AsyncChannelStream, CallOptions]]],
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], Awaitable[list[InputTensor]]],
         buffer_size: int,
     ) -> None:
-        self._channel_stream = channel_stream
-        self._options = options
+        self._opening = opening
+        self._channel_stream: AsyncChannelStream | None = None  # until the first request
+        self._options = CallOptions()
         self._inputs = inputs
         self._buffer_size = checked_buffer_size(buffer_size)
         self._answers = Answers(target)
@@ -203,6 +209,16 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        return self.make(prepared, inputs, request_id, deadline_ns)
+
+    def make(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        deadline_ns: int | None,
+    ) -> AsyncResponseStream:
+        """Return the answers to a prepared request; see `stream`."""
         return AsyncResponseStream(
             lambda: self, prepared, inputs, request_id, deadline_ns, own=False
         )
@@ -245,13 +261,13 @@ class AsyncStream:
             return
         self._half_closed = True
         async with self._sending:
-            await self._channel_stream.half_close()
+            if self._channel_stream is not None:
+                await self._channel_stream.half_close()
 
     async def aclose(self) -> None:
         """End the stream, and what is running on it, also on the server. Idempotent."""
         if self._failure is None:
             self._conclude(ClosedError("the stream was closed"))
-            self._channel_stream.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -275,11 +291,15 @@ class AsyncStream:
         last: bool = False,
     ) -> Pending:
         """Make a prepared request. After the ``last`` one there can be no others."""
-        tensors = await self._inputs(prepared, inputs, self._options)
         async with self._sending:
+            channel_stream = self._channel_stream
+            if channel_stream is None and self._failure is None:
+                channel_stream, self._options = await self._opening()
+                self._channel_stream = channel_stream
+            tensors = await self._inputs(prepared, inputs, self._options)
             if self._failure is not None:
                 raise self._failure
-            if self._half_closed:
+            if self._half_closed or channel_stream is None:
                 raise ClosedError("the stream is half closed, and takes no more requests")
             pending = self._answers.add(request_id, described(prepared, request_id), inbox)
             if inbox is self._inbox:
@@ -288,7 +308,7 @@ class AsyncStream:
             try:
                 request = encode_request(prepared.header, pending.wire_id, tensors)
                 try:
-                    await self._channel_stream.send(request, deadline_ns, last=last)
+                    await channel_stream.send(request, deadline_ns, last=last)
                 finally:
                     request.release()
             except BaseException:
@@ -344,6 +364,7 @@ class AsyncStream:
 
     async def _read(self, deadline_ns: int | None) -> None:
         """Wait for answers, and hand them out."""
+        assert self._channel_stream is not None  # a request was made
         self._reading = True
         try:
             answers = await self._channel_stream.receive(deadline_ns)
@@ -355,7 +376,6 @@ class AsyncStream:
             if readers_own(error, deadline_ns, self._options):
                 raise
             self._conclude(error)
-            self._channel_stream.cancel()
         finally:
             self._reading = False
             self._wake()
@@ -366,6 +386,8 @@ class AsyncStream:
             self._failure = failure
             self._answers.fail(failure)
             self._wake()
+            if self._channel_stream is not None:
+                self._channel_stream.cancel()
 
     def drop(self, pending: Pending) -> None:
         """Read no more of a request's answers."""
@@ -375,12 +397,10 @@ class AsyncStream:
 
     async def end(self) -> None:
         """See the call to its end: the last answer has come."""
-        if self._failure is not None:
-            return
-        self._conclude(ClosedError("the stream is over"))
-        try:
-            await self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
-        except TritonFastError:
-            pass  # the answers are there; how the call went after them is nobody's concern
-        finally:
-            self._channel_stream.cancel()
+        if self._failure is None and self._channel_stream is not None:
+            try:
+                await self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
+            except TritonFastError:
+                pass  # the answers are there; how the call went after them is nobody's concern
+            finally:
+                self._conclude(ClosedError("the stream is over"))

@@ -97,19 +97,22 @@ class Pending:
         What errors call it.
     inbox : Inbox
         Where its answers go; the caller's.
+    answered : bool
+        Whether something came that was no error.
     over : bool
         Whether nothing more comes.
     unwanted : bool
         Whether nobody reads what still comes.
     """
 
-    __slots__ = ("call", "id", "inbox", "over", "unwanted", "wire_id")
+    __slots__ = ("answered", "call", "id", "inbox", "over", "unwanted", "wire_id")
 
     def __init__(self, request_id: str, wire_id: str, call: str, inbox: Inbox) -> None:
         self.id = request_id
         self.wire_id = wire_id
         self.call = call
         self.inbox = inbox
+        self.answered = False
         self.over = False
         self.unwanted = False
 
@@ -176,6 +179,7 @@ class Answers:
             # A server that does not say whether more come sends one answer to each request.
             final = result.parameters.get(_FINAL, True)
             result.id = pending.id
+            pending.answered = pending.answered or not error
             if not pending.unwanted:
                 if error:
                     pending.inbox.append(request_error(error, pending.call, self._target))

@@ -7,37 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from .attempt import Out
+from .call_settings import CallSettings
 from .channels.base import Compression
 from .channels.choice import channel_factory
-from .channels.native import native_address
-from .connection import Connection, HeaderHook, Out, SharedFactory
-from .errors import DeadlineExceeded, InvalidOption, NotFound, Unavailable
+from .connection import Connection, HeaderHook
 from .headers import HeaderSource
 from .model import Model
-from .request import UNSET, Outputs, Prepared, prepare, prepare_streamed
+from .request import UNSET, Outputs, PreparedCalls, prepare, prepare_streamed
 from .response import InferResult
+from .sharing import shared_factory
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     import numpy as np
-    from google.protobuf.message import Message
 
     from .generation import Generation, KnownTextModels
     from .health import Health
     from .keepalive import Keepalive
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
+    from .query import Query
     from .regions import Regions
+    from .sequences import InferSequence
     from .streams import ResponseStream, Stream
     from .text_models import TextMapping
     from .tls import TLS
 
 __all__ = ["Client"]
 
-# Of models that are called by name; somebody may put a counter into the name.
-_MOST_PREPARED = 256
+T = TypeVar("T")
 
 
 class Client:
@@ -114,14 +115,10 @@ class Client:
         shared_memory: bool | Literal["auto"] = "auto",
         shared_memory_limit: int = 1 << 30,
     ) -> None:
-        if tls is True:
-            from .tls import TLS  # noqa: PLC0415 - for those who encrypt
-
-            tls = TLS()
         new_channel = channel_factory(
             url,
             channel,
-            tls=tls or None,
+            tls=tls,
             keepalive=keepalive,
             busy_poll=busy_poll,
             options=channel_options,
@@ -129,13 +126,15 @@ class Client:
         self._connection = Connection(
             url,
             new_channel,
-            timeout=timeout,
-            headers=headers,
-            header_hook=header_hook,
-            compression=compression,
-            new_shared=_shared_factory(url, shared_memory, shared_memory_limit),
+            CallSettings(
+                timeout=timeout,
+                headers=headers,
+                header_hook=header_hook,
+                compression=compression,
+            ),
+            shared_factory(url, shared_memory, shared_memory_limit),
         )
-        self._prepared: dict[tuple[str, str], Prepared] = {}
+        self._prepared = PreparedCalls()
         self._text_models: KnownTextModels = {}
 
     @classmethod
@@ -197,10 +196,8 @@ class Client:
     def shared_memory(self) -> Regions:
         """The shared memory regions that the server knows."""
         from .regions import Regions  # noqa: PLC0415 - management only
-        from .registry import Registry  # noqa: PLC0415
 
-        connection = self._connection
-        return Regions(Registry(connection.exchange), connection.options)
+        return Regions(self._ask)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array in memory that is shared with the server, for inputs and ``out=``.
@@ -330,7 +327,9 @@ class Client:
         -----
         Thread-safe.
         """
-        prepared = self._prepare(model, model_version, outputs, parameters, priority, queue_timeout)
+        prepared = self._prepared.get(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
         options = self._connection.options(prepared.call, timeout, headers, compression)
         if split:
             from .split import infer_split  # noqa: PLC0415 - concurrent.futures takes its time
@@ -372,7 +371,9 @@ class Client:
         InvalidTensor, InvalidOption, ClosedError
             At once, as in `infer`; all other errors are the future's.
         """
-        prepared = self._prepare(model, model_version, outputs, parameters, priority, queue_timeout)
+        prepared = self._prepared.get(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
         options = self._connection.options(prepared.call, timeout, headers, compression)
         return self._connection.submit(prepared, inputs, request_id, options, out)
 
@@ -563,27 +564,72 @@ class Client:
         )
         return Generation(self, self._text_models, request)
 
-    def _prepare(
+    def sequence(
         self,
         model: str,
-        version: str,
-        outputs: Outputs | None,
-        parameters: Mapping[str, Any] | None,
-        priority: int,
-        queue_timeout: float | None,
-    ) -> Prepared:
-        """Return the constant part of a request; kept from call to call if it is plain."""
-        plain = outputs is None and parameters is None and not priority and queue_timeout is None
-        if plain and type(model) is str and type(version) is str:
-            known = self._prepared.get((model, version))
-            if known is not None:
-                return known
-        prepared = prepare(model, version, outputs, parameters, priority, queue_timeout)
-        if plain:
-            if len(self._prepared) >= _MOST_PREPARED:
-                self._prepared.clear()
-            self._prepared[model, version] = prepared
-        return prepared
+        *,
+        sequence_id: int | str | None = None,
+        model_version: str = "",
+        outputs: Outputs | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        stream: bool = True,
+    ) -> InferSequence:
+        """Return a sequence of requests to a model that keeps state between them.
+
+        Parameters
+        ----------
+        model, model_version, outputs, parameters, priority, queue_timeout
+            Of every request; as in `infer`.
+        sequence_id : int or str, optional
+            What the server knows it by; a random number by default, which nobody else has. Triton
+            takes those that the model's configuration says, numbers or strings: to a model that
+            takes strings give one, ``str(uuid.uuid4())``, say.
+        timeout : float, seconds, optional
+            For every request that does not say otherwise. The client's by default.
+        headers : mapping or iterable of pairs, optional
+            To send with the calls, beside the client's.
+        stream : bool, default True
+            Whether the requests share one call, which goes to one server whatever lies in between.
+            Otherwise each is a call, which a load balancer may send anywhere.
+
+        Returns
+        -------
+        InferSequence
+            A context manager. Nothing is sent before its first request.
+
+        Raises
+        ------
+        InvalidOption
+            If an argument is wrong.
+        ClosedError
+            If the client is closed, here or when a request is made.
+
+        Examples
+        --------
+        >>> with client.sequence("accumulator") as sequence:  # doctest: +SKIP
+        ...     for chunk in chunks:
+        ...         total = sequence.infer({"INPUT": chunk})["OUTPUT"]
+        """
+        from .sequences import InferSequence, SequenceRequests  # noqa: PLC0415 - for those who do
+
+        requests = SequenceRequests(
+            model,
+            model_version,
+            outputs,
+            parameters,
+            priority,
+            queue_timeout,
+            sequence_id,
+            streamed=stream,
+        )
+        shared = None
+        if stream:
+            shared = self.open_stream(timeout=None, headers=headers)
+        return InferSequence(self._connection, requests, shared, timeout, headers)
 
     def model(
         self,
@@ -669,13 +715,17 @@ class Client:
         ------
         inference.proto, ServerLive.
         """
-        return self._is("ServerLive", "live", timeout, headers)
+        from .management import server_live  # noqa: PLC0415 - management only
+
+        return self._ask(server_live(), timeout, headers)
 
     def is_ready(
         self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
     ) -> bool:
         """Return whether the server takes requests; see `is_live`."""
-        return self._is("ServerReady", "ready", timeout, headers)
+        from .management import server_ready  # noqa: PLC0415 - management only
+
+        return self._ask(server_ready(), timeout, headers)
 
     def is_model_ready(
         self,
@@ -686,28 +736,9 @@ class Client:
         headers: HeaderSource | None = None,
     ) -> bool:
         """Return whether a model takes requests; see `is_live`. False also if there is no such."""
-        try:
-            return self._is("ModelReady", "ready", timeout, headers, name=name, version=version)
-        except NotFound:
-            return False
+        from .management import model_ready  # noqa: PLC0415 - management only
 
-    def _is(
-        self,
-        method: str,
-        field: str,
-        timeout: float | None,
-        headers: HeaderSource | None,
-        **fields: str,
-    ) -> bool:
-        try:
-            answer = self._unary(method, timeout, headers, **fields)
-        except DeadlineExceeded:
-            return False
-        except Unavailable as error:
-            if "restricted" in error.message:
-                raise  # the server is there and wants a header
-            return False
-        return bool(getattr(answer, field))
+        return self._ask(model_ready(name, version), timeout, headers)
 
     def server_metadata(
         self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
@@ -728,9 +759,9 @@ class Client:
         ------
         inference.proto, ServerMetadata.
         """
-        from .metadata import ServerMetadata  # noqa: PLC0415 - management only
+        from .management import server_metadata  # noqa: PLC0415 - management only
 
-        return ServerMetadata.from_message(self._unary("ServerMetadata", timeout, headers))
+        return self._ask(server_metadata(), timeout, headers)
 
     def model_metadata(
         self,
@@ -760,11 +791,10 @@ class Client:
         ------
         inference.proto, ModelMetadata.
         """
-        message = self._unary("ModelMetadata", timeout, headers, name=name, version=version)
-        from .metadata import ModelMetadata  # noqa: PLC0415 - management only
+        from .management import model_metadata  # noqa: PLC0415 - management only
 
-        metadata = ModelMetadata.from_message(message)
-        self._connection.remember(metadata, (name, version))
+        metadata = self._ask(model_metadata(name, version), timeout, headers)
+        self._connection.signatures.remember(metadata, name, version)
         return metadata
 
     def model_config(
@@ -795,44 +825,15 @@ class Client:
         ------
         inference.proto, ModelConfig; Triton's "model configuration extension".
         """
-        message: Any = self._unary("ModelConfig", timeout, headers, name=name, version=version)
-        from .metadata import ModelConfig  # noqa: PLC0415 - management only
+        from .management import model_config  # noqa: PLC0415 - management only
 
-        return ModelConfig.from_message(message.config)
+        return self._ask(model_config(name, version), timeout, headers)
 
-    def _unary(
+    def _ask(
         self,
-        method: str,
-        timeout: float | None,
-        headers: HeaderSource | None,
-        **fields: str,
-    ) -> Message:
-        name = fields.get("name")
-        call = method if name is None else f"{method}({name!r})"
-        options = self._connection.options(call, timeout, headers)
-        return self._connection.exchange(method, fields, options)
-
-
-def _shared_factory(
-    url: str, shared_memory: bool | Literal["auto"], limit: int
-) -> SharedFactory | None:
-    """Return what makes a client's use of shared memory; None for a client without."""
-    if shared_memory not in (True, False, "auto"):
-        raise InvalidOption(f"shared_memory is 'auto', True or False, not {shared_memory!r}")
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise InvalidOption(f"shared_memory_limit is a number of bytes, not {limit!r}")
-    if not shared_memory or not limit:
-        return None
-    required = shared_memory is True
-    if native_address(url) is None:
-        # Each of several servers would have to know our regions.
-        if required:
-            raise InvalidOption(f"shared_memory=True: target {url!r} is not one address")
-        return None
-    from .placement import SharedMemory  # noqa: PLC0415 - only where it is used
-    from .pool import Pool  # noqa: PLC0415
-    from .registry import Registry  # noqa: PLC0415
-
-    return lambda exchange, farewell: SharedMemory(
-        Pool(Registry(exchange), limit, farewell), required=required, url=url
-    )
+        query: Query[T],
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+    ) -> T:
+        options = self._connection.options(query.call, timeout, headers)
+        return self._connection.ask(query, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -103,7 +103,7 @@ class _AsksAsync(Protocol):
 
     def options(
         self, call: str, timeout: float | None, headers: HeaderSource | None
-    ) -> CallOptions:
+    ) -> Awaitable[CallOptions]:
         """Return a call's options."""
 
     def exchange(
@@ -120,56 +120,67 @@ def check_health(connection: _Asks, timeout: float | None, headers: HeaderSource
     ClosedError, InvalidOption, MissingDependency
         If nothing could be asked. What the server or the network does wrong is in the result.
     """
-    survey = _survey(connection.options, timeout, headers)
+    survey = _survey()
     answer: _Answer = None
+    deadline_ns = None
+    latency = 0.0
     while True:
         try:
-            method, options = survey.send(answer)
+            method = survey.send(None if answer is None else (answer, latency))
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]  # it is what _survey returns
+        options = connection.options(method, timeout, headers)
+        if answer is None:
+            deadline_ns = options.deadline_ns  # of all that is asked, together
+        began_ns = time.monotonic_ns()
         try:
-            answer = connection.exchange(method, {}, options)
+            answer = connection.exchange(method, {}, replace(options, deadline_ns=deadline_ns))
         except (ServerError, WireError) as error:
             answer = error
+        latency = (time.monotonic_ns() - began_ns) / 1e9
 
 
 async def check_health_async(
     connection: _AsksAsync, timeout: float | None, headers: HeaderSource | None
 ) -> Health:
     """Ask a server how it is; see `check_health`."""
-    survey = _survey(connection.options, timeout, headers)
+    survey = _survey()
     answer: _Answer = None
+    deadline_ns = None
+    latency = 0.0
     while True:
         try:
-            method, options = survey.send(answer)
+            method = survey.send(None if answer is None else (answer, latency))
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]  # it is what _survey returns
+        options = await connection.options(method, timeout, headers)
+        if answer is None:
+            deadline_ns = options.deadline_ns
+        began_ns = time.monotonic_ns()
         try:
-            answer = await connection.exchange(method, {}, options)
+            answer = await connection.exchange(
+                method, {}, replace(options, deadline_ns=deadline_ns)
+            )
         except (ServerError, WireError) as error:
             answer = error
+        latency = (time.monotonic_ns() - began_ns) / 1e9
 
 
-def _survey(
-    options_of: Callable[[str, float | None, HeaderSource | None], CallOptions],
-    timeout: float | None,
-    headers: HeaderSource | None,
-) -> Generator[tuple[str, CallOptions], _Answer, Health]:
-    """Yield methods to call; take their answers, or the errors in place of them."""
+def _survey() -> Generator[str, tuple[Any, float] | None, Health]:
+    """Yield methods to call; take their answers, or the errors in place of them, and the time."""
     message_class("ServerLiveRequest")  # loads protobuf, which is not the server's latency
-    options = options_of("ServerLive", timeout, headers)
-    deadline_ns = options.deadline_ns  # of all that is asked, together
-    began_ns = time.monotonic_ns()
-    answer: Any = yield "ServerLive", options
-    latency = (time.monotonic_ns() - began_ns) / 1e9
+    asked = yield "ServerLive"
+    assert asked is not None
+    answer, latency = asked
     if isinstance(answer, Exception):
         return _unhealthy(latency, str(answer))
     if not answer.live:
         return _unhealthy(latency, "the server says that it is not live")
 
     errors = []
-    options = replace(options_of("ServerReady", timeout, headers), deadline_ns=deadline_ns)
-    answer = yield "ServerReady", options
+    asked = yield "ServerReady"
+    assert asked is not None
+    answer = asked[0]
     ready = not isinstance(answer, Exception) and bool(answer.ready)
     if isinstance(answer, Exception):
         errors.append(str(answer))
@@ -177,8 +188,9 @@ def _survey(
         errors.append("the server says that it is not ready")
 
     models: dict[str, bool] = {}
-    options = replace(options_of("RepositoryIndex", timeout, headers), deadline_ns=deadline_ns)
-    answer = yield "RepositoryIndex", options
+    asked = yield "RepositoryIndex"
+    assert asked is not None
+    answer = asked[0]
     if isinstance(answer, Unimplemented):
         pass  # a KServe server other than Triton; it has nothing to list
     elif isinstance(answer, Exception):

@@ -11,14 +11,15 @@ from .request import UNSET
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from .attempt import Out
     from .channels.base import CallOptions, Compression
-    from .connection import Connection, Out
+    from .connection import Connection
     from .headers import HeaderSource
     from .request import Prepared
     from .response import InferResult
     from .signature import Signature
 
-__all__ = ["Model"]
+__all__ = ["Model", "merged"]
 
 
 class Model:
@@ -59,7 +60,7 @@ class Model:
         None if the server does not say. Raises what `Client.model_metadata` raises.
         """
         self._learn(self._connection.options(f"ModelMetadata({self.name!r})"))
-        return self._connection.signature(self._prepared)
+        return self._connection.signatures.get(self._prepared)
 
     def __call__(
         self,
@@ -99,12 +100,12 @@ class Model:
         """
         options = self._connection.options(self._prepared.call, timeout, headers, compression)
         self._learn(options)
-        merged = _merged(inputs, tensors)
+        both = merged(inputs, tensors)
         if split:
             from .split import infer_split  # noqa: PLC0415 - concurrent.futures takes its time
 
-            return infer_split(self._connection, self._prepared, merged, request_id, options, out)
-        return self._connection.infer(self._prepared, merged, request_id, options, out)
+            return infer_split(self._connection, self._prepared, both, request_id, options, out)
+        return self._connection.infer(self._prepared, both, request_id, options, out)
 
     def submit(
         self,
@@ -125,7 +126,7 @@ class Model:
         options = self._connection.options(self._prepared.call, timeout, headers, compression)
         self._learn(options)
         return self._connection.submit(
-            self._prepared, _merged(inputs, tensors), request_id, options, out
+            self._prepared, merged(inputs, tensors), request_id, options, out
         )
 
     def _learn(self, options: CallOptions) -> None:
@@ -138,7 +139,8 @@ class Model:
         return f"Model({self.name!r}{version} at {self._connection.url})"
 
 
-def _merged(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+def merged(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a call's inputs, however they were given; InvalidOption if one was given twice."""
     if inputs is None:
         return tensors
     if not isinstance(inputs, Mapping):

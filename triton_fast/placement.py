@@ -31,7 +31,7 @@ from .errors import (
     Unavailable,
     Unknown,
 )
-from .pool import Pool, Refused, Slot
+from .pool import Patience, Pool, Refused, Slot, WouldBlock
 from .request import Prepared, shared_memory_parameters
 from .tensor import InputTensor
 
@@ -56,6 +56,8 @@ _LOST = re.compile(r"Unable to find (?:system )?shared memory region")
 
 # Answers that may come for one call that is made again, before its error is the caller's.
 _MOST_REPEATS = 3
+# What is copied at once at most by those who must not be kept, in bytes: a millisecond or so.
+_LONG_COPY = 4 << 20
 # How long a /dev/shm that was full is left alone, in nanoseconds.
 _FULL_NS = 5 * 10**9
 
@@ -131,11 +133,14 @@ class SharedMemory:
         tensors: list[InputTensor],
         out: Mapping[str, np.ndarray[Any, Any]] | None,
         options: CallOptions,
+        patience: Patience = Patience.WAIT,
     ) -> Placement | None:
         """Put a call's large tensors into slots; None if it goes on the wire as it is.
 
         Raises
         ------
+        WouldBlock
+            If that takes more patience; nothing was done then.
         Refused, ResourceExhausted, SharedMemoryError
             If shared memory is required, and not to be had.
         DeadlineExceeded
@@ -143,17 +148,19 @@ class SharedMemory:
         """
         if self._refused:
             return None
-        large = [tensor for tensor in tensors if _byte_size(tensor) >= _THRESHOLD]
+        large = [tensor for tensor in tensors if tensor.byte_size >= _THRESHOLD]
         expected = self._expected(prepared, tensors)
         if not large and not expected:
             return None
         inputs = {tensor.name: self._found(tensor) for tensor in large}
         outputs = {name: self._found_out(name, size, out) for name, size in expected.items()}
-        sizes = [_byte_size(tensor) for tensor in large if inputs[tensor.name] is None]
+        sizes = [tensor.byte_size for tensor in large if inputs[tensor.name] is None]
+        if patience is Patience.NONE and sum(sizes) > _LONG_COPY:
+            raise WouldBlock
         sizes += [size for name, size in expected.items() if outputs[name] is None]
         leased: list[Slot] = []
         if sizes:
-            slots = self._lease(sizes, options)
+            slots = self._lease(sizes, options, patience)
             if slots is None:
                 if not any(inputs.values()):
                     return None
@@ -211,11 +218,13 @@ class SharedMemory:
             + [(name, _parameters(slot)) for name, slot in written.items() if name not in known]
         )
 
-    def _lease(self, sizes: Sequence[int], options: CallOptions) -> list[Slot] | None:
+    def _lease(
+        self, sizes: Sequence[int], options: CallOptions, patience: Patience
+    ) -> list[Slot] | None:
         if not self._required and time.monotonic_ns() < self._full_until_ns:
             return None
         try:
-            return self._pool.lease(sizes, options, patient=self._required)
+            return self._pool.lease(sizes, options, patience, required=self._required)
         except Refused as refusal:
             if self._required:
                 raise
@@ -256,7 +265,9 @@ class SharedMemory:
     def _expected(self, prepared: Prepared, tensors: Sequence[InputTensor]) -> dict[str, int]:
         """Return the outputs to have in slots, and how large they will be by all we know."""
         answer = self._answers.get(_key(prepared))
-        if answer is None:
+        if answer is None or "sequence_id" in (prepared.settings["parameters"] or ()):
+            # Where an output turns out larger the model runs twice, and one with state would count
+            # the request twice.
             return {}
         batch = _batch(tensors)
         own = {name for name, parameters in prepared.requested if parameters}
@@ -274,8 +285,7 @@ class SharedMemory:
     ) -> None:
         """Take note of how large a model's outputs are."""
         key = _key(prepared)
-        largest = max((array.nbytes for array in result.values()), default=0)
-        if key not in self._answers and largest < _THRESHOLD:
+        if key not in self._answers and result.nbytes < _THRESHOLD:
             return
         if len(self._answers) >= _MOST_MODELS:
             self._answers.clear()
@@ -324,11 +334,15 @@ class SharedMemory:
         self._pool.close()
 
     def empty(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], options: CallOptions
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        options: CallOptions,
+        patience: Patience = Patience.WAIT,
     ) -> np.ndarray[Any, Any]:
-        """Return an array in a slot of its own, or an ordinary one where there is none."""
+        """Return an array in a slot of its own, or an ordinary one; see `place`."""
         byte_size = math.prod(shape) * dtype.itemsize
-        slots = None if self._refused else self._lease([byte_size], options)
+        slots = None if self._refused else self._lease([byte_size], options, patience)
         if slots is None:
             return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, slots[0].lease)  # type: ignore[arg-type]  # it has a buffer
@@ -340,13 +354,6 @@ _NOT_OVER = (Cancelled, DeadlineExceeded, Unavailable, Unknown)
 
 def _key(prepared: Prepared) -> tuple[Any, ...]:
     return (prepared.model_name, prepared.model_version, prepared.output_names)
-
-
-def _byte_size(tensor: InputTensor) -> int:
-    payload = tensor.payload
-    if payload is None:
-        return 0
-    return payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
 
 
 def _batch(tensors: Sequence[InputTensor]) -> int | None:

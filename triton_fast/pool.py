@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import enum
 import errno
 import logging
 import os
@@ -37,13 +38,15 @@ from .errors import (
 from .registry import Registry
 from .stale import region_name, remove_orphans
 
-__all__ = ["Pool", "Refused", "Slot"]
+__all__ = ["Patience", "Pool", "Refused", "Slot", "WouldBlock"]
 
 _log = logging.getLogger("triton_fast")
 
 # What the first region has room for; each further one is as large as all before it together.
 _FIRST_REGION = 16 << 20
 _PAGE = 4096
+# A region of which more than one part in as many is in quarantine is replaced.
+_WORN = 4
 # How long closing waits for a thread that is registering a region.
 _FAREWELL_S = 2.0
 # How long closing asks again while the server says that a region is in use.
@@ -58,6 +61,34 @@ _ELSEWHERE = (
 
 class Refused(FailedPrecondition):
     """The server does not take our regions, and would not if it were asked again."""
+
+
+class Patience(enum.Enum):
+    """How long those that need shared memory can do without the result."""
+
+    NONE = enum.auto()
+    """Only what is at hand."""
+    WORK = enum.auto()
+    """Also calls to the server, and large copies."""
+    WAIT = enum.auto()
+    """Also waiting for slots to come back, where shared memory is required."""
+
+
+class WouldBlock(Exception):
+    """What was asked for takes more patience.
+
+    Attributes
+    ----------
+    generation : int
+        If it takes a slot that has to come back: for `Pool.wait`.
+    late : DeadlineExceeded or None
+        If so, the error for a call whose deadline passes before that.
+    """
+
+    def __init__(self, generation: int = 0, late: DeadlineExceeded | None = None) -> None:
+        super().__init__("this takes longer than there is time for")
+        self.generation = generation
+        self.late = late
 
 
 class Slot(NamedTuple):
@@ -112,7 +143,12 @@ class Pool:
         _pools.add(self)
 
     def lease(
-        self, sizes: Sequence[int], options: CallOptions, *, patient: bool
+        self,
+        sizes: Sequence[int],
+        options: CallOptions,
+        patience: Patience,
+        *,
+        required: bool,
     ) -> list[Slot] | None:
         """Return a slot for each size, all or none.
 
@@ -122,13 +158,15 @@ class Pool:
             In bytes.
         options : CallOptions
             Of the call that needs them; its deadline ends the wait.
-        patient : bool
-            Whether to wait for slots to come back when there are none.
+        patience : Patience
+            What may be done for it.
+        required : bool
+            Whether the call cannot do without, and waits for slots to come back if there are none.
 
         Returns
         -------
         list of Slot, or None
-            None if there is no room, and the call is not patient.
+            None if there is no room, and they are not required.
 
         Raises
         ------
@@ -140,24 +178,36 @@ class Pool:
             If the call needs more than the limit.
         SharedMemoryError
             If the system has not as much.
+        WouldBlock
+            If it takes more patience.
         """
         while True:
             generation = self._arenas.generation
-            slots = self._take(sizes)
+            slots = self.take(sizes)
             if slots is not None:
                 return slots
-            if self._grow(sizes, options, patient=patient):
+            if patience is Patience.NONE:
+                raise WouldBlock
+            if self._grow(sizes, options, patient=required):
                 continue
-            if not patient:
+            if not required:
                 return None
+            late = DeadlineExceeded(
+                f"no shared memory came free for {sum(sizes)} bytes: {self.summary()}",
+                call=options.call,
+            )
             if options.deadline_ns is not None and time.monotonic_ns() >= options.deadline_ns:
-                raise DeadlineExceeded(
-                    f"no shared memory came free for {sum(sizes)} bytes: {self.summary()}",
-                    call=options.call,
-                )
-            self._arenas.wait(generation, options.deadline_ns)
+                raise late
+            if patience is Patience.WORK:
+                raise WouldBlock(generation, late)
+            self.wait(generation, options.deadline_ns)
 
-    def _take(self, sizes: Iterable[int]) -> list[Slot] | None:
+    def wait(self, generation: int, deadline_ns: int | None) -> None:
+        """Wait for a deadline, or until a slot has come back since a `WouldBlock` was raised."""
+        self._arenas.wait(generation, deadline_ns)
+
+    def take(self, sizes: Iterable[int]) -> list[Slot] | None:
+        """Return a slot for each size without waiting; None if not all can be had so."""
         slots = []
         for size in sizes:
             lease = self._arenas.take(size)
@@ -217,7 +267,11 @@ class Pool:
             used = self._used()
             if used + wanted > self._limit:
                 return dropped
-            byte_size = max(wanted, min(max(used, _FIRST_REGION), self._limit - used))
+            self._retire_worn()
+            live = sum(
+                region.segment.byte_size for region in self._regions.values() if not region.retired
+            )
+            byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
             self._add(_segment(byte_size, wanted), options)
             return True
         finally:
@@ -242,6 +296,17 @@ class Pool:
         _expect_the_end()
         arena = self._arenas.add(segment)
         self._regions[arena] = _Region(name, segment, arena)
+
+    def _retire_worn(self) -> None:
+        """Lease no more of regions that have much in quarantine, so that they come to be unused.
+
+        Others would only be added, for calls that are given up again and again.
+        """
+        for region in self._regions.values():
+            quarantined = self._arenas.figures(region.arena)["quarantined_bytes"]
+            if not region.retired and quarantined * _WORN >= region.segment.byte_size:
+                self._arenas.retire(region.arena)
+                region.retired = True
 
     def _drop_unused(self, options: CallOptions) -> bool:
         """Give up regions that are of no more use; say whether there were any."""

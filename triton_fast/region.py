@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .stale import region_name
 from .tensor import Tensor
 
 if TYPE_CHECKING:
+    from .aio_client import AsyncClient
     from .client import Client
 
 __all__ = ["SharedMemoryRegion"]
@@ -114,8 +115,12 @@ class SharedMemoryRegion:
         """How large it is, in bytes."""
         return self._segment.byte_size
 
-    def register(self, client: Client) -> None:
-        """Have a client's server map it.
+    @overload
+    def register(self, client: Client) -> None: ...
+    @overload
+    def register(self, client: AsyncClient) -> Awaitable[None]: ...
+    def register(self, client: Client | AsyncClient) -> Awaitable[None] | None:
+        """Have a client's server map it; to be awaited if it is an `AsyncClient`.
 
         Raises
         ------
@@ -123,11 +128,16 @@ class SharedMemoryRegion:
             `AlreadyExists` if the name is taken; `Internal` if the server cannot open the memory,
             because it runs elsewhere say; `Unimplemented` if it takes no shared memory.
         """
-        client.shared_memory.register(self.name, self.key, self.byte_size, self._offset)
+        regions = client.shared_memory
+        return regions.register(self.name, self.key, self.byte_size, self._offset)
 
-    def unregister(self, client: Client) -> None:
-        """Have a client's server let go of it, once no call uses it any more."""
-        client.shared_memory.unregister(self.name)
+    @overload
+    def unregister(self, client: Client) -> None: ...
+    @overload
+    def unregister(self, client: AsyncClient) -> Awaitable[None]: ...
+    def unregister(self, client: Client | AsyncClient) -> Awaitable[None] | None:
+        """Have a client's server let go of it, once no call uses it any more; see `register`."""
+        return client.shared_memory.unregister(self.name)
 
     def array(self, shape: Sequence[int], dtype: Any, offset: int = 0) -> np.ndarray[Any, Any]:
         """Return an array on its memory, which keeps it from being closed.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from .errors import InvalidOption
-from .registry import RegisteredRegion, Registry
+from .query import Query
+from .registry import RegisteredRegion, registered, registration, removal
 from .stale import StaleRegion, stale_region
 
-if TYPE_CHECKING:
-    from .channels.base import CallOptions
-
-__all__ = ["Regions"]
+__all__ = ["Regions", "stale_regions"]
 
 
 class Regions:
@@ -24,9 +21,8 @@ class Regions:
     server takes no shared memory. Thread-safe.
     """
 
-    def __init__(self, registry: Registry, options: Callable[[str], CallOptions]) -> None:
-        self._registry = registry
-        self._options = options
+    def __init__(self, ask: Callable[[Query[Any]], Any]) -> None:
+        self._ask = ask
 
     def register(self, name: str, key: str, byte_size: int, offset: int = 0) -> None:
         """Have the server map shared memory.
@@ -44,10 +40,7 @@ class Regions:
         ------
         inference.proto, SystemSharedMemoryRegister.
         """
-        if not name:
-            raise InvalidOption("a region's name is empty")
-        options = self._options(f"SystemSharedMemoryRegister({name!r})")
-        self._registry.register(name, key, byte_size, offset, options)
+        self._ask(registration(name, key, byte_size, offset))
 
     def unregister(self, name: str) -> None:
         """Have the server let go of a region. Nothing happens if it knows none of that name.
@@ -56,9 +49,7 @@ class Regions:
         ------
         inference.proto, SystemSharedMemoryUnregister.
         """
-        if not name:
-            raise InvalidOption("a region's name is empty")
-        self._registry.unregister(name, self._options(f"SystemSharedMemoryUnregister({name!r})"))
+        self._ask(removal(name))
 
     def registered(self) -> dict[str, RegisteredRegion]:
         """Return all regions that the server knows, by name.
@@ -67,12 +58,18 @@ class Regions:
         ------
         inference.proto, SystemSharedMemoryStatus.
         """
-        return self._registry.regions(self._options("SystemSharedMemoryStatus"))
+        regions: dict[str, RegisteredRegion] = self._ask(registered())
+        return regions
 
     def stale(self) -> list[StaleRegion]:
         """Return the regions of clients that were killed on this machine, oldest first.
 
         Their memory is the server's until they are dropped, with `unregister`, or it ends.
         """
-        regions = (stale_region(region) for region in self.registered().values())
-        return sorted((region for region in regions if region), key=lambda region: -region.age)
+        return stale_regions(self.registered().values())
+
+
+def stale_regions(regions: Iterable[RegisteredRegion]) -> list[StaleRegion]:
+    """Return those of clients that were killed on this machine, oldest first."""
+    stale = (stale_region(region) for region in regions)
+    return sorted((region for region in stale if region), key=lambda region: -region.age)

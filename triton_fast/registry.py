@@ -1,20 +1,17 @@
-"""The server's register of shared memory regions: the calls, and what they answer."""
+"""The server's register of shared memory regions: what can be asked of it, and what it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
+
+from .errors import InvalidOption
+from .query import Ask, Query
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from .channels.base import CallOptions
 
-__all__ = ["Exchange", "RegisteredRegion", "Registry"]
-
-Exchange: TypeAlias = "Callable[[str, Mapping[str, Any], CallOptions], Message]"
-"""Makes a management call, as `triton_fast.connection.Connection.exchange`."""
+__all__ = ["RegisteredRegion", "Registry", "registered", "registration", "removal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +38,78 @@ class RegisteredRegion:
     byte_size: int
 
 
+def registration(name: str, key: str, byte_size: int, offset: int) -> Query[None]:
+    """Return what has the server map a segment, or a part of it that begins at a page.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryRegister.
+    """
+    fields = {"name": _checked(name), "key": key, "byte_size": byte_size, "offset": offset}
+    return Query("SystemSharedMemoryRegister", fields, _nothing)
+
+
+def removal(name: str) -> Query[None]:
+    """Return what has the server let go of a region. It says nothing of one it does not know.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryUnregister.
+    """
+    return Query("SystemSharedMemoryUnregister", {"name": _checked(name)}, _nothing)
+
+
+def registered() -> Query[dict[str, RegisteredRegion]]:
+    """Return the question for all regions of all clients, by name.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryStatus.
+    """
+    return Query("SystemSharedMemoryStatus", {}, _regions)
+
+
 class Registry:
-    """The register of one server. Thread-safe.
+    """The register of one server, for those that wait. Thread-safe.
 
     Parameters
     ----------
-    exchange : callable
+    ask : callable
         Makes the calls. All methods raise what it raises.
     """
 
-    __slots__ = ("_exchange",)
+    __slots__ = ("_ask",)
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
 
     def register(
         self, name: str, key: str, byte_size: int, offset: int, options: CallOptions
     ) -> None:
-        """Have the server map a segment, or a part of it that begins at a page."""
-        fields = {"name": name, "key": key, "byte_size": byte_size, "offset": offset}
-        self._exchange("SystemSharedMemoryRegister", fields, options)
+        """Have the server map a segment; see `registration`."""
+        self._ask(registration(name, key, byte_size, offset), options)
 
     def unregister(self, name: str, options: CallOptions) -> None:
-        """Have the server let go of a region. It says nothing of one that it does not know."""
-        if not name:
-            raise ValueError("an empty name would unregister every client's regions")
-        self._exchange("SystemSharedMemoryUnregister", {"name": name}, options)
+        """Have the server let go of a region; see `removal`."""
+        self._ask(removal(name), options)
 
     def regions(self, options: CallOptions) -> dict[str, RegisteredRegion]:
         """Return all regions of all clients, by name."""
-        answer: Any = self._exchange("SystemSharedMemoryStatus", {}, options)
-        return {
-            name: RegisteredRegion(name, region.key, region.offset, region.byte_size)
-            for name, region in answer.regions.items()
-        }
+        return self._ask(registered(), options)
+
+
+def _checked(name: str) -> str:
+    if not name:  # the server would take it for all regions of all clients
+        raise InvalidOption("a region's name is empty")
+    return name
+
+
+def _nothing(message: Any) -> None:
+    """Read an answer that says nothing."""
+
+
+def _regions(message: Any) -> dict[str, RegisteredRegion]:
+    return {
+        name: RegisteredRegion(name, region.key, region.offset, region.byte_size)
+        for name, region in message.regions.items()
+    }

@@ -15,6 +15,7 @@ __all__ = [
     "UNSET",
     "Outputs",
     "Prepared",
+    "PreparedCalls",
     "RequestedOutput",
     "encode_request",
     "input_tensors",
@@ -25,6 +26,9 @@ __all__ = [
 
 UNSET: Any = object()
 """Stands for the client's own setting where None has a meaning."""
+
+# Of models that are called by name; somebody may put a counter into the name.
+_MOST_PREPARED = 256
 
 # Parameters that have an argument of their own, and what that is.
 _RESERVED = {
@@ -139,6 +143,40 @@ class Prepared:
     def asking_for(self, outputs: Sequence[RequestedPair]) -> _wire.Header:
         """Return a header like this one's, but for the outputs."""
         return _wire.Header(self.model_name, self.model_version, outputs=outputs, **self.settings)
+
+
+class PreparedCalls:
+    """What stays the same of calls by name, kept from call to call where it is plain.
+
+    Thread-safe.
+    """
+
+    __slots__ = ("_plain",)
+
+    def __init__(self) -> None:
+        self._plain: dict[tuple[str, str], Prepared] = {}
+
+    def get(
+        self,
+        model: str,
+        version: str,
+        outputs: Outputs | None,
+        parameters: Mapping[str, Any] | None,
+        priority: int,
+        queue_timeout: float | None,
+    ) -> Prepared:
+        """Return what `prepare` makes of the same arguments."""
+        plain = outputs is None and parameters is None and not priority and queue_timeout is None
+        if plain and type(model) is str and type(version) is str:
+            known = self._plain.get((model, version))
+            if known is not None:
+                return known
+        prepared = prepare(model, version, outputs, parameters, priority, queue_timeout)
+        if plain:
+            if len(self._plain) >= _MOST_PREPARED:
+                self._plain.clear()
+            self._plain[model, version] = prepared
+        return prepared
 
 
 def prepare(

@@ -211,6 +211,11 @@ class Receiver:
         assert datatype is not None
         self.response.place(name, datatype, array.shape, array)
 
+    @property
+    def copied_bytes(self) -> int:
+        """How many bytes `result` copies into arrays of the caller's, at most."""
+        return sum([self._out[name].nbytes for name in self._copied])
+
     def result(self) -> InferResult:
         """Return the answer, once; the response must be complete.
 

@@ -39,6 +39,7 @@ _NOT_SETTINGS = frozenset(
         "SANITIZE",
         "SOAK",
         "SOAK_CALLS",
+        "SOAK_CANCELLED",
         "SOAK_KILLS",
         "TESTS",
         "TOKEN_DELAY",

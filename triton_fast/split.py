@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,16 +15,22 @@ from .response import InferResult
 from .tensor import Tensor
 
 if TYPE_CHECKING:
+    from .attempt import Out
     from .channels.base import CallOptions
-    from .connection import Connection, Out
+    from .connection import Connection
     from .request import Prepared
     from .signature import Signature
 
-__all__ = ["infer_split"]
+__all__ = ["IN_FLIGHT", "Split", "infer_split"]
 
-# How many pieces are on their way at a time: enough to keep a server's instances busy while the
-# next ones travel, few enough to leave connections and slots to others.
-_IN_FLIGHT = 4
+Empty: TypeAlias = "Callable[[Sequence[int], Any], np.ndarray[Any, Any]]"
+
+IN_FLIGHT = 4
+"""How many pieces are on their way at a time.
+
+Enough to keep a server's instances busy while the next ones travel, few enough to leave connections
+and slots to others.
+"""
 
 
 def infer_split(
@@ -46,36 +52,27 @@ def infer_split(
     ServerError
         The first piece's that failed, with its number; no piece is running any more then.
     """
-    signature = connection.signature(prepared)
+    signature = connection.signatures.get(prepared)
     if signature is None or signature.max_batch_size is None:
         signature = connection.fetch_signature(prepared, options)
-    if signature is None or not signature.max_batch_size:
-        raise InvalidOption(
-            f"split: model {prepared.model_name!r} takes no batches, as far as the server says"
-        )
-    batches = {name: _batch(connection, name, value) for name, value in inputs.items()}
-    rows = _rows(batches)
-    most = signature.max_batch_size
-    if rows <= most:
-        whole = {name: batch[0:rows] for name, batch in batches.items()}
-        return connection.infer(prepared, whole, request_id, options, out)
-    pieces = [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
-    join = _Join(connection, prepared, rows, out)
-    join.prepare(signature)
+    batch = Split(signature, prepared, inputs, out, connection.empty)
+    if len(batch.pieces) == 1:
+        return connection.infer(prepared, batch.part(0), request_id, options, out)
     waiting: deque[tuple[int, Future[InferResult]]] = deque()
     try:
-        for number, piece in enumerate(pieces):
-            part = {name: batch[piece] for name, batch in batches.items()}
+        for number in range(len(batch.pieces)):
             try:
-                future = connection.submit(prepared, part, request_id, options, join.out(piece))
+                future = connection.submit(
+                    prepared, batch.part(number), request_id, options, batch.out(number)
+                )
             except TritonFastError as error:
-                raise _of_piece(error, number, piece, len(pieces)) from error
+                raise batch.error(number, error) from error
             waiting.append((number, future))
             # What the outputs are like may have to be learnt from the first piece.
-            if len(waiting) >= _IN_FLIGHT or not join.ready:
-                _take(join, waiting, pieces)
+            if len(waiting) >= IN_FLIGHT or not batch.ready:
+                _take(batch, waiting)
         while waiting:
-            _take(join, waiting, pieces)
+            _take(batch, waiting)
     except TritonFastError:
         # The caller may use the arrays again as soon as this has failed.
         wait(future for _, future in waiting)
@@ -84,22 +81,94 @@ def infer_split(
         for _, future in waiting:
             future.cancel()
         raise
-    return join.result()
+    return batch.result()
 
 
-def _take(
-    join: _Join, waiting: deque[tuple[int, Future[InferResult]]], pieces: Sequence[slice]
-) -> None:
+def _take(batch: Split, waiting: deque[tuple[int, Future[InferResult]]]) -> None:
     """Wait for the piece that was sent first, and put its answer where it belongs."""
     number, future = waiting[0]
-    piece = pieces[number]
     try:
-        join.put(piece, future.result())
+        batch.put(number, future.result())
     except TritonFastError as error:
-        raise _of_piece(error, number, piece, len(pieces)) from error
+        raise batch.error(number, error) from error
     finally:
         if future.done():
             waiting.popleft()
+
+
+class Split:
+    """A batch that is cut along its first axis, and the arrays that its answers are written to.
+
+    Parameters
+    ----------
+    signature : Signature or None
+        The model's.
+    prepared : Prepared
+        Of each piece's request.
+    inputs, out
+        As in `triton_fast.Client.infer`.
+    empty : callable
+        Makes arrays; `triton_fast.Client.empty`.
+
+    Attributes
+    ----------
+    pieces : list of slice
+        Which rows each piece has.
+    gathers : bool
+        Whether making a piece's inputs copies samples.
+
+    Raises
+    ------
+    InvalidOption, InvalidTensor
+        See `infer_split`.
+    """
+
+    def __init__(
+        self,
+        signature: Signature | None,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        out: Out | None,
+        empty: Empty,
+    ) -> None:
+        if signature is None or not signature.max_batch_size:
+            raise InvalidOption(
+                f"split: model {prepared.model_name!r} takes no batches, as far as the server says"
+            )
+        self._batches = {name: _batch(empty, name, value) for name, value in inputs.items()}
+        self.gathers = any(isinstance(batch, _Samples) for batch in self._batches.values())
+        rows = _rows(self._batches)
+        most = signature.max_batch_size
+        self.pieces = [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
+        self.pieces = self.pieces or [slice(0, 0)]
+        self._join = _Join(empty, prepared, rows, out)
+        if len(self.pieces) > 1:
+            self._join.prepare(signature)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is known where answers go; until then, pieces are run one at a time."""
+        return self._join.ready
+
+    def part(self, number: int) -> dict[str, Any]:
+        """Return a piece's inputs."""
+        return {name: batch[self.pieces[number]] for name, batch in self._batches.items()}
+
+    def out(self, number: int) -> Out | None:
+        """Return where a piece's outputs are to be written, as far as that is known."""
+        return self._join.out(self.pieces[number])
+
+    def put(self, number: int, result: InferResult) -> None:
+        """Take a piece's answer."""
+        self._join.put(self.pieces[number], result)
+
+    def error(self, number: int, error: TritonFastError) -> TritonFastError:
+        """Return a piece's error with the piece's number in it."""
+        return _of_piece(error, number, self.pieces[number], len(self.pieces))
+
+    def result(self) -> InferResult:
+        """Return the answer to the whole batch."""
+        return self._join.result()
 
 
 def _of_piece(error: TritonFastError, number: int, piece: slice, count: int) -> TritonFastError:
@@ -117,8 +186,8 @@ class _Samples:
     It is written straight to where it is sent from, while earlier parts are on their way.
     """
 
-    def __init__(self, connection: Connection, name: str, samples: Sequence[Any]) -> None:
-        self._connection = connection
+    def __init__(self, empty: Empty, name: str, samples: Sequence[Any]) -> None:
+        self._empty = empty
         self._arrays = [np.asarray(sample) for sample in samples]
         first = self._arrays[0]
         for number, array in enumerate(self._arrays):
@@ -136,18 +205,18 @@ class _Samples:
         first = arrays[0]
         if datatype_of(first.dtype) in {None, "BYTES"}:
             return np.stack(arrays)
-        batch = self._connection.empty((len(arrays), *first.shape), first.dtype)
+        batch = self._empty((len(arrays), *first.shape), first.dtype)
         for row, array in enumerate(arrays):
             batch[row] = array
         return batch
 
 
-def _batch(connection: Connection, name: str, value: Any) -> np.ndarray[Any, Any] | _Samples:
+def _batch(empty: Empty, name: str, value: Any) -> np.ndarray[Any, Any] | _Samples:
     """Return an input as something whose rows can be cut off."""
     if isinstance(value, Tensor):
         raise InvalidTensor(f"input {name!r}: a Tensor cannot be split; pass an array")
     if isinstance(value, list | tuple) and value and not isinstance(value[0], str | bytes):
-        return _Samples(connection, name, value)
+        return _Samples(empty, name, value)
     array = np.array(value, np.object_) if isinstance(value, list | tuple) else np.asarray(value)
     if array.ndim == 0:
         raise InvalidTensor(f"input {name!r} has no rows to split")
@@ -167,10 +236,8 @@ def _rows(batches: Mapping[str, Sized]) -> int:
 class _Join:
     """The outputs of all pieces, as they come in."""
 
-    def __init__(
-        self, connection: Connection, prepared: Prepared, rows: int, out: Out | None
-    ) -> None:
-        self._connection = connection
+    def __init__(self, empty: Empty, prepared: Prepared, rows: int, out: Out | None) -> None:
+        self._empty = empty
         self._prepared = prepared
         self._rows = rows
         self._given = dict(out or {})
@@ -198,9 +265,7 @@ class _Join:
         shape = (self._rows, *row_shape)
         given = self._given.get(name)
         if given is None:
-            return (
-                np.empty(shape, dtype) if dtype.hasobject else self._connection.empty(shape, dtype)
-            )
+            return np.empty(shape, dtype) if dtype.hasobject else self._empty(shape, dtype)
         if given.shape != shape or given.dtype.newbyteorder("=") != dtype:
             raise InvalidTensor(
                 f"out[{name!r}] is {given.dtype} {list(given.shape)}; the answer is {dtype} "
@@ -214,7 +279,7 @@ class _Join:
 
     def put(self, piece: slice, result: InferResult) -> None:
         """Take a piece's answer."""
-        if self._first is None:
+        if self._first is None or piece.start == 0:
             self._first = result
         if self.ready:
             return  # it was written in place

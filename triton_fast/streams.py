@@ -77,8 +77,8 @@ class ResponseStream(Iterator[InferResult]):
         self, stream: Stream, pending: Pending, deadline_ns: int | None, own: bool
     ) -> None:
         self.id = pending.id
+        self.pending = pending  # for those in this package who keep account of it
         self._stream = stream
-        self._pending = pending
         self._inbox = pending.inbox
         self._deadline_ns = deadline_ns
         self._own = own  # whether the stream is this request's alone
@@ -91,7 +91,7 @@ class ResponseStream(Iterator[InferResult]):
         try:
             item = self._inbox.popleft()
         except IndexError:
-            found = None if self._closed else self._stream._next(self._pending, self._deadline_ns)
+            found = None if self._closed else self._stream._next(self.pending, self._deadline_ns)
             if found is None:
                 self._finish()
                 raise StopIteration from None
@@ -101,7 +101,7 @@ class ResponseStream(Iterator[InferResult]):
                 self._stream._took(item)
         if isinstance(item, InferResult):
             return item
-        if self._pending.over and not self._inbox:
+        if self.pending.over and not self._inbox:
             self._finish()
         raise item
 
@@ -114,7 +114,7 @@ class ResponseStream(Iterator[InferResult]):
         if self._closed:
             return
         self._closed = True
-        self._stream._drop(self._pending)
+        self._stream._drop(self.pending)
         if self._own:
             self._stream.close()
 
@@ -218,19 +218,19 @@ class Stream:
         prepared = prepare_streamed(
             model, model_version, outputs, parameters, priority, queue_timeout
         )
-        return self.make(prepared, inputs, request_id, timeout)
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        return self.make(prepared, inputs, request_id, deadline_ns)
 
     def make(
         self,
         prepared: Prepared,
         inputs: Mapping[str, Any],
         request_id: str,
-        timeout: float | None = None,
+        deadline_ns: int | None = None,
         *,
         last: bool = False,
     ) -> ResponseStream:
         """Make a prepared request; see `stream`. After the ``last`` one there can be no others."""
-        deadline_ns = deadline_after(seconds(timeout, "timeout"))
         inbox: Inbox = deque()
         pending = self._send(prepared, inputs, request_id, inbox, deadline_ns, last=last)
         return ResponseStream(self, pending, deadline_ns, own=last)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ._core import _wire
-from .messages import decode
+from .messages import decode, message_class, method_path
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from ._core import Segment
+    from .channels.base import CallOptions, Channel
 
-__all__ = ["MessageIn", "MessageOut"]
+__all__ = ["MessageIn", "MessageOut", "exchange", "message_ends"]
 
 
 class MessageOut:
@@ -77,3 +79,24 @@ class MessageIn:
             If the bytes are none.
         """
         return decode(self._name, bytes(self._encoded))
+
+
+def message_ends(method: str, fields: Mapping[str, Any]) -> tuple[MessageOut, MessageIn]:
+    """Return both ends of a management call: its request, and what receives its answer."""
+    request = MessageOut(message_class(f"{method}Request")(**fields))
+    return request, MessageIn(f"{method}Response")
+
+
+def exchange(
+    channel: Channel, method: str, fields: Mapping[str, Any], options: CallOptions
+) -> Message:
+    """Make a management call, wait, and return the answer's message.
+
+    Raises
+    ------
+    ServerError, WireError, ClosedError
+        As `triton_fast.channels.base.Channel.call`.
+    """
+    request, response = message_ends(method, fields)
+    channel.call(method_path(method), request, response, options)
+    return response.message()

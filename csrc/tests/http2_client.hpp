@@ -2,6 +2,8 @@
 // of bytes between a session and a server.
 #pragma once
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -108,7 +110,25 @@ inline void exchange(triton_fast::http2::Session& session, Server& server, std::
 
 /// Two sockets that are connected to each other. The first is whoever's takes it.
 struct Pair {
-  Pair() { CHECK(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0); }
+  explicit Pair(int family = AF_UNIX) {
+    if (family == AF_UNIX) {
+      CHECK(::socketpair(family, SOCK_STREAM, 0, ends) == 0);
+      return;
+    }
+    const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    CHECK(::bind(listener, reinterpret_cast<sockaddr*>(&address), size) == 0);
+    CHECK(::listen(listener, 1) == 0);
+    CHECK(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+    ends[0] = ::socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(::connect(ends[0], reinterpret_cast<sockaddr*>(&address), size) == 0);
+    ends[1] = ::accept(listener, nullptr, nullptr);
+    CHECK(ends[1] >= 0);
+    ::close(listener);
+  }
   ~Pair() { hang_up(); }
   Pair(const Pair&) = delete;
   Pair& operator=(const Pair&) = delete;

@@ -55,8 +55,10 @@ struct Count final : MessageSink {
 
 /// A multiplexer and the server at the other end.
 struct Line {
-  explicit Line(std::vector<nghttp2_settings_entry> settings = {}, bool updates = true)
-      : multiplexer(new Multiplexer(Socket(pair.ends[0]), "x")),
+  explicit Line(std::vector<nghttp2_settings_entry> settings = {}, bool updates = true,
+                int family = AF_UNIX)
+      : pair(family),
+        multiplexer(new Multiplexer(Socket(pair.ends[0]), "x")),
         server(std::move(settings), updates) {}
   ~Line() { dispose(multiplexer); }
 
@@ -169,6 +171,25 @@ TEST(multiplexer_sends_what_the_kernel_takes) {
   }
   CHECK(line.server.requests[id].body == with_prefix(large) && second.finished == 1);
   CHECK(!multiplexer.lent(id) && !multiplexer.wants_write());
+}
+
+TEST(multiplexer_sends_a_megabyte_at_a_time) {
+  // TCP's buffers take more at once.
+  Line line({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 0x7fffffff}}, true, AF_INET);
+  line.server.open_windows(0, 0x7fffffff - 65535);
+  Multiplexer& multiplexer = *line.multiplexer;
+  line.settle();
+  const std::string large = text_of(8000000, 1);
+  Sink sink;
+  const std::int32_t id = multiplexer.open(call_of(large), &sink, -1);
+  std::size_t most = 0;
+  for (std::size_t rounds = 0; !line.server.requests[id].complete; ++rounds) {
+    CHECK(rounds < 100000);
+    multiplexer.flush();
+    most = std::max(most, line.serve());
+  }
+  CHECK(most >= 500000 && most <= 1048576);
+  CHECK(line.server.requests[id].body == with_prefix(large) && !multiplexer.wants_write());
 }
 
 TEST(multiplexer_streams) {

@@ -20,7 +20,7 @@ MODULES = sorted(path.stem for path in (ROOT / CORE).glob("*.pyi"))
 # What the two may differ in, as regular expressions.
 ALLOWED = r"""
 .*\.__(reduce|setstate)_cython__
-.*\.__test__
+.*\.(__test__|__pyx_capi__)
 # Names for types, which the stub makes for itself.
 .*\._wire\.(Buffer|DecodedOutput|Parameters)
 # Made by functions of the module only.
@@ -28,6 +28,7 @@ ALLOWED = r"""
 # Made and seen by the other classes of the module only.
 .*\._wire\.Hold
 .*\._wire\.Payload\.__init__
+.*\._http2\.Exchange\.__init__
 # Python has the name since 3.12, and the buffer before.
 .*\._(shm|wire)\.(Lease|Payload|Segment)\.__buffer__
 """

@@ -6,6 +6,7 @@ models' description says, so that our own client can be tested on them.
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,13 +178,15 @@ def test_square_of_zero_only_ends(server):
     assert len(answer.get_response().outputs) == 0
 
 
-def test_squares_take_turns(server):
+def test_squares_at_the_same_time(server):
     with stream(server.grpc_url) as one:
-        one.send("square_int32", {"IN": np.int32([5_000])}, "long")
-        one.send("square_int32", {"IN": np.int32([2])}, "short")
-        order = [request_id(one.receive()) for _ in range(5_002)]
-    assert order.index("short") < 5_000
-    assert order.count("short") == 2
+        for count in (3000, 2, 500):
+            one.send("square_int32", {"IN": np.int32([count])}, str(count))
+        answers = [one.receive() for _ in range(3502)]
+    for count in (3000, 2, 500):
+        own = [answer for answer in answers if request_id(answer) == str(count)]
+        assert values(own) == [count] * count
+        assert [is_final(answer) for answer in own] == [False] * (count - 1) + [True]
 
 
 # Cancellation
@@ -279,8 +282,10 @@ def test_sequences_are_summed_apart(client, model, base):
         assert add(client, model, 10, one) == (number + 10, before)
     for number, one in enumerate(ids):
         assert add(client, model, -20, one, end=True) == (number - 10, before + number + 1)
-    # An id that comes again is a sequence that begins again.
-    assert add(client, model, 5, ids[3], start=True, end=True) == (5, before + 11)
+    # An id that comes again is a sequence that begins again, also before the first has ended.
+    assert add(client, model, 5, ids[3], start=True) == (5, before + 10)
+    assert add(client, model, 6, ids[3], start=True) == (6, before + 10)
+    assert add(client, model, 1, ids[3], end=True) == (7, before + 11)
 
 
 @pytest.mark.parametrize("model", NUMBERED)
@@ -434,3 +439,266 @@ def test_ensemble(client):
     assert np.array_equal(result.as_numpy("OUTPUT1"), left - right)
     (model,) = client.get_inference_statistics("identity_batched").model_stats
     assert model.inference_count == 8
+
+
+# Python models
+
+
+@pytest.fixture(scope="module")
+def python_server(triton_server_factory):
+    models = [name for name in PYTHON_TEST_MODELS if name != "add_sub_python"]
+    with triton_server_factory(models=models) as server:
+        yield server
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def python_client(python_server):
+    with tritonclient.grpc.InferenceServerClient(python_server.grpc_url) as client:
+        yield client
+
+
+def text(*items):
+    return np.array([item.encode() for item in items], np.object_)
+
+
+def prompt_text(prompt, **parameters):
+    return "prompt_text_stream", {"prompt": text(prompt)}, parameters
+
+
+def vllm(prompt, *, stream=True, exclude=None, wanted=(), parameters=None, **sampling):
+    inputs = {"text_input": text(prompt), "stream": np.array([stream])}
+    if sampling:
+        inputs["sampling_parameters"] = text(json.dumps(sampling))
+    if exclude is not None:
+        inputs["exclude_input_in_output"] = np.array([exclude])
+    inputs |= {f"return_{name}": np.array([True]) for name in wanted}
+    return "vllm_like", inputs, parameters
+
+
+def tensorrtllm(prompt, *, max_tokens=100, stream=True, stop=(), bad=(), **others):
+    parameters = {name: others.pop(name) for name in ("token_delay",) if name in others}
+    inputs = {
+        "text_input": text(prompt)[None],
+        "max_tokens": np.int32([[max_tokens]]),
+        "stream": np.array([[stream]]),
+        **others,
+    }
+    if stop:
+        inputs["stop_words"] = text(*stop)[None]
+    if bad:
+        inputs["bad_words"] = text(*bad)[None]
+    return "tensorrtllm_like", inputs, parameters
+
+
+def texts(answers, output="text_output"):
+    return [item.decode() for item in values(answers, output)]
+
+
+def output_of(request):
+    return "text" if request[0].startswith("prompt") else "text_output"
+
+
+def ask(server, request):
+    """Send a request (model, inputs, parameters) on a stream of its own; return its answers."""
+    model, inputs, parameters = request
+    with stream(server.grpc_url) as one:
+        one.send(model, inputs, parameters=parameters)
+        return one.answers()
+
+
+GENERATORS = {
+    "prompt_text_stream": prompt_text,
+    "vllm_like": vllm,
+    "tensorrtllm_like": tensorrtllm,
+}
+every_generator = pytest.mark.parametrize("make", GENERATORS.values(), ids=GENERATORS)
+
+
+@every_generator
+def test_text_is_generated_word_by_word(python_server, make):
+    request = make("Grüße from  東京\nand Zürich")
+    answers = ask(python_server, request)
+    tokens = [token for token in texts(answers, output_of(request)) if token]
+    assert tokens == ["Zürich", " and", " 東京", " from", " Grüße"]
+    # The plain one and TensorRT-LLM's end by themselves.
+    assert len(answers[-1].get_response().outputs) == (1 if make is vllm else 0)
+
+
+@every_generator
+def test_no_text_for_no_words(python_server, make):
+    request = make(" ")
+    answers = ask(python_server, request)
+    assert len(answers) == 1
+    assert texts(answers, output_of(request)) == ([""] if make is vllm else [])
+
+
+@every_generator
+def test_a_generation_fails_in_the_middle(python_server, make):
+    model, inputs, _ = make("!error b c d")
+    with stream(python_server.grpc_url) as one:
+        one.send(model, inputs)
+        assert not is_final(one.receive())
+        assert not is_final(one.receive())
+        with pytest.raises(InferenceServerException, match="failed after 2 tokens"):
+            one.receive()
+        # The stream is as good as before.
+        one.send(*make("a")[:2])
+        assert texts(one.answers()[:1], output_of((model,))) == ["a"]
+
+
+@every_generator
+def test_generations_notice_that_they_are_cancelled(python_server, make):
+    def seen():
+        request = make("!cancelled")
+        (count, *_) = texts(ask(python_server, request), output_of(request))
+        return int(count)
+
+    before = seen()
+    delay = {"parameters": {"token_delay": 0.05}} if make is vllm else {"token_delay": 0.05}
+    model, inputs, parameters = make("a b c d e f " * 100, **delay)
+    with stream(python_server.grpc_url) as one:
+        for number in range(3):
+            one.send(model, inputs, str(number), parameters=parameters)
+        one.receive()
+        assert seen() == before
+        one.cancel()
+    wait_until(lambda: seen() == before + 3)
+
+
+def test_generations_run_side_by_side(python_server):
+    model, inputs, parameters = prompt_text("a b c", token_delay=0.2)
+    start = time.monotonic()
+    with stream(python_server.grpc_url) as one:
+        for number in range(8):
+            one.send(model, inputs, str(number), parameters=parameters)
+        for _ in range(8):
+            one.answers()
+    assert 0.6 <= time.monotonic() - start < 3
+
+
+def test_prompt_text_answers_once(python_client):
+    def generate(prompt, **parameters):
+        result = infer(
+            python_client, "prompt_text", {"prompt": text(prompt)}, parameters=parameters
+        )
+        return result.as_numpy("text").tolist()
+
+    assert generate("one two three") == [b"three two one"]
+    assert generate("one two three", max_tokens=2, temperature=0.1, seed=1) == [b"THREE two"]
+    assert generate("one two three", stop="one", temperature=1.0) == [b"three TWO"]
+    assert generate("") == [b""]
+    with pytest.raises(InferenceServerException, match="failed after 1 tokens"):
+        generate("!error b c")
+    with pytest.raises(InferenceServerException, match="invalid literal"):
+        generate("a", max_tokens="many")
+    before = int(generate("!cancelled")[0])
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        infer(
+            python_client,
+            "prompt_text",
+            {"prompt": text("a")},
+            parameters={"token_delay": 60.0},
+            client_timeout=0.1,
+        )
+    assert int(generate("!cancelled")[0]) == before + 1
+
+
+def test_vllm_tells_the_reason_and_the_numbers_when_asked(python_server):
+    numbers = ["finish_reason", "num_input_tokens", "num_output_tokens"]
+    others = ["cumulative_logprob", "logprobs"]
+    request = vllm("a b c d", wanted=[*numbers, *others], max_tokens=3)
+    answers = ask(python_server, request)
+    assert texts(answers) == ["d", " c", " b"]
+    assert texts(answers, "finish_reason") == ["None", "None", "length"]
+    assert values(answers, "num_output_tokens") == [1, 1, 1]
+    assert values(answers, "num_input_tokens") == [4, 4, 4]
+    assert answers[0].as_numpy("num_input_tokens").shape == ()
+    assert values(answers, "cumulative_logprob") == [-0.5, -1.0, -1.5]
+    assert [is_final(answer) for answer in answers] == [False, False, True]
+    # Ended by a stop word, it takes another answer to say so.
+    answers = ask(python_server, vllm("a b c d", wanted=["finish_reason"], stop=["b", "x"]))
+    assert texts(answers) == ["d", " c", ""]
+    assert texts(answers, "finish_reason") == ["None", "None", "stop"]
+    assert answers[0].as_numpy("num_input_tokens") is None
+    answers = ask(python_server, vllm("a b", wanted=["finish_reason"], max_tokens="2"))
+    assert texts(answers, "finish_reason") == ["None", "stop"]
+
+
+def test_vllm_in_one_answer(python_server):
+    (answer,) = ask(python_server, vllm("a b c", stream=False, wanted=["num_output_tokens"]))
+    assert texts([answer]) == ["a b cc b a"]
+    assert values([answer], "num_output_tokens") == [3]
+    (answer,) = ask(python_server, vllm("a b c", stream=False, exclude=True))
+    assert texts([answer]) == ["c b a"]
+    with pytest.raises(InferenceServerException, match="not allowed"):
+        ask(python_server, vllm("a b c", exclude=False))
+    # 16 tokens is what vLLM makes without a limit; parameters may be the request's, and strings.
+    assert len(ask(python_server, vllm("a " * 99))) == 16
+    parameters = {"max_tokens": "3", "temperature": "0.9", "seed": "0"}
+    answers = ask(python_server, vllm("a " * 99, parameters=parameters))
+    assert texts(answers) == ["a", " A", " a"]
+
+
+def test_tensorrtllm_settings(python_server):
+    answers = ask(
+        python_server,
+        tensorrtllm(
+            "a b c d e",
+            stop=["x", "a"],
+            bad=["d"],
+            temperature=np.float32([[0.5]]),
+            seed=np.uint64([[2**63 + 1]]),
+            return_log_probs=np.array([[True]]),
+            return_num_input_tokens=np.array([[True]]),
+        ),
+    )
+    assert texts(answers) == ["E", " c", " B"]
+    assert values(answers, "num_input_tokens") == [5] * 3
+    assert values(answers, "num_output_tokens") == []
+    assert values(answers, "cum_log_probs") == [-0.5] * 3
+    older = {"temperature": np.float32([[0.5]]), "random_seed": np.uint64([[1]])}
+    assert texts(ask(python_server, tensorrtllm("a b c", max_tokens=2, **older))) == ["C", " b"]
+
+
+def test_tensorrtllm_in_one_answer(python_server):
+    answer, end = ask(python_server, tensorrtllm("a b c", stream=False))
+    assert texts([answer]) == ["a b cc b a"]
+    assert len(end.get_response().outputs) == 0
+    exclude = {"exclude_input_in_output": np.array([[True]])}
+    answer, end = ask(python_server, tensorrtllm("a b c", stream=False, **exclude))
+    assert texts([answer]) == ["c b a"]
+    inputs = {"text_input": text("a", "b")[:, None], "max_tokens": np.int32([[1], [1]])}
+    with pytest.raises(InferenceServerException, match="2 elements instead of one"):
+        ask(python_server, ("tensorrtllm_like", inputs, {}))
+
+
+def test_the_environment_sets_the_pace(triton_server_factory):
+    server = triton_server_factory(
+        models=["prompt_text_stream"], env={"TRITON_FAST_TOKEN_DELAY": "0.1"}
+    )
+    start = time.monotonic()
+    ask(server, prompt_text("a b c"))
+    assert time.monotonic() - start >= 0.3
+    start = time.monotonic()
+    ask(server, prompt_text("a " * 100, token_delay=0.0))
+    assert time.monotonic() - start < 5
+    server.kill()
+
+
+def test_cancel_aware_python(python_client):
+    def call(seconds, **options):
+        result = infer(
+            python_client, "cancel_aware_python", {"SECONDS": np.float32([seconds])}, **options
+        )
+        return [result.as_numpy(name).item() for name in ("COMPLETED", "CANCELLED", "TOOK")]
+
+    assert call(-1)[:2] == [0, 0]
+    completed, cancelled, took = call(0.1)
+    assert (completed, cancelled) == (1, 0)
+    assert took >= 0.1
+    start = time.monotonic()
+    with pytest.raises(InferenceServerException, match="Deadline"):
+        call(60, client_timeout=0.1)
+    assert call(-1)[:2] == [1, 1]
+    assert time.monotonic() - start < 10

@@ -212,6 +212,30 @@ def test_answers_that_grow_and_shrink(client, caplog):
     assert sum("ran twice" in text and "'TILED'" in text for text in told) == 1, told
 
 
+def test_a_request_of_a_sequence_is_made_once(client, caplog):
+    """A model with state would count it twice: its outputs come over the wire, its inputs not."""
+    caplog.set_level(logging.INFO, "triton_fast")
+    row = np.ones(BIG, np.float32)
+
+    def tiled(count, **more):
+        inputs = {"ROW": row, "COUNT": np.array([count], np.int32)}
+        return client.infer("variable", inputs, **more)["TILED"]
+
+    for _ in range(2):
+        known = tiled(1)
+    assert in_slot(client, known)
+    for count in (1, 3, 2):
+        parameters = {"sequence_id": 1, "sequence_start": True, "sequence_end": True}
+        answer = tiled(count, parameters=parameters)
+        assert not in_slot(client, answer)
+        assert answer.shape == (count, BIG)
+    with client.sequence("variable", stream=False) as sequence:
+        for count in (1, 4):
+            inputs = {"ROW": row, "COUNT": np.array([count], np.int32)}
+            assert sequence.infer(inputs)["TILED"].shape == (count, BIG)
+    assert not [record for record in caplog.records if "ran twice" in record.getMessage()]
+
+
 def test_batches_scale_what_was_learnt(client, placements, caplog):
     caplog.set_level(logging.INFO, "triton_fast")
     for rows in (2, 8, 4, 8, 1):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_fast import TLS, Client, InvalidOption, Keepalive
+from triton_fast import TLS, AsyncClient, Client, InvalidOption, Keepalive
 from triton_fast.settings import _NAMES, _NOT_SETTINGS, settings_from_environment
 
 ROOT = Path(__file__).parents[2]
@@ -257,3 +257,11 @@ def test_a_client_from_the_environment(monkeypatch):
         assert client.url == "host:3"
     with pytest.raises(InvalidOption, match="MINE_URL"):
         Client.from_env(prefix="MINE_", environ={})
+
+
+def test_a_client_for_coroutines_from_the_same_environment():
+    environ = {"TRITON_FAST_URL": "host:1", "TRITON_FAST_BUSY_POLL": "50e-6"}
+    assert Client.from_env(environ=environ).url == "host:1"
+    assert AsyncClient.from_env(environ=environ).url == "host:1"
+    with pytest.raises(TypeError, match="busy_poll"):
+        AsyncClient.from_env(environ=environ, busy_poll=0)

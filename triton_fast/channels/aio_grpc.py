@@ -25,7 +25,7 @@ from ..errors import (
 from ..keepalive import Keepalive
 from ..tls import TLS
 from .base import Answer, CallOptions, Incoming, Outgoing
-from .grpc_fork import Flight, gate
+from .grpc_fork import Flight, collect_calls, gate
 from .grpcio import ChannelOptions, Endpoint, algorithm, import_grpc
 from .loops import in_thread, running_loop, seconds_left
 
@@ -90,8 +90,9 @@ class AsyncGrpcChannel:
         try:
             if not gate.try_enter(flight):
                 await self.await_fork(flight, options)
-            unary = self._unary.get(method) or await self._open_unary(method, options)
-            response = await self._answer(unary, message, options)
+            if method not in self._unary:
+                await self._open_unary(method, options)
+            response = await self._answer(method, message, options)
         finally:
             del message
             gate.leave(flight)
@@ -100,19 +101,21 @@ class AsyncGrpcChannel:
         finally:
             del response  # or the traceback of a WireError would hold it
 
-    async def _answer(self, unary: Any, message: bytes, options: CallOptions) -> bytes:
+    async def _answer(self, method: str, message: bytes, options: CallOptions) -> bytes:
         cancelled = _Cancellation()
         try:
-            response: bytes = await unary(
+            response: bytes = await self._unary[method](
                 message,
                 timeout=self._endpoint.remaining(options),
                 metadata=options.headers or None,
                 compression=algorithm(self._grpc, options),
             )
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancellation:
             if self._ended is not None and not cancelled.is_ours():
                 raise ClosedError(self._ended) from None
-            raise
+            # Without its traceback, whose frames hold grpcio's call, and that grpcio's asyncio,
+            # which would tell the loop of the call's end when that may be closed.
+            raise cancellation.with_traceback(None)  # noqa: B904
         except self.errors as error:
             raise self.failure(error, options) from error
         finally:
@@ -177,14 +180,17 @@ class AsyncGrpcChannel:
         if self._ended is not None:
             raise ClosedError(self._ended)
         loop = running_loop(self._loop, f"the channel to {self.target}")
-        if loop is not self._loop:
-            self._take_down()  # what the closed loop has left
+        if loop is not self._loop and self._channel is not None:
+            # What the closed loop has left: also calls that are over, or this loop would be told
+            # of their ends.
+            self._take_down()
+            collect_calls()
 
     async def rendered(self, outgoing: Outgoing, options: CallOptions) -> bytes:
         """Return a message in one piece."""
         if outgoing.byte_size < _LARGE:
             return outgoing.render()
-        return await in_thread(options, self.target, outgoing.render)
+        return await in_thread(options, self.target, outgoing.render, borrowed=True)
 
     async def await_fork(self, flight: Flight, options: CallOptions) -> None:
         """Count a call in when no fork is under way any more."""
@@ -210,17 +216,15 @@ class AsyncGrpcChannel:
                 gate.watch(self)
         return self._channel
 
-    async def _open_unary(self, method: str, options: CallOptions) -> Any:
-        channel = await self.open(options)
-        self._unary[method] = channel.unary_unary(method)
-        return self._unary[method]
+    async def _open_unary(self, method: str, options: CallOptions) -> None:
+        self._unary[method] = (await self.open(options)).unary_unary(method)
 
     def _take_down(self) -> None:
         channel, self._channel = self._channel, None
-        self._loop = None
+        loop, self._loop = self._loop, None
         self._unary = {}
-        if channel is None:
-            return
+        if channel is None or loop is None or loop.is_closed():
+            return  # it is closed as it dies; calls of a closed loop cannot be told
         # A coroutine for the sake of calls that may end by themselves; without a time for that it
         # cancels them, and waits for nothing.
         closing = channel.close()
@@ -260,17 +264,24 @@ class AsyncGrpcStream:
         self._options = options
         self._flight = Flight(channel, get_ident())
         self._call: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the call
         self._begun = asyncio.Event()  # set also if it will never begin
         self._half_closed = False
         self._reading: asyncio.Task[Any] | None = None  # outlives a receive that is cancelled
         self._over: TritonFastError | None = None  # how the call ended, if not well
         self._at_end = False
 
-    async def send(self, outgoing: Outgoing, deadline_ns: int | None) -> None:
+    async def send(
+        self, outgoing: Outgoing, deadline_ns: int | None = None, *, last: bool = False
+    ) -> None:
         """Send one message; see `base.AsyncChannelStream.send`."""
         self._check()
         if self._half_closed or self._at_end:
-            raise ClosedError(f"no more messages can be sent on the stream to {self._target}")
+            raise ClosedError(
+                f"{self._options.call}: the stream is half closed or over, and takes no more "
+                "messages"
+            )
+        self._half_closed = last
         message = await self._channel.rendered(outgoing, self._options)
         if self._call is None:
             await self._begin()
@@ -278,6 +289,8 @@ class AsyncGrpcStream:
         try:
             async with asyncio.timeout(seconds_left(deadline_ns)):
                 await self._call.write(message)
+                if last:
+                    await self._call.done_writing()
         except TimeoutError:
             raise self._end(self._late("the peer had taken the message")) from None
         except asyncio.CancelledError:
@@ -307,7 +320,7 @@ class AsyncGrpcStream:
             except self._channel.errors as error:
                 raise self._end(self._channel.failure(error, self._options)) from error
 
-    async def receive(self, deadline_ns: int | None) -> list[Answer]:
+    async def receive(self, deadline_ns: int | None = None) -> list[Answer]:
         """Wait for a message; see `base.AsyncChannelStream.receive`."""
         self._check()
         if self._call is None:
@@ -339,6 +352,15 @@ class AsyncGrpcStream:
         if not self._at_end:
             self._end(self._withdrawn())
 
+    def __del__(self) -> None:
+        # Nobody reads what still comes. Any thread may be here.
+        loop = getattr(self, "_loop", None)
+        if loop is None or loop.is_closed() or self._at_end or self._over is not None:
+            return
+        if self._channel.ended is None:
+            with contextlib.suppress(RuntimeError):  # closed just now
+                loop.call_soon_threadsafe(self._call.cancel)
+
     @property
     def _target(self) -> str:
         return self._channel.target
@@ -362,6 +384,7 @@ class AsyncGrpcStream:
             except channel.errors as error:
                 raise channel.failure(error, options) from error
             call.add_done_callback(lambda _: gate.leave(flight))
+            self._loop = asyncio.get_running_loop()
         except BaseException:
             gate.leave(flight)
             raise

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .._core import _http2
+    from .aio_pace import Pace
 
 __all__ = ["Line"]
 
@@ -25,6 +27,8 @@ class Line:
         Drives it; all methods are called on it.
     multiplexer : _http2.Multiplexer
         Connected.
+    pace : Pace
+        Of all connections of the channel.
     keepalive : (int, int), nanoseconds
         Silence after which to ping while there are calls, and how long to wait; 0 is off.
 
@@ -40,6 +44,7 @@ class Line:
         self,
         loop: asyncio.AbstractEventLoop,
         multiplexer: _http2.Multiplexer,
+        pace: Pace,
         keepalive: tuple[int, int],
     ) -> None:
         self.multiplexer = multiplexer
@@ -47,6 +52,8 @@ class Line:
         self.byte_size = 0
         self.idle_since = loop.time()
         self._loop = loop
+        self._pace = pace
+        self._waiting: set[Callable[[], None]] = set()  # for the loop's next round
         self._descriptor = multiplexer.descriptor
         self._scheduled = False
         self._writing = False
@@ -67,9 +74,9 @@ class Line:
         if self.calls == 1:
             if self._keepalive[0] and self._timer is None:
                 self._expect(self.multiplexer.received)
-            if not self._scheduled:
+            if not (self._scheduled or self._pace.over):
                 # Nobody else is at it who might have something to send along.
-                self.flush()
+                self._pace.run(self.flush)
                 return
         self.flush_soon()
 
@@ -90,9 +97,10 @@ class Line:
 
     def flush_soon(self) -> None:
         """Send what there is when all who can run now have had their turn."""
-        if not self._scheduled:
+        # A loop that was closed in mid-call leaves its calls to whoever collects them.
+        if not self._scheduled and not self._loop.is_closed():
             self._scheduled = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self._in_turn, self.flush)
 
     def flush(self) -> None:
         """Send what the kernel takes now."""
@@ -104,14 +112,16 @@ class Line:
             raise
         self._settle()
 
-    def drop(self, exchange: _http2.Exchange) -> None:
+    def drop(self, exchange: _http2.Exchange, timer: asyncio.TimerHandle | None) -> None:
         """Give up a call that nobody waits for any more. Any thread."""
         if self.multiplexer.inherited or self._loop.is_closed():
             return
         with contextlib.suppress(RuntimeError):  # closed just now
-            self._loop.call_soon_threadsafe(self._give_up, exchange)
+            self._loop.call_soon_threadsafe(self._give_up, exchange, timer)
 
-    def _give_up(self, exchange: _http2.Exchange) -> None:
+    def _give_up(self, exchange: _http2.Exchange, timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
         self.multiplexer.close(exchange)
         self.flush()
         self.finish(0)
@@ -121,8 +131,9 @@ class Line:
         if self._descriptor < 0:
             return
         self._retired = True
-        self._loop.remove_reader(self._descriptor)
-        self._loop.remove_writer(self._descriptor)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)
+            self._loop.remove_writer(self._descriptor)
         self._descriptor = -1
         if self._timer is not None:
             self._timer.cancel()
@@ -132,6 +143,29 @@ class Line:
         wake(self.multiplexer.news())
 
     def _on_readable(self) -> None:
+        self._in_turn(self._receive)
+
+    def _on_writable(self) -> None:
+        self._in_turn(self._go_on_sending)
+
+    def _in_turn(self, step: Callable[[], None]) -> None:
+        """Take a step now, or in the loop's next round if connections have had enough of this one.
+
+        Those that had to wait come first then, for the loop tells of ready ones in the same order
+        every time.
+        """
+        if not self._pace.over:
+            self._pace.run(step)
+        elif step not in self._waiting:
+            self._waiting.add(step)
+            self._loop.call_soon(self._resume, step)
+
+    def _resume(self, step: Callable[[], None]) -> None:
+        self._waiting.discard(step)
+        if self._descriptor >= 0:
+            self._in_turn(step)
+
+    def _receive(self) -> None:
         try:
             news = self.multiplexer.receive()
         except BaseException as error:
@@ -153,7 +187,7 @@ class Line:
             else:
                 self._loop.remove_writer(self._descriptor)
 
-    def _on_writable(self) -> None:
+    def _go_on_sending(self) -> None:
         self.flush()
         # A message that is sent, or memory that is read no more.
         wake(self.multiplexer.news())

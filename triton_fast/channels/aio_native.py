@@ -22,6 +22,7 @@ from ..errors import (
     server_error,
 )
 from .aio_line import Line
+from .aio_pace import Pace
 from .base import CallOptions, Incoming, Outgoing
 from .loops import in_thread, running_loop, seconds_left
 from .native import import_native, metadata, native_address
@@ -83,6 +84,7 @@ class AsyncNativeChannel:
         )
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pace: Pace  # of that loop
         self._small: list[Line] = []
         self._large: list[Line] = []
         self._streaming: list[Line] = []
@@ -113,7 +115,10 @@ class AsyncNativeChannel:
             exchange.waiter = loop.create_future()
             line.begin(byte_size)
             try:
-                await self._wait(loop, exchange, line, options)
+                if options.deadline_ns is None:
+                    await exchange.waiter
+                else:
+                    await self._wait(loop, exchange, line, options)
             except BaseException:
                 line.multiplexer.close(exchange)
                 line.flush_soon()
@@ -150,15 +155,13 @@ class AsyncNativeChannel:
         options: CallOptions,
     ) -> None:
         """Return when a call is over; raise if its deadline passes first."""
-        timer = None
         left = seconds_left(options.deadline_ns)
-        if left is not None:
-            timer = loop.call_later(left, _expire, exchange.waiter)
+        assert left is not None
+        timer = loop.call_later(left, _expire, exchange.waiter)
         try:
             await exchange.waiter
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
         if not line.multiplexer.done(exchange):
             raise DeadlineExceeded(
                 "the deadline passed before the answer was complete",
@@ -172,7 +175,10 @@ class AsyncNativeChannel:
         if outgoing.byte_size < _SLOW:
             return Compressed(outgoing.render(), encoding)
         return await in_thread(
-            options, self.target, lambda: Compressed(outgoing.render(), encoding)
+            options,
+            self.target,
+            lambda: Compressed(outgoing.render(), encoding),
+            borrowed=True,
         )
 
     def open_stream(self, method: str, options: CallOptions) -> AsyncNativeStream:
@@ -214,6 +220,7 @@ class AsyncNativeChannel:
         if loop is not self._loop:
             self._forget_lines()  # the loop that watched them is closed
             self._loop = loop
+            self._pace = Pace(loop)
         if options.deadline_ns is not None and options.deadline_ns <= time.monotonic_ns():
             raise DeadlineExceeded(
                 "the deadline passed before the request was sent",
@@ -266,7 +273,7 @@ class AsyncNativeChannel:
                 raise ClosedError(f"the channel to {self.target} was closed during the call")
             error = task.exception()
             if error is not None:
-                raise Unavailable(str(error), call=options.call, target=self.target) from error
+                raise Unavailable(_said(error), call=options.call, target=self.target) from error
             # All who waited are here at once: each takes the line with the least on it.
             line = self._free_line(lines, most) or task.result()
             if line.usable:
@@ -289,7 +296,7 @@ class AsyncNativeChannel:
                 failure = error
                 continue
             multiplexer = self._native.Multiplexer(connecting, self._address.authority)
-            line = Line(loop, multiplexer, self._keepalive)
+            line = Line(loop, multiplexer, self._pace, self._keepalive)
             lines.append(line)
             return line
         raise failure or OSError(f"{self._address.host} has no address")
@@ -329,6 +336,10 @@ class AsyncNativeChannel:
             if not line.multiplexer.inherited:
                 with contextlib.suppress(RuntimeError):  # closed just now
                     loop.call_soon_threadsafe(line.hang_up)
+
+
+def _said(error: BaseException) -> str:
+    return str(error).removeprefix("triton_fast's native code failed: ")
 
 
 def _look_at(task: asyncio.Task[Line]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,8 @@ class AsyncNativeStream:
         self._check()
         if self._half_closed:
             raise ClosedError(f"{self._options.call}: the stream is half closed")
+        if self._over:
+            raise self._ended_by_server()
         try:
             line, exchange = await self._begin()
             self._half_closed = last
@@ -83,13 +86,15 @@ class AsyncNativeStream:
                     self._end()
                     break
                 await self._news(deadline_ns, "while the request was being sent")
+        except TritonFastError as error:
+            if not self._over:
+                self._give_up(error)
+            raise
         except BaseException:
             self.cancel()
             raise
         if self._over:
-            raise self._failure or ClosedError(
-                f"{self._options.call}: the server has ended the stream, and takes no more requests"
-            )
+            raise self._failure or self._ended_by_server()
 
     async def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
@@ -125,6 +130,11 @@ class AsyncNativeStream:
                 Cancelled("the call was cancelled", call=self._options.call, target=self._target)
             )
 
+    def _ended_by_server(self) -> ClosedError:
+        return ClosedError(
+            f"{self._options.call}: the server has ended the stream, and takes no more requests"
+        )
+
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
@@ -151,7 +161,8 @@ class AsyncNativeStream:
         exchange.waiter = self._bell
         left = seconds_left(self._options.deadline_ns)
         if left is not None:
-            self._timer = asyncio.get_running_loop().call_later(left, self._expire)
+            # The timer must not keep a stream that nobody reads any more.
+            self._timer = asyncio.get_running_loop().call_later(left, _expire, weakref.ref(self))
         self._line, self._exchange = line, exchange
         line.begin(0)
         return line, exchange
@@ -166,7 +177,8 @@ class AsyncNativeStream:
             f"the deadline passed {phase}", call=self._options.call, target=self._target
         )
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """End the call, for its own deadline has passed."""
         if not self._over:
             self._give_up(self._late("before the stream was over"))
 
@@ -186,6 +198,8 @@ class AsyncNativeStream:
         try:
             status, message, *_ = self._line.multiplexer.end(self._exchange)
             self._failure = stream_failure(status, message, options, target, self._closed())
+            if self._failure is not None and self._closed():
+                self._failure = ClosedError(f"the channel to {target} is closed")
         except TritonFastError as error:
             self._failure = error
         self._conclude()
@@ -200,7 +214,7 @@ class AsyncNativeStream:
     def __del__(self) -> None:
         line = getattr(self, "_line", None)
         if line is not None and not self._over and self._exchange is not None:
-            line.drop(self._exchange)
+            line.drop(self._exchange, self._timer)
 
 
 class _Bell:
@@ -233,6 +247,12 @@ class _Bell:
             self._waiters.discard(waiter)
             if timer is not None:
                 timer.cancel()
+
+
+def _expire(stream: weakref.ref[AsyncNativeStream]) -> None:
+    alive = stream()
+    if alive is not None:
+        alive.expire()
 
 
 def _resolve(waiter: asyncio.Future[bool], *, woken: bool) -> None:

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..deadline import seconds
 from ..errors import InvalidOption
 from ..target import checked_target
-from .base import Channel
+from .base import AsyncChannel, Channel
 
 if TYPE_CHECKING:
     from ..keepalive import Keepalive
     from ..tls import TLS
 
-__all__ = ["ChannelFactory", "channel_factory"]
+__all__ = ["AsyncChannelFactory", "ChannelFactory", "async_channel_factory", "channel_factory"]
 
 ChannelFactory: TypeAlias = Callable[[], Channel]
+AsyncChannelFactory: TypeAlias = Callable[[], AsyncChannel]
 
 
 def channel_factory(
     target: str,
     choice: str,
     *,
-    tls: TLS | None,
+    tls: TLS | bool | None,
     keepalive: Keepalive | None,
     busy_poll: float,
     options: Mapping[str, Any] | None,
@@ -40,23 +41,11 @@ def channel_factory(
     InvalidOption
         If they do not go together.
     """
-    if choice not in {"auto", "native", "grpc"}:
-        raise InvalidOption(f"channel is 'auto', 'native' or 'grpc', not {choice!r}")
     busy = seconds(busy_poll, "busy_poll") or 0.0
-    checked_target(target)
-    obstacle = _obstacle(target, tls, options)
-    if choice == "native" and obstacle is not None:
-        raise InvalidOption(f"channel='native': {obstacle}; use channel='grpc'")
-    if choice == "auto" and obstacle is None:
-        from .native import why_not_native  # noqa: PLC0415
-
-        obstacle = why_not_native()
-    if choice == "grpc" or obstacle is not None:
+    obstacle = _why_grpcio(target, choice, tls, options)
+    if obstacle is not None:
         if busy:
-            raise InvalidOption(
-                "busy_poll is the native channel's; "
-                + ("this client uses grpcio" if choice == "grpc" else str(obstacle))
-            )
+            raise InvalidOption(f"busy_poll is the native channel's; {obstacle}")
         from .grpc import GrpcChannel  # noqa: PLC0415
 
         return lambda: GrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
@@ -65,11 +54,56 @@ def channel_factory(
     return lambda: NativeChannel(target, keepalive=keepalive, busy_poll_ns=round(busy * 1e9))
 
 
-def _obstacle(target: str, tls: TLS | None, options: Mapping[str, Any] | None) -> str | None:
+def async_channel_factory(
+    target: str,
+    choice: str,
+    *,
+    tls: TLS | bool | None,
+    keepalive: Keepalive | None,
+    options: Mapping[str, Any] | None,
+) -> AsyncChannelFactory:
+    """Return what makes a coroutines' client's channel; see `channel_factory`.
+
+    Parameters
+    ----------
+    target, choice, tls, keepalive, options
+        ``url``, ``channel`` and the rest of `triton_fast.AsyncClient`.
+    """
+    if _why_grpcio(target, choice, tls, options) is not None:
+        from .aio_grpc import AsyncGrpcChannel  # noqa: PLC0415
+
+        return lambda: AsyncGrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
+    from .aio_native import AsyncNativeChannel  # noqa: PLC0415
+
+    return lambda: AsyncNativeChannel(target, keepalive=keepalive)
+
+
+def _why_grpcio(
+    target: str, choice: str, tls: TLS | bool | None, options: Mapping[str, Any] | None
+) -> str | None:
+    """Return why a client uses grpcio; None if it uses the native channel."""
+    if choice not in {"auto", "native", "grpc"}:
+        raise InvalidOption(f"channel is 'auto', 'native' or 'grpc', not {choice!r}")
+    checked_target(target)
+    obstacle = _obstacle(target, tls, options)
+    if choice == "native":
+        if obstacle is not None:
+            raise InvalidOption(f"channel='native': {obstacle}; use channel='grpc'")
+        return None
+    if choice == "grpc":
+        return "this client uses grpcio"
+    if obstacle is None:
+        from .native import why_not_native  # noqa: PLC0415
+
+        obstacle = why_not_native()
+    return obstacle
+
+
+def _obstacle(target: str, tls: TLS | bool | None, options: Mapping[str, Any] | None) -> str | None:
     """Return why only grpcio can do what is asked; None if the native channel can."""
     from .native import native_address  # noqa: PLC0415
 
-    if tls is not None:
+    if tls:
         return "it does not speak TLS"
     if options:
         return "channel_options are grpcio's"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     ClosedError,
@@ -17,12 +17,16 @@ from ..errors import (
     FailedPrecondition,
     InvalidOption,
     StatusCode,
+    TritonFastError,
 )
 from ..keepalive import Keepalive
 from ..tls import TLS
 from .base import Call, CallOptions, Incoming, Outgoing
 from .grpc_fork import Flight, gate, here
 from .grpcio import ChannelOptions, Endpoint, algorithm, import_grpc
+
+if TYPE_CHECKING:
+    from .grpc_stream import GrpcStream
 
 __all__ = ["GrpcChannel"]
 
@@ -87,7 +91,7 @@ class GrpcChannel:
         self._endpoint = Endpoint(target, tls=tls, options=options, keepalive=keepalive)
         self._grpc: Any = None
         self._channel: Any = None
-        self._methods: dict[str, tuple[Any, Any]] = {}
+        self._methods: dict[str, tuple[Any, Any, Any]] = {}
         self._ended: str | None = None  # why no call can be made any more
 
     def call(
@@ -130,14 +134,14 @@ class GrpcChannel:
         future = None
         try:
             gate.enter(started.flight, options, self.target)
-            unary, streaming = self._methods.get(method) or self._open(method, options)
+            unary, streaming, _ = self._methods.get(method) or self._open(method, options)
             try:
                 if as_stream:
                     future = streaming.future(request, *self._settings(options))
                 else:
                     future = unary.future(next(request), *self._settings(options))
             except (self._grpc.RpcError, ValueError, TypeError) as error:
-                raise self._endpoint.failure(error, options, self._ended) from error
+                raise self.failure(error, options) from error
             started.watch(future)
         except (DeadlineExceeded, FailedPrecondition, InvalidOption) as error:
             # The call is over before it began: told like any other end, so that there is one way.
@@ -149,6 +153,29 @@ class GrpcChannel:
                 future.cancel()
             raise
         return started
+
+    def open_stream(self, method: str, options: CallOptions) -> GrpcStream:
+        """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
+        from .grpc_stream import GrpcStream  # noqa: PLC0415 - for those who stream
+
+        if self._ended is not None:
+            raise ClosedError(self._ended)
+
+        def start(messages: Iterator[bytes]) -> Any:
+            _, _, streaming = self._methods.get(method) or self._open(method, options)
+            try:
+                return streaming(
+                    messages, self._endpoint.remaining(options), options.headers or None
+                )
+            except (self._grpc.RpcError, ValueError, TypeError) as error:
+                raise self.failure(error, options) from error
+
+        return GrpcStream(self, start, options)
+
+    @property
+    def ended(self) -> str | None:
+        """Why no call can be made any more; None if one can."""
+        return self._ended
 
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
@@ -174,7 +201,7 @@ class GrpcChannel:
     def abandon(self) -> None:
         """Do nothing: the channel sees to it itself, in an order with grpcio's own hooks."""
 
-    def _open(self, method: str, options: CallOptions) -> tuple[Any, Any]:
+    def _open(self, method: str, options: CallOptions) -> tuple[Any, Any, Any]:
         """Return the callables for a method, having made the grpcio channel if there is none."""
         grpc = import_grpc()
         with gate.lock:
@@ -186,9 +213,13 @@ class GrpcChannel:
             if self._channel is None:
                 self._channel = self._endpoint.connect(grpc)
                 gate.watch(self)
-            pair = (self._channel.unary_unary(method), self._channel.stream_unary(method))
-            self._methods[method] = pair
-        return pair
+            callables = (
+                self._channel.unary_unary(method),
+                self._channel.stream_unary(method),
+                self._channel.stream_stream(method),
+            )
+            self._methods[method] = callables
+        return callables
 
     def _call(self, method: str, outgoing: Outgoing, options: CallOptions) -> bytes:
         # Spelt out, and not by way of _settings: for small requests every function call shows.
@@ -196,7 +227,7 @@ class GrpcChannel:
         flight = Flight(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
-            unary, _ = self._methods.get(method) or self._open(method, options)
+            unary, _, _ = self._methods.get(method) or self._open(method, options)
             try:
                 response: bytes = unary(
                     message,
@@ -207,7 +238,7 @@ class GrpcChannel:
                     None if options.compression is None else algorithm(self._grpc, options),
                 )
             except (self._grpc.RpcError, ValueError, TypeError) as error:
-                raise self._endpoint.failure(error, options, self._ended) from error
+                raise self.failure(error, options) from error
         finally:
             del message
             gate.leave(flight)
@@ -218,7 +249,7 @@ class GrpcChannel:
         flight = Flight(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
-            _, streaming = self._methods.get(method) or self._open(method, options)
+            _, streaming, _ = self._methods.get(method) or self._open(method, options)
             try:
                 # As a future: a blocking stream that is interrupted while it sends leaves its
                 # thread behind, with the message.
@@ -229,7 +260,7 @@ class GrpcChannel:
                     future.cancel()
                     raise
             except (self._grpc.RpcError, ValueError, TypeError) as error:
-                raise self._endpoint.failure(error, options, self._ended) from error
+                raise self.failure(error, options) from error
         finally:
             gate.leave(flight)
         return response
@@ -244,7 +275,9 @@ class GrpcChannel:
             algorithm(self._grpc, options),
         )
 
-    def failure(self, error: Any, options: CallOptions, cancelled: bool) -> Exception:
+    def failure(
+        self, error: Any, options: CallOptions, *, cancelled: bool = False
+    ) -> TritonFastError:
         """Return our error for a grpcio call that has failed; see `Endpoint.failure`."""
         return self._endpoint.failure(error, options, self._ended, cancelled=cancelled)
 
@@ -332,7 +365,9 @@ class _StartedCall:
 
     def _deliver(self, future: Any) -> None:
         if future.code().value[0] != StatusCode.OK:
-            raise self._channel.failure(future, self._options, self._cancelled) from future
+            raise self._channel.failure(
+                future, self._options, cancelled=self._cancelled
+            ) from future
         response = future.result()
         try:
             self._incoming.begin(len(response))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ..errors import DeadlineExceeded
 from .base import CallOptions
 
-__all__ = ["Flight", "Guarded", "gate", "here"]
+__all__ = ["Flight", "Guarded", "collect_calls", "gate", "here"]
 
 # How long a fork waits for running calls to end before the child has to do without grpcio.
 _FORK_PATIENCE_S = 1.0
@@ -161,8 +161,8 @@ class ForkGate:
                 flight.slow = True
             opened = list(self.opened) if not self.flights else []
         rested = [channel.rest(max(end - time.monotonic(), 0.0)) for channel in opened]
-        if any(rested) and _pollers():
-            gc.collect()  # calls that are over keep grpcio's asyncio until they are collected
+        if any(rested):
+            collect_calls()
             for thread in _pollers():
                 thread.join(_LAST_STEPS_S)
         self._polling = bool(_pollers())
@@ -205,6 +205,12 @@ class ForkGate:
             f"grpcio cannot be used in this forked process, because {why}, or start the process "
             "with the spawn or forkserver method"
         )
+
+
+def collect_calls() -> None:
+    """Collect grpcio's calls for coroutines that are over; they keep its asyncio and its thread."""
+    if _pollers():
+        gc.collect()
 
 
 def _pollers() -> list[threading.Thread]:

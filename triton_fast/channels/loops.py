@@ -6,6 +6,8 @@ Which loop something belongs to, how long is left to a deadline, and work for th
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -52,7 +54,11 @@ def seconds_left(deadline_ns: int | None) -> float | None:
 
 
 async def in_thread(
-    options: CallOptions, target: str, function: Callable[..., T], *arguments: Any
+    options: CallOptions,
+    target: str,
+    function: Callable[..., T],
+    *arguments: Any,
+    borrowed: bool = False,
 ) -> T:
     """Return what a function returns that takes too long for the event loop's thread.
 
@@ -66,19 +72,56 @@ async def in_thread(
         Runs on a thread of the loop's; to its end, even if nobody waits for it any more.
     *arguments
         What it is given.
+    borrowed : bool
+        Whether it reads memory that is taken back when the call is over. Once it has begun, its end
+        is waited for then, even if the deadline has passed or the task was cancelled.
 
     Raises
     ------
     DeadlineExceeded
         If it takes longer than the call may.
     """
-    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    work = _Work(function)
+    future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
     try:
         await asyncio.wait((future,), timeout=seconds_left(options.deadline_ns))
         if not future.done():
             raise DeadlineExceeded(
                 "the deadline passed before the request was sent", call=options.call, target=target
             )
-        return future.result()
+        result: T = future.result()
+        return result
     finally:
-        future.cancel()  # so that it does not begin if it has not yet
+        if not future.done() and not work.withdraw() and borrowed:
+            await _end_of(future)
+        future.cancel()
+
+
+class _Work:
+    """A function that may be withdrawn as long as it has not begun."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._begun = False
+        self._withdrawn = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        with self._lock:
+            if self._withdrawn:
+                return None
+            self._begun = True
+        return self._function(*arguments)
+
+    def withdraw(self) -> bool:
+        """Have it not begin; False if it has."""
+        with self._lock:
+            self._withdrawn = True
+            return not self._begun
+
+
+async def _end_of(future: asyncio.Future[Any]) -> None:
+    while not future.done():
+        # The cancellation that has led here is raised again; another one must not cut this short.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((future,))

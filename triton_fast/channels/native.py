@@ -26,11 +26,11 @@ from ..errors import (
     server_error,
 )
 from .base import Call, CallOptions, Headers, Incoming, Outgoing
-from .native_stream import NativeStream
 
 if TYPE_CHECKING:
     from .._core import _http2
     from ..keepalive import Keepalive
+    from .native_stream import NativeStream
     from .threads import Threads
 
 __all__ = [
@@ -203,6 +203,8 @@ class NativeChannel:
 
     def open_stream(self, method: str, options: CallOptions) -> NativeStream:
         """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
+        from .native_stream import NativeStream  # noqa: PLC0415 - for those who stream
+
         self._check(options)
         try:
             call = self._native.StreamCall(

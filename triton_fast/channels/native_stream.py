@@ -42,11 +42,16 @@ class NativeStream:
         self._options = options
         self._target = target
         self._closed = closed
+        self._half_closed = False
 
     def send(
         self, outgoing: Outgoing, deadline_ns: int | None = None, *, last: bool = False
     ) -> None:
         """Send one message; see `triton_fast.channels.base.ChannelStream.send`."""
+        self._check_open()
+        if self._half_closed:
+            raise ClosedError(f"{self._options.call}: the stream is half closed")
+        self._half_closed = last
         if self._call.send(outgoing, deadline_ns, last):
             return
         failure = self._failure()
@@ -62,10 +67,13 @@ class NativeStream:
 
     def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
+        self._check_open()
+        self._half_closed = True
         self._call.half_close()
 
     def receive(self, deadline_ns: int | None = None) -> list[Answer]:
         """Wait for messages; see `triton_fast.channels.base.ChannelStream.receive`."""
+        self._check_open()
         responses = self._call.receive(deadline_ns)
         if responses is None:
             raise DeadlineExceeded(
@@ -82,6 +90,11 @@ class NativeStream:
     def cancel(self) -> None:
         """End the call; see `triton_fast.channels.base.ChannelStream.cancel`."""
         self._call.cancel()
+
+    def _check_open(self) -> None:
+        # Also in a forked child: it was abandoned there.
+        if self._closed():
+            raise ClosedError(f"the channel to {self._target} is closed")
 
     def _failure(self) -> TritonFastError | None:
         """Return how the call went wrong; None if it did not, or is not over."""

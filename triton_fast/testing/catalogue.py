@@ -121,6 +121,74 @@ def _classifier(labels: str) -> Model:
     )
 
 
+def _generates_text(
+    inputs: tuple[Signature, ...],
+    outputs: tuple[Signature, ...],
+    *,
+    decoupled: bool,
+    max_batch_size: int = 0,
+) -> Model:
+    return Model(
+        inputs=inputs,
+        outputs=outputs,
+        backend=PYTHON,
+        max_batch_size=max_batch_size,
+        more=_DECOUPLED if decoupled else "",
+        by_default=False,
+        code="text_generation",
+    )
+
+
+def _one(datatype: str, *names: str, optional: bool = True) -> tuple[Signature, ...]:
+    return tuple(Signature(name, datatype, (1,), optional=optional) for name in names)
+
+
+_PROMPT = _one("BYTES", "prompt", optional=False)
+_TEXT = (Signature("text", "BYTES", (1,)),)
+# In the order of the vLLM backend's auto_complete_config().
+_VLLM_INPUTS = (
+    *_one("BYTES", "text_input", optional=False),
+    *_one("BOOL", "stream"),
+    *_one("BYTES", "sampling_parameters"),
+    *_one("BOOL", "exclude_input_in_output", "return_finish_reason", "return_cumulative_logprob"),
+    *_one("BOOL", "return_logprobs", "return_num_input_tokens", "return_num_output_tokens"),
+)
+_VLLM_OUTPUTS = (
+    Signature("text_output", "BYTES"),
+    Signature("finish_reason", "BYTES"),
+    Signature("cumulative_logprob", "FP32"),
+    Signature("logprobs", "BYTES"),
+    Signature("num_input_tokens", "UINT32", (1,)),
+    Signature("num_output_tokens", "UINT32"),
+)
+# The ensemble's inputs but for those of LoRA, prompt tables, encoders and guided decoding; and
+# random_seed, which seed was called before 2025.
+_TENSORRTLLM_INPUTS = (
+    *_one("BYTES", "text_input", optional=False),
+    *_one("INT32", "max_tokens", optional=False),
+    *_one("INT32", "num_return_sequences"),
+    Signature("bad_words", "BYTES", optional=True),
+    Signature("stop_words", "BYTES", optional=True),
+    *_one("BOOL", "exclude_input_in_output"),
+    *_one("INT32", "end_id", "pad_id", "top_k"),
+    *_one("FP32", "top_p", "temperature", "length_penalty", "repetition_penalty"),
+    *_one("INT32", "min_tokens"),
+    *_one("FP32", "presence_penalty", "frequency_penalty"),
+    *_one("UINT64", "seed", "random_seed"),
+    *_one("BOOL", "return_log_probs", "return_num_input_tokens", "return_num_output_tokens"),
+    *_one("INT32", "beam_width"),
+    *_one("BOOL", "stream"),
+)
+_TENSORRTLLM_OUTPUTS = (
+    Signature("text_output", "BYTES"),
+    Signature("cum_log_probs", "FP32"),
+    Signature("output_log_probs", "FP32", (-1, -1)),
+    Signature("batch_index", "INT32", (1,)),
+    Signature("sequence_index", "INT32", (1,)),
+    Signature("num_input_tokens", "INT32", (1,)),
+    Signature("num_output_tokens", "INT32", (1,)),
+)
+
 _OLDEST = "oldest { max_candidate_sequences: 1024 }"
 
 MODELS: dict[str, Model] = {
@@ -232,4 +300,21 @@ ensemble_scheduling {
 """,
     ),
     "add_sub_python": replace(_add_sub(PYTHON), by_default=False, code="add_sub_python"),
+    "cancel_aware_python": Model(
+        inputs=(Signature("SECONDS", "FP32", (1,)),),
+        outputs=(
+            Signature("COMPLETED", "INT64", (1,)),
+            Signature("CANCELLED", "INT64", (1,)),
+            Signature("TOOK", "FP32", (1,)),
+        ),
+        backend=PYTHON,
+        by_default=False,
+        code="cancel_aware_python",
+    ),
+    "prompt_text": _generates_text(_PROMPT, _TEXT, decoupled=False),
+    "prompt_text_stream": _generates_text(_PROMPT, _TEXT, decoupled=True),
+    "vllm_like": _generates_text(_VLLM_INPUTS, _VLLM_OUTPUTS, decoupled=True),
+    "tensorrtllm_like": _generates_text(
+        _TENSORRTLLM_INPUTS, _TENSORRTLLM_OUTPUTS, decoupled=True, max_batch_size=8
+    ),
 }

@@ -34,7 +34,7 @@ void OwnedBuffer::reserve(std::size_t capacity) {
   if (grown == nullptr) throw std::bad_alloc();
   data_ = static_cast<std::uint8_t*>(grown);
   capacity_ = capacity;
-  expect_to_fill(data_ + size_, capacity_ - size_);
+  expect_to_fill(data_, capacity_);
 }
 
 void expect_to_fill(void* memory, std::size_t size) noexcept {
@@ -42,8 +42,10 @@ void expect_to_fill(void* memory, std::size_t size) noexcept {
   constexpr std::size_t kLarge = std::size_t{4} << 20;
   if (size < kLarge) return;
   constexpr std::uintptr_t kPage = 4096;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) & ~(kPage - 1);
-  const auto end = (reinterpret_cast<std::uintptr_t>(memory) + size) & ~(kPage - 1);
+  // With the pages at both ends, which a large block has to itself: advice for a part of it would
+  // make two mappings of one, which the C library cannot remap any more. realloc() then copies.
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory) & ~(kPage - 1);
+  const auto end = (reinterpret_cast<std::uintptr_t>(memory) + size + kPage - 1) & ~(kPage - 1);
   // Advice only: a kernel that does not take it makes small pages.
   static_cast<void>(::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
 #else

@@ -104,8 +104,8 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
         response without outputs. Any number of requests at a time.
     ``square_int32``
         Decoupled: as many answers as ``IN`` (INT32, ``[1]``) says, each ``OUT`` (INT32, ``[1]``) =
-        ``IN``, as fast as they can be sent. The last has the final flag; for 0 it comes by itself.
-        Any number of requests at a time.
+        ``IN``. Up to 20,000 are sent as fast as possible, more of them one each millisecond. The
+        last has the final flag; for 0 it comes by itself. Any number of requests at a time.
     ``cancellations``
         ``CANCELLED`` (INT64, ``[1]``): how many requests were cancelled while ``repeat_int32``,
         ``square_int32``, ``slow``, ``queued``, ``batched_identity_fp32`` or ``small_queue_fp32``
@@ -134,6 +134,37 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
 
     ``add_sub_python``
         The same as ``add_sub``.
+    ``cancel_aware_python``
+        Takes ``SECONDS`` (FP32, ``[1]``), unless it is cancelled, and answers with how many calls
+        it has ``COMPLETED`` and how many it has seen ``CANCELLED`` (INT64, ``[1]``), and how long
+        this one ``TOOK`` (FP32, ``[1]``). With less than 0 seconds the call only asks, and does not
+        count. One call at a time.
+    ``prompt_text``
+        Generates a ``text`` for a ``prompt`` (both BYTES, ``[1]``).
+    ``prompt_text_stream``
+        The same, decoupled: an answer for each token, and the final flag by itself.
+    ``vllm_like``
+        Generates text with the signature and the habits of Triton's vLLM backend (release 25.12,
+        without images, LoRA and embeddings). Among them: not streaming, the text begins with the
+        prompt unless ``exclude_input_in_output`` is true; streaming, ``finish_reason`` is ``None``
+        up to the last answer, which has the final flag; ``num_input_tokens`` has no dimension;
+        ``num_output_tokens`` are those of the answer; 16 tokens when no limit is given.
+    ``tensorrtllm_like``
+        Generates text with the signature of TensorRT-LLM's ensemble (without LoRA, prompt tables,
+        encoders and guided decoding), ``max_batch_size`` 8, one prompt a request. ``text_output``
+        has no batch dimension, the final flag comes by itself, and why the text ended is not told.
+        ``random_seed``, the older name of ``seed``, is an input too.
+
+    The text is the prompt's words, last to first, each a token, with a space before all but the
+    first. It ends before a stop word (a token that is one, in whole) and without more words
+    (``stop``), or when there are more than ``max_tokens`` (``length``); ``bad_words`` are left out.
+    With a ``temperature`` above 0, token `i` is in upper case when ``seed`` + `i` is odd. A prompt
+    that begins with ``!error`` fails after half its tokens; for the prompt ``!cancelled`` the text
+    is how many generations the model has seen cancelled. Before each token it takes
+    ``TRITON_FAST_TOKEN_DELAY`` seconds, of the server's environment, or what a request's parameter
+    ``token_delay`` says; then it looks whether it was cancelled. Other settings come as each
+    signature has them, for the plain ones as parameters of the request: ``max_tokens``,
+    ``temperature``, ``seed``, ``stop``, ``bad_words``.
     """
     repository = Path(folder)
     chosen = TEST_MODELS if names is None else tuple(names)

@@ -42,10 +42,11 @@ class OwnedBuffer {
   std::size_t capacity_ = 0;
 };
 
-/// @brief Says that fresh memory is about to be filled from end to end.
+/// @brief Says that a block from malloc() is about to be filled. All of it, or all but its front.
 ///
 /// Large memory then comes in huge pages, where the kernel has them: filling it takes a page fault
-/// for every 2 MiB in place of every 4 KiB. What numpy does for its own arrays. Source: madvise(2).
+/// for every 2 MiB in place of every 4 KiB. What numpy does for its own arrays. What is filled
+/// already stays as it is. Source: madvise(2).
 void expect_to_fill(void* memory, std::size_t size) noexcept;
 
 }  // namespace triton_fast::wire

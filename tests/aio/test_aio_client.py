@@ -1,0 +1,408 @@
+"""An AsyncClient's life: loops, closing, headers, forks, and the limits of what is in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triton_fast import (
+    AsyncClient,
+    ClosedError,
+    DeadlineExceeded,
+    InvalidOption,
+    LoopError,
+    TritonFastError,
+)
+
+pytestmark = pytest.mark.server
+
+ONE = {"INPUT0": np.array([0.5, 3, 1], np.float32)}
+
+
+@pytest.fixture
+def new_client(aio_server, channel):
+    def make(**settings) -> AsyncClient:
+        settings = {"channel": channel, "timeout": 60, "shared_memory": False, **settings}
+        return AsyncClient(aio_server.grpc_url, **settings)
+
+    return make
+
+
+async def echo(client, **options):
+    return (await client.infer("identity_fp32", ONE, **options))["OUTPUT0"].tolist()
+
+
+# --- loops ----------------------------------------------------------------------------------------
+
+
+def test_made_without_a_loop_and_used_in_one_after_the_other(run, new_client):
+    client = new_client()
+    for _ in range(3):
+        assert run(echo(client)) == [0.5, 3, 1]
+    run(client.close())
+    assert "closed" in repr(client)
+
+
+def test_a_second_loop_beside_the_first(run, new_client):
+    client = new_client(max_in_flight=1)
+    raised = []
+
+    def elsewhere():
+        model = client.model("identity_fp32")
+        for what in (
+            lambda: echo(client),
+            client.is_live,
+            lambda: client.empty(3, np.float32),
+            lambda: model(ONE),
+            client.close,
+        ):
+            try:
+                asyncio.run(what())
+            except TritonFastError as error:
+                raised.append(error)
+
+    async def work():
+        await echo(client)
+        # The limit is reached: whoever comes from elsewhere must not wait for it.
+        delay = np.array([0.5], np.float32)
+        running = asyncio.create_task(client.infer("slow", {**ONE, "DELAY": delay}))
+        await asyncio.sleep(0.1)
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        while thread.is_alive():
+            await asyncio.sleep(0.01)
+        assert not running.done()
+        await running
+        assert [type(error) for error in raised] == [LoopError] * 5
+        assert "belongs to another event loop" in str(raised[0])
+        assert await echo(client) == [0.5, 3, 1]
+        await client.close()
+
+    run(work())
+
+
+def test_without_a_loop(new_client):
+    coroutine = echo(new_client())
+    with pytest.raises(LoopError, match="without a running event loop"):
+        coroutine.send(None)
+
+
+@pytest.mark.native  # grpcio complains of such calls in the loop that comes next
+def test_calls_that_a_closed_loop_has_left_do_not_count(run, aio_server):
+    client = AsyncClient(aio_server.grpc_url, max_in_flight=2, channel="native")
+    loop = asyncio.new_event_loop()
+    delay = np.array([30], np.float32)
+
+    async def leave():
+        calls = [client.infer("slow", {**ONE, "DELAY": delay}) for _ in range(2)]
+        tasks.extend(map(asyncio.ensure_future, calls))
+        await asyncio.sleep(0.2)
+
+    tasks = []
+    loop.run_until_complete(leave())
+    for task in tasks:
+        task._log_destroy_pending = False  # that is the point here
+    loop.close()
+    assert run(echo(client, timeout=5)) == [0.5, 3, 1]
+    run(client.close())
+    for task in tasks:
+        task.get_coro().close()
+
+
+# --- closing --------------------------------------------------------------------------------------
+
+
+def test_a_closed_client_refuses_calls(run, new_client):
+    async def work(used):
+        client = new_client()
+        model = client.model("identity_fp32")
+        if used:
+            await echo(client)
+        await client.close()
+        await client.close()
+        for call in (
+            echo(client),
+            model(ONE),
+            client.is_live(),
+            client.empty(3, np.float32),
+            client.shared_memory.registered(),
+            client.infer("add_sub", {}, split=True),
+        ):
+            with pytest.raises(ClosedError, match=client.url):
+                await call
+
+    run(work(False))
+    run(work(True))
+
+
+def test_closing_lets_nobody_wait(run, new_client):
+    """Neither those that run, nor those that wait to be let in."""
+    delay = np.array([30], np.float32)
+
+    async def work():
+        client = new_client(max_in_flight=2)
+        tasks = [
+            asyncio.create_task(client.infer("slow", {**ONE, "DELAY": delay})) for _ in range(5)
+        ]
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        await client.close()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [ClosedError] * 5
+        assert time.monotonic() - began < 5
+
+    run(work())
+
+
+def test_what_goes_to_other_processes(new_client):
+    with pytest.raises(TypeError, match="make one in the other process"):
+        pickle.dumps(new_client())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"timeout": -1}, "timeout"),
+        ({"channel": "http"}, "channel is"),
+        ({"headers": {"a b": "x"}}, "header name"),
+        ({"header_hook": 3}, "header_hook must be callable"),
+        ({"compression": "zip"}, "compression is"),
+        ({"shared_memory": "yes"}, "shared_memory is"),
+        ({"max_in_flight": 0}, "max_in_flight is"),
+        ({"max_in_flight": 1.5}, "max_in_flight is"),
+        ({"max_in_flight_bytes": -1}, "max_in_flight_bytes is"),
+        ({"max_in_flight_bytes": True}, "max_in_flight_bytes is"),
+    ],
+)
+def test_arguments_that_make_no_sense(settings, message):
+    with pytest.raises(InvalidOption, match=message):
+        AsyncClient("localhost:8001", **settings)
+
+
+# --- headers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine", "none"])
+def test_a_hook_for_headers(run, new_client, kind):
+    called = []
+
+    def plain(call):
+        called.append(call)
+        return None if kind == "none" else {"x-token": str(len(called))}
+
+    async def coroutine(call):
+        await asyncio.sleep(0.001)
+        return plain(call)
+
+    hook = coroutine if kind == "coroutine" else plain
+
+    async def work():
+        async with new_client(header_hook=hook, headers={"x-own": "1"}) as client:
+            await echo(client, headers={"x-call": "1"})
+            assert await client.is_live()
+            await client.model("identity_fp32")(ONE)
+            options = await client._connection.options("X", headers={"x-call": "1"})
+            tokens = [] if kind == "none" else [("x-token", str(len(called)))]
+            assert list(options.headers) == [("x-own", "1"), *tokens, ("x-call", "1")]
+
+    run(work())
+    assert called[:3] == [
+        "ModelInfer('identity_fp32')",
+        "ServerLive",
+        "ModelInfer('identity_fp32')",
+    ]
+
+
+def test_a_hook_that_fails_or_takes_too_long(run, new_client):
+    class NoTokenError(Exception):
+        pass
+
+    async def hook(call):
+        if "Live" in call:
+            raise NoTokenError(call)
+        if "Ready" in call:
+            raise TimeoutError("its own")
+        await asyncio.sleep(30)
+
+    async def work():
+        async with new_client(header_hook=hook) as client:
+            with pytest.raises(NoTokenError, match="ServerLive"):
+                await client.is_live()
+            with pytest.raises(TimeoutError, match="its own"):
+                await client.is_ready()
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded, match="header hook"):
+                await echo(client, timeout=0.2)
+            assert time.monotonic() - began < 5
+
+    run(work())
+
+
+def test_a_hook_that_is_refused(run, new_client):
+    async def work():
+        async with new_client(header_hook=lambda call: {"a b": call}) as client:
+            with pytest.raises(InvalidOption, match="header name 'a b'"):
+                await echo(client)
+
+    run(work())
+
+
+# --- other programs -------------------------------------------------------------------------------
+
+PRELUDE = """
+    import asyncio, os, signal, sys, time
+    import numpy as np
+    from triton_fast import AsyncClient, Client, FailedPrecondition
+
+    url, channel, shared = sys.argv[1], sys.argv[2], sys.argv[3] == "shared"
+    BIG = np.arange(300_000, dtype=np.float32)
+
+    def new_client():
+        return AsyncClient(url, channel=channel, timeout=20, shared_memory=shared)
+
+    async def echo(client, model="identity_cpp"):
+        for _ in range(2):
+            result = await client.infer(model, {"INPUT0": BIG})
+            assert (result["OUTPUT0"] == BIG).all()
+"""
+
+
+def run_python(script: str, *arguments: str, timeout: float = 60) -> tuple[str, str]:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c"),
+            textwrap.dedent(PRELUDE + script),
+            *arguments,
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(params=["wire", "shared"])
+def memory(request):
+    return request.param
+
+
+def test_a_forked_child_uses_the_client_in_a_loop_of_its_own(aio_server, channel, memory):
+    script = """
+    client = new_client()
+
+    def child():
+        signal.alarm(20)
+        asyncio.run(echo(client))
+        asyncio.run(client.close())
+
+    def fork():
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                child()
+                status = 0
+            except BaseException as error:
+                print(type(error).__name__, error, flush=True)
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    fork()  # before the first call
+    asyncio.run(echo(client))
+    fork()  # between two loops
+
+    async def main():
+        await echo(client)
+        fork()  # in one
+        await echo(client)
+        await client.close()
+
+    asyncio.run(main())
+    print("done")
+    """
+    output, complaints = run_python(script, aio_server.grpc_url, channel, memory)
+    assert output == "done\n"
+    assert complaints == ""
+
+
+def test_processes_of_multiprocessing(aio_server, channel, memory):
+    script = """
+    import multiprocessing
+
+    client = new_client()
+
+    def child():
+        asyncio.run(echo(client))
+
+    async def main():
+        await echo(client)
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        await asyncio.to_thread(process.join)
+        assert process.exitcode == 0, process.exitcode
+        await client.close()
+
+    asyncio.run(main())
+    print("done")
+    """
+    output, complaints = run_python(script, aio_server.grpc_url, channel, memory)
+    assert (output, complaints) == ("done\n", "")
+
+
+@pytest.mark.parametrize("way", ["idle", "task", "thread"])
+def test_a_program_may_end_without_closing(aio_server, channel, memory, way):
+    script = """
+    import threading
+
+    client = new_client()
+    slow = {"INPUT0": BIG[:3], "DELAY": np.array([30], np.float32)}
+
+    async def main():
+        await echo(client)
+        if sys.argv[4] == "task":
+            tasks.append(asyncio.create_task(client.infer("slow", slow)))
+            await asyncio.sleep(0.2)
+        elif sys.argv[4] == "thread":
+            running.set()
+            await client.infer("slow", slow)
+
+    tasks = []
+    running = threading.Event()
+    if sys.argv[4] == "thread":
+        threading.Thread(target=asyncio.run, args=(main(),), daemon=True).start()
+        running.wait(20)
+        time.sleep(0.3)
+    else:
+        asyncio.run(main())
+    print("over")
+    """
+    began = time.monotonic()
+    output, complaints = run_python(script, aio_server.grpc_url, channel, memory, way)
+    assert (output, complaints) == ("over\n", "")
+    assert time.monotonic() - began < 20
+    assert not [path for path in Path("/dev/shm").iterdir() if f"-{os.getpid()}-" in path.name]
+
+
+def test_programs_of_threads_load_no_asyncio():
+    script = """
+    import sys
+    from triton_fast import Client
+    Client("localhost:8001").close()
+    assert "asyncio" not in sys.modules
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, check=True)

@@ -1,0 +1,416 @@
+"""Shared memory from coroutines: who writes where, what waits, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triton_fast import (
+    AlreadyExists,
+    AsyncClient,
+    ClosedError,
+    DeadlineExceeded,
+    InvalidOption,
+    InvalidTensor,
+    ResourceExhausted,
+    SharedMemoryRegion,
+)
+from triton_fast.placement import Placement
+
+pytestmark = pytest.mark.server
+
+BIG = 1 << 18  # elements: a mebibyte of FP32
+MIB = 1 << 20
+MODELS = ["identity_cpp", "identity_cpp_bytes", "add_sub", "slow", "variable"]
+
+
+@pytest.fixture(scope="module")
+def triton_server(triton_server_factory):
+    """A server of our own: other tests may have left regions with theirs."""
+    with triton_server_factory(models=MODELS) as server:
+        yield server
+
+
+@pytest.fixture
+def open_client(triton_server, channel):
+    """Return what opens clients; when they are closed, nothing of theirs is left."""
+
+    @contextlib.asynccontextmanager
+    async def open_client(**settings):
+        settings = {"channel": channel, "shared_memory": True, "timeout": 60, **settings}
+        client = AsyncClient(triton_server.grpc_url, **settings)
+        try:
+            yield client
+        finally:
+            await client.close()
+        names = [path.name for path in Path("/dev/shm").iterdir()]
+        assert not [name for name in names if f"-{os.getpid()}-" in name]
+        async with AsyncClient(triton_server.grpc_url, shared_memory=False) as witness:
+            assert not await witness.shared_memory.registered()
+
+    return open_client
+
+
+@pytest.fixture
+def placements(monkeypatch):
+    """Every call's placement, as it was made."""
+    made = []
+    original = Placement.__init__
+
+    def record(self, *arguments):
+        original(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(Placement, "__init__", record)
+    return made
+
+
+def array(seed, size=BIG):
+    return np.random.default_rng(seed).standard_normal(size, np.float32)
+
+
+def pool(client):
+    return client._connection._shared.inner.pool
+
+
+def figures(client):
+    gc.collect()
+    return pool(client)._arenas.figures()
+
+
+def in_slot(client, tensor):
+    return pool(client).locate(tensor.ctypes.data, tensor.nbytes) is not None
+
+
+async def echo(client, data, **options):
+    result = await client.infer("identity_cpp", {"INPUT0": data}, **options)
+    return result["OUTPUT0"]
+
+
+class Threads(ThreadPoolExecutor):
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.given = 0
+
+    def submit(self, *arguments, **options):
+        self.given += 1
+        return super().submit(*arguments, **options)
+
+
+def test_inputs_and_outputs_go_through_slots(run, open_client, placements):
+    async def work():
+        async with open_client() as client:
+            for seed in range(5):
+                data = array(seed)
+                answer = await echo(client, data)
+                np.testing.assert_array_equal(answer, data)
+                assert answer.flags.writeable
+                # The first answer says how large the next ones will be.
+                assert in_slot(client, answer) == (seed > 0)
+            del answer
+
+    run(work())
+    assert [len(placement.slots) for placement in placements] == [1, 2, 2, 2, 2]
+
+
+def test_only_what_takes_long_leaves_the_loop(run, open_client):
+    async def work():
+        async with open_client() as client:
+            threads = Threads()
+            asyncio.get_running_loop().set_default_executor(threads)
+            await echo(client, array(0))
+            assert threads.given == 1  # the region was registered
+            for seed in range(5):
+                await echo(client, array(seed))
+            assert threads.given == 1
+            large = array(1, 5 * MIB // 4)
+            np.testing.assert_array_equal(await echo(client, large), large)
+            assert threads.given == 2  # that was copied
+            mine = await client.empty(5 * MIB // 4, np.float32)
+            assert in_slot(client, mine)
+            mine[:] = large
+            before = threads.given
+            np.testing.assert_array_equal(await echo(client, mine), large)
+            assert threads.given == before
+            del mine
+
+    run(work())
+
+
+def test_many_at_a_time(run, open_client):
+    async def one(client, seed):
+        data = array(seed, 1000 * (1 + seed % 7) ** 3)
+        np.testing.assert_array_equal(await echo(client, data), data)
+
+    async def work():
+        async with open_client() as client:
+            await asyncio.gather(*(one(client, seed) for seed in range(60)))
+            await asyncio.gather(*(one(client, seed) for seed in range(60)))
+            assert figures(client)["leased"] == 0
+
+    run(work())
+
+
+def test_arrays_of_the_callers_in_shared_memory(run, open_client, placements):
+    async def work():
+        async with open_client() as client:
+            sent = await client.empty((BIG,), np.float32)
+            received = await client.empty(BIG, "f4")
+            assert in_slot(client, sent)
+            assert in_slot(client, received)
+            for seed in range(3):
+                sent[:] = array(seed)
+                answer = await echo(client, sent, out={"OUTPUT0": received})
+                assert answer is received
+                np.testing.assert_array_equal(received, sent)
+            with pytest.raises(InvalidTensor):
+                await client.empty(3, object)
+            with pytest.raises(InvalidTensor):
+                await client.empty((-1,), "f4")
+            del sent, received, answer
+
+    run(work())
+    assert [len(placement.slots) for placement in placements] == [1, 2, 2]
+
+
+def test_split_through_slots(run, open_client):
+    rows = np.random.default_rng(4).normal(size=(20, 16)).astype(np.float32)
+
+    async def work():
+        async with open_client() as client:
+            for batch in (rows, list(rows)):
+                result = await client.infer(
+                    "add_sub", {"INPUT0": batch, "INPUT1": batch}, split=True
+                )
+                np.testing.assert_array_equal(result["OUTPUT0"], rows + rows)
+            del result
+
+    run(work())
+
+
+@pytest.mark.parametrize("way", ["cancel", "deadline"])
+def test_slots_of_a_call_that_was_given_up_are_not_leased_again(run, open_client, way):
+    """The server may write to them when nobody waits any more."""
+    delay = np.array([0.8], np.float32)
+
+    async def work():
+        async with open_client() as client:
+            data = array(1)
+            inputs = {"INPUT0": data, "DELAY": np.array([0], np.float32)}
+            await client.infer("slow", inputs)  # which tells how large its output is
+            inputs["DELAY"] = delay
+            if way == "cancel":
+                task = asyncio.create_task(client.infer("slow", inputs))
+                await asyncio.sleep(0.2)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                with pytest.raises(DeadlineExceeded):
+                    await client.infer("slow", inputs, timeout=0.2)
+            assert figures(client)["quarantined"] == 2
+            kept = [await echo(client, array(seed)) for seed in range(8)]
+            await asyncio.sleep(1)
+            for seed, answer in enumerate(kept):
+                np.testing.assert_array_equal(answer, array(seed))
+            del kept, answer
+
+    run(work())
+
+
+def test_cancelling_while_a_region_is_registered(run, open_client):
+    async def work():
+        async with open_client() as client:
+            for turns in range(12):
+                task = asyncio.create_task(client.empty(BIG * (turns + 1), np.float32))
+                for _ in range(turns):
+                    await asyncio.sleep(0.0003)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                del task
+            np.testing.assert_array_equal(await echo(client, array(2)), array(2))
+            assert figures(client)["leased"] == 0
+
+    run(work())
+
+
+def test_calls_wait_for_slots_where_there_must_be_some(run, open_client):
+    """Without a thread each, and whoever gives up leaves nothing."""
+
+    async def one(client, seed):
+        np.testing.assert_array_equal(await echo(client, array(seed)), array(seed))
+
+    async def work():
+        async with open_client(shared_memory_limit=4 * MIB) as client:
+            held = [await client.empty(BIG, np.float32) for _ in range(3)]
+            waiting = [asyncio.create_task(one(client, seed)) for seed in range(20)]
+            empty = asyncio.create_task(client.empty(2 * BIG, np.float32))
+            late = asyncio.create_task(client.empty(2 * BIG, np.float32))
+            await asyncio.sleep(0.3)
+            late.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await late
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded, match="no shared memory came free"):
+                await client.infer("identity_cpp", {"INPUT0": array(1)}, timeout=0.3)
+            assert time.monotonic() - began < 3
+            with pytest.raises(ResourceExhausted, match="shared_memory_limit"):
+                await client.infer("identity_cpp", {"INPUT0": array(1, 5 * BIG)})
+            # A thread that waits for all of them is not one for each.
+            await asyncio.wait_for(asyncio.to_thread(int), 2)
+            held.clear()
+            await asyncio.gather(*waiting)
+            array_of_two = await empty
+            assert in_slot(client, array_of_two)
+            del array_of_two, empty
+
+    run(work())
+
+
+def test_a_loop_ends_while_calls_wait_for_slots(triton_server, channel):
+    """No thread keeps it that waits for what will never come."""
+
+    async def work():
+        client = AsyncClient(
+            triton_server.grpc_url, channel=channel, shared_memory=True, shared_memory_limit=2 * MIB
+        )
+        held = [await client.empty(BIG, np.float32) for _ in range(2)]
+        tasks = [asyncio.create_task(client.empty(BIG, np.float32)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        return client, held, tasks
+
+    began = time.monotonic()
+    client, held, _ = asyncio.run(work())
+    assert time.monotonic() - began < 5
+    assert len(held) == 2
+    asyncio.run(client.close())
+
+
+def test_where_it_is_not_required_the_wire_is_used(run, open_client):
+    async def work():
+        async with open_client(shared_memory="auto", shared_memory_limit=2 * MIB) as client:
+            kept = []
+            for seed in range(6):
+                kept.append(await echo(client, array(seed)))
+                np.testing.assert_array_equal(kept[-1], array(seed))
+            assert not in_slot(client, kept[-1])
+            assert not in_slot(client, await client.empty(2 * BIG, np.float32))
+            kept.clear()
+
+    run(work())
+
+
+def test_closing(run, open_client):
+    """Also while calls are running and waiting; arrays stay as they are."""
+
+    async def work():
+        delay = np.array([30], np.float32)
+        async with open_client() as client:
+            await client.infer("slow", {"INPUT0": array(1), "DELAY": np.zeros(1, np.float32)})
+            data = array(1)
+            mine = await client.empty(BIG, np.float32)
+            mine[:] = data
+            answer = await echo(client, mine)
+            answer = await echo(client, mine)
+            assert in_slot(client, answer)
+            calls = [
+                asyncio.create_task(client.infer("slow", {"INPUT0": data, "DELAY": delay}))
+                for _ in range(3)
+            ]
+            await asyncio.sleep(0.2)
+            await client.close()
+            for call in calls:
+                with pytest.raises(ClosedError):
+                    await call
+            np.testing.assert_array_equal(mine, data)
+            np.testing.assert_array_equal(answer, data)
+            with pytest.raises(ClosedError):
+                await client.empty(3, np.float32)
+
+    run(work())
+
+
+def test_a_hook_is_asked_for_the_headers_of_closing(run, open_client):
+    called = []
+
+    async def hook(call):
+        await asyncio.sleep(0)
+        called.append(call)
+        return {"x-token": "1"}
+
+    async def work():
+        async with open_client(header_hook=hook) as client:
+            await echo(client, array(1))
+
+    run(work())
+    assert called == ["ModelInfer('identity_cpp')", "close"]
+
+
+def test_a_hook_that_fails_at_the_end(run, triton_server, channel):
+    """The error is told, and all is given back nevertheless."""
+
+    def hook(call):
+        if call == "close":
+            raise ValueError("no token")
+
+    async def work():
+        client = AsyncClient(
+            triton_server.grpc_url, channel=channel, shared_memory=True, header_hook=hook
+        )
+        await echo(client, array(1))
+        with pytest.raises(ValueError, match="no token"):
+            await client.close()
+        async with AsyncClient(triton_server.grpc_url, shared_memory=False) as witness:
+            assert not await witness.shared_memory.registered()
+
+    run(work())
+
+
+def test_one_loop_after_the_other(triton_server, channel):
+    client = AsyncClient(triton_server.grpc_url, channel=channel, shared_memory=True)
+    for seed in range(3):
+        answer = asyncio.run(echo(client, array(seed)))
+        np.testing.assert_array_equal(answer, array(seed))
+    asyncio.run(client.close())
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+def test_regions_by_hand(run, open_client):
+    async def work():
+        async with open_client(shared_memory=False) as client:
+            with SharedMemoryRegion.create(2 * 4 * BIG) as region:
+                await region.register(client)
+                with pytest.raises(AlreadyExists):
+                    await region.register(client)
+                [known] = (await client.shared_memory.registered()).values()
+                assert (known.name, known.byte_size) == (region.name, region.byte_size)
+                assert await client.shared_memory.stale() == []
+                data = array(7)
+                region.array((BIG,), np.float32)[:] = data
+                result = await client.infer(
+                    "identity_cpp",
+                    {"INPUT0": region.tensor((BIG,), np.float32)},
+                    outputs=[region.output("OUTPUT0", 4 * BIG, 4 * BIG)],
+                )
+                assert result.shared_memory["OUTPUT0"].shape == (BIG,)
+                np.testing.assert_array_equal(region.array((BIG,), np.float32, 4 * BIG), data)
+                await region.unregister(client)
+                assert await client.shared_memory.registered() == {}
+                await client.shared_memory.unregister("nobody knows it")
+                for name in ("register", "unregister"):
+                    arguments = ("", "/key", 1) if name == "register" else ("",)
+                    with pytest.raises(InvalidOption, match="name is empty"):
+                        await getattr(client.shared_memory, name)(*arguments)
+
+    run(work())

@@ -1,0 +1,377 @@
+"""Streams of the channels for threads: what they carry, and how they end."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+from channel_peers import Message, envelope
+from test_grpc_channel import call, path, run_python, settled, within
+
+from triton_fast import errors
+from triton_fast.channels.base import CallOptions
+from triton_fast.channels.grpc import GrpcChannel
+from triton_fast.channels.native import NativeChannel
+
+KINDS = {"native": NativeChannel, "grpc": GrpcChannel}
+LARGE = 5 << 20
+
+
+@pytest.fixture(params=KINDS)
+def make(request, server):
+    """Return what makes channels of each kind, to the server unless told otherwise."""
+    channels = []
+
+    def make(target=None):
+        channels.append(KINDS[request.param](target or server.target))
+        return channels[-1]
+
+    yield make
+    for channel in channels:
+        channel.close()
+
+
+def ids(answers) -> list[str]:
+    found = []
+    for _, response in answers:
+        found.append(response.take()[2])
+        response.release()
+    return found
+
+
+def all_ids(stream) -> list[str]:
+    found = []
+    while answers := stream.receive(within(20)):
+        found += ids(answers)
+    return found
+
+
+def ended(server) -> bool:
+    return server.streams_ended.acquire(timeout=5)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(server):
+    while server.streams_ended.acquire(blocking=False):
+        pass
+
+
+def test_a_conversation(make):
+    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    for number in range(5):
+        stream.send(Message(envelope(f"m{number}")), within(20))
+        assert ids(stream.receive(within(20))) == [f"m{number}"]
+    stream.send(Message(envelope("e", error="it went wrong")))
+    [answer] = stream.receive()
+    assert answer.error == "it went wrong"
+    assert ids([answer]) == ["e"]
+    stream.half_close()
+    stream.half_close()
+    assert all_ids(stream) == ["half-closed"]
+    assert stream.receive() == []
+    with pytest.raises(errors.ClosedError):
+        stream.send(Message(envelope("late")))
+    stream.cancel()
+    stream.cancel()
+
+
+def test_the_last_message(make):
+    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    stream.send(Message(envelope("first")))
+    stream.send(Message(envelope("last")), last=True)
+    assert all_ids(stream) == ["first", "last", "half-closed"]
+
+
+def test_large_messages(make):
+    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    for _ in range(3):
+        stream.send(Message(envelope("x" * LARGE)), within(20))
+        assert [len(name) for name in ids(stream.receive(within(20)))] == [LARGE]
+    stream.cancel()
+
+
+def test_headers(make):
+    options = CallOptions(headers=(("authorization", "abc"),))
+    stream = make().open_stream(path("StreamHeaders"), options)
+    stream.send(Message(envelope("")))
+    told = []
+    while len(told) < 1:
+        told += ids(stream.receive(within(20)))
+    assert ["authorization", "abc"] in json.loads(told[0])
+    stream.cancel()
+
+
+def test_one_thread_sends_and_another_receives(make):
+    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    found = []
+    receiver = threading.Thread(target=lambda: found.extend(all_ids(stream)))
+    receiver.start()
+    for number in range(500):
+        stream.send(Message(envelope(str(number))))
+    stream.half_close()
+    receiver.join(20)
+    assert found == [*map(str, range(500)), "half-closed"]
+
+
+def test_several_streams_and_calls(make):
+    channel = make()
+    wrong = []
+
+    def work(number):
+        stream = channel.open_stream(path("StreamEcho"), CallOptions())
+        for n in range(30):
+            stream.send(Message(envelope(f"{number}.{n}")))
+        stream.half_close()
+        if all_ids(stream) != [*(f"{number}.{n}" for n in range(30)), "half-closed"]:
+            wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    assert call(channel, "Echo", b"x") == b"x"
+    for thread in threads:
+        thread.join(20)
+    assert wrong == []
+
+
+def test_the_error_of_a_stream(make):
+    options = CallOptions(call="ModelStreamInfer('m')")
+    stream = make().open_stream(path("StreamStatus"), options)
+    stream.send(Message(b"3:no such input"))
+    for _ in range(2):
+        with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
+            stream.receive(within(20))
+    assert raised.value.call == "ModelStreamInfer('m')"
+    with pytest.raises((errors.InvalidArgument, errors.ClosedError)):
+        stream.send(Message(b"3:"))
+
+
+def test_a_server_that_ends_the_stream(make):
+    stream = make().open_stream(path("StreamOne"), CallOptions())
+    stream.send(Message(b"x"))
+    assert all_ids(stream) == ["one"]
+    with pytest.raises(errors.ClosedError):
+        stream.send(Message(b"x"))
+
+
+def test_what_is_no_message(make):
+    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    stream.send(Message(b"\xff\xff\xff"))
+    with pytest.raises(errors.WireError):
+        stream.receive(within(20))
+    stream.cancel()
+
+
+def test_a_stream_to_nowhere(make):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+    stream = make(target).open_stream(path("StreamEcho"), CallOptions(call="X"))
+    failed = 0
+    for way in (lambda: stream.send(Message(b"x")), stream.receive, stream.receive):
+        try:
+            way()
+        except errors.Unavailable as error:
+            failed += str(error).startswith(f"X at {target}")
+    assert failed >= 2  # grpcio takes the first message before it knows
+
+
+def test_deadlines(make):
+    channel = make()
+    stream = channel.open_stream(path("StreamSlow"), CallOptions())
+    stream.send(Message(b"0.5"))
+    with pytest.raises(errors.DeadlineExceeded):
+        stream.receive(within(0.1))
+    # The call goes on, and nothing is lost.
+    assert ids(stream.receive(within(20))) == ["slept"]
+    stream.cancel()
+    whole = channel.open_stream(path("StreamSlow"), CallOptions(deadline_ns=within(0.4)))
+    whole.send(Message(b"5"))
+    for _ in range(2):
+        with pytest.raises(errors.DeadlineExceeded):
+            whole.receive(within(20))
+
+
+def test_a_peer_that_takes_no_messages(make):
+    stream = make().open_stream(path("StreamDeaf"), CallOptions())
+    stream.send(Message(b"x"), within(20))
+    late = None
+    for _ in range(64):  # MiB: more than any window
+        try:
+            stream.send(Message(bytes(1 << 20)), within(0.5))
+        except errors.DeadlineExceeded as error:
+            late = error
+            break
+    assert late is not None
+    with pytest.raises(errors.ServerError):
+        stream.receive(within(20))
+
+
+def test_a_slow_reader_is_waited_for(make, server):
+    server.streamed = 0
+    stream = make().open_stream(path("StreamCount"), CallOptions())
+    stream.send(Message(b"1000 100000"))
+    stream.receive(within(20))
+    seen = -1
+    while server.streamed != seen:
+        seen = server.streamed
+        time.sleep(0.5)
+    assert seen < 1000
+    stream.cancel()
+
+
+@pytest.mark.parametrize("way", ["cancel", "close"])
+def test_a_stream_that_is_given_up(make, server, way):
+    channel = make()
+    stream = channel.open_stream(path("StreamDeaf"), CallOptions(call="X"))
+    stream.send(Message(b"x"))
+    raised = []
+
+    def receive():
+        try:
+            stream.receive()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    time.sleep(0.2)
+    (stream.cancel if way == "cancel" else channel.close)()
+    thread.join(5)
+    assert type(raised[0]) is (errors.Cancelled if way == "cancel" else errors.ClosedError)
+    with pytest.raises((errors.Cancelled, errors.ClosedError)):
+        stream.send(Message(b"x"))
+    assert ended(server)
+
+
+def test_a_closed_channel_opens_no_stream(make):
+    channel = make()
+    stream = channel.open_stream(path("StreamEcho"), CallOptions())
+    channel.close()
+    with pytest.raises(errors.ClosedError):
+        stream.send(Message(b"x"))
+    with pytest.raises(errors.ClosedError):
+        channel.open_stream(path("StreamEcho"), CallOptions())
+
+
+def test_the_connection_breaks(make, relay):
+    stream = make(relay.target).open_stream(path("StreamDeaf"), CallOptions())
+    stream.send(Message(b"x"))
+    threading.Timer(0.2, relay.cut).start()
+    with pytest.raises(errors.Unavailable):
+        stream.receive(within(20))
+
+
+def test_nothing_is_left_open(make):
+    channel = make()
+
+    def cycle(way):
+        stream = channel.open_stream(path("StreamEcho"), CallOptions())
+        stream.send(Message(envelope("a")))
+        stream.receive(within(20))
+        if way:
+            stream.half_close()
+            assert all_ids(stream) == ["half-closed"]
+        else:
+            stream.cancel()
+
+    def held():
+        # The server is in this process, and has a pool of threads that grows.
+        threads = threading.enumerate()
+        return sum(not thread.name.startswith("ThreadPoolExecutor") for thread in threads)
+
+    for way in (0, 1):
+        cycle(way)
+    before = settled(held)
+    for n in range(20):
+        cycle(n % 2)
+    assert settled(held) <= before
+
+
+PROGRAM = """
+    import os, signal, sys, threading, time
+    from channel_peers import Message
+    from test_channel_streams import KINDS, all_ids, ids
+    from triton_fast import errors
+    from triton_fast.channels.base import CallOptions
+
+    kind = KINDS[sys.argv[1]]
+    channel = kind(sys.argv[2])
+    stream = channel.open_stream("/test.Echo/StreamDeaf", CallOptions())
+    stream.send(Message(b"x"))
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_may_end_with_streams_open(server, kind):
+    script = PROGRAM + "    print('over')\n"
+    began = time.monotonic()
+    assert run_python(script, kind, server.target, quiet=True) == "over\n"
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["receive", "send"])
+def test_ctrl_c(server, kind, way):
+    script = (
+        PROGRAM
+        + """
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    try:
+        if sys.argv[3] == "receive":
+            stream.receive()
+        else:
+            while True:
+                stream.send(Message(bytes(1 << 20)))
+    except KeyboardInterrupt:
+        assert time.monotonic() - began < 5
+        print("interrupted")
+    channel.close()
+    """
+    )
+    assert run_python(script, kind, server.target, way, timeout=20) == "interrupted\n"
+    assert ended(server)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forked_children(server, kind):
+    """A stream is the parent's; a child that grpcio was forked around in mid-stream has none."""
+    script = (
+        PROGRAM
+        + """
+    receiving = threading.Thread(target=lambda: stream.receive(None), daemon=True)
+    receiving.start()
+    time.sleep(0.2)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)
+        status = 1
+        try:
+            for way in (lambda: stream.send(Message(b"x")), stream.receive, stream.half_close):
+                try:
+                    way()
+                except errors.ClosedError:
+                    continue
+                raise AssertionError("used")
+            stream.cancel()
+            mine = kind(sys.argv[2])
+            echo = mine.open_stream("/test.Echo/StreamOne", CallOptions())
+            try:
+                echo.send(Message(b"x"))
+                assert all_ids(echo) == ["one"]
+            except errors.FailedPrecondition:
+                assert sys.argv[1] == "grpc"
+            mine.close()
+            status = 0
+        except BaseException as error:
+            print(type(error), error, flush=True)
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    print("done")
+    """
+    )
+    assert run_python(script, kind, server.target) == "done\n"

@@ -1,0 +1,160 @@
+"""The documents' Python is run as it stands, each document's blocks one after the other.
+
+They are given a server at the address that they name, the names that a reader would have imported,
+and what they take for granted: a `client`, a `batch`.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import inspect
+import re
+import uuid
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from event_loops import need_uvloop
+
+import triton_fast
+from triton_fast import Client
+
+pytestmark = pytest.mark.server
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IMPORTED = {
+    "asynccontextmanager": asynccontextmanager,
+    "asyncio": asyncio,
+    "np": np,
+    "uuid": uuid,
+    **{name: getattr(triton_fast, name) for name in triton_fast.__all__},
+}
+
+
+def run(document, url, given):
+    """Run a document's blocks; return how many there were."""
+    text = (DOCS / document).read_text(encoding="utf-8")
+    names = dict(IMPORTED)
+    matches = list(BLOCK.finditer(text))
+    for match in matches:
+        names |= given  # what a block before has called so was its own
+        code = compile(
+            "\n" * text[: match.start(1)].count("\n") + match[1].replace("localhost:8001", url),
+            str(DOCS / document),
+            "exec",
+            flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+        )
+        coroutine = eval(code, names)
+        if code.co_flags & inspect.CO_COROUTINE:
+            asyncio.run(coroutine)
+    return len(matches)
+
+
+def test_every_document_is_run():
+    tested = {"asyncio.md", "shared-memory.md", "streams.md"}
+    assert {path.name for path in DOCS.glob("*.md")} == tested
+
+
+@pytest.fixture(scope="module")
+def server(triton_server_factory):
+    models = ["repeat_int32", "square_int32", "accumulate_oldest", "accumulate_string"]
+    models += ["vllm_like", "prompt_text_stream", "identity_fp32", "identity_rank3", "slow"]
+    with triton_server_factory(models=models) as server:
+        yield server
+        server.kill()
+
+
+def test_streams(server, capsys):
+    with Client(server.grpc_url, timeout=30) as client:
+        assert run("streams.md", server.grpc_url, {"client": client}) == 11
+    said = capsys.readouterr().out
+    assert said.count("number [2] is [9]") == 2
+    assert "3 is given 3 times\n1 is given 1 times\n2 is given 2 times\n" in said
+    assert said.count("square of 3 [3]\n") == 3
+    assert "None\n" in said
+    assert "refused: " in said
+    assert "2 answers all the same" in said
+    assert "the sum so far: [6]" in said
+    assert "[1, 3, 6]" in said
+    assert "the sum so far: [3]" in said
+    assert "the answer of vllm_like\nThese are tokens\n3 tokens, ended by stop" in said
+    assert "Token(text='one', index=0)" in said
+
+
+def test_asyncio(server, capsys):
+    need_uvloop()
+    uvloop = importlib.import_module("uvloop")
+    assert run("asyncio.md", server.grpc_url, {"uvloop": uvloop}) == 6
+    said = capsys.readouterr().out
+    assert "100 answers, the last one is [99. 99. 99.]" in said
+    assert "given up, and the model knows" in said
+    assert "the same, and told more of: ModelInfer('slow') at" in said
+    assert "0.5\n" in said
+    assert "True on uvloop" in said
+
+
+# shared-memory.md names models that readers have heard of. Here, each score is the first pixel.
+CONFIG = """\
+backend: "python"
+max_batch_size: 8
+input [ {{ name: "{image}", data_type: TYPE_FP32, dims: [ 3, 224, 224 ] }} ]
+output [ {{ name: "{scores}", data_type: TYPE_FP32, dims: [ 1000 ] }} ]
+instance_group [ {{ kind: KIND_CPU }} ]
+"""
+CODE = """\
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request.inputs()[0]) for request in requests]
+
+    def answer(self, images):
+        first = images.as_numpy()[:, 0, 0, :1]
+        scores = np.ascontiguousarray(np.broadcast_to(first, (len(first), 1000)))
+        name = "scores" if images.name() == "image" else "fc6_1"
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, scores)])
+"""
+
+
+class Camera:
+    """Its pictures are numbered."""
+
+    def read_into(self, images):
+        images[:] = np.arange(len(images))[:, None, None, None]
+
+
+def test_shared_memory(triton_server_factory, tmp_path):
+    for model, image, scores in (("resnet", "image", "scores"), ("densenet", "data_0", "fc6_1")):
+        (tmp_path / model / "1").mkdir(parents=True)
+        (tmp_path / model / "config.pbtxt").write_text(CONFIG.format(image=image, scores=scores))
+        (tmp_path / model / "1" / "model.py").write_text(CODE)
+    results = []
+
+    class Watched(Client):
+        def infer(self, *arguments, **more):
+            results.append(super().infer(*arguments, **more))
+            return results[-1]
+
+    shape = (3, 224, 224)
+    with triton_server_factory(tmp_path) as server, Watched(server.grpc_url, timeout=30) as client:
+        given = {
+            "Client": Watched,
+            "client": client,
+            "batch": np.full((4, *shape), 5, np.float32),
+            "camera": Camera(),
+            "image": np.full(shape, 6, np.float32),
+            "images": [np.full(shape, number, np.float32) for number in range(20)],
+        }
+        assert run("shared-memory.md", server.grpc_url, given) == 2
+        server.kill()
+    first, filled, split, by_hand = results
+    assert first["scores"][:, 0].tolist() == [5] * 4
+    assert filled["scores"][:, 0].tolist() == list(range(8))
+    assert split["scores"][:, 0].tolist() == list(range(20))
+    assert by_hand.shared_memory["fc6_1"].shape == (1, 1000)

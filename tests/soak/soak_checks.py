@@ -1,0 +1,55 @@
+"""What the long campaigns hold a program's measurements against: nothing grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+# What may come and go: the arenas of Python's and the C library's allocators. In the long form of a
+# million calls that is 2 bytes for each.
+MEMORY = 2 << 20
+
+
+def run(program: str, *arguments: str):
+    """Run a program of this folder; return its measurements, as arrays by name."""
+    command = [sys.executable, str(Path(__file__).with_name(program)), *arguments]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    measurements = json.loads(done.stdout)
+    return {name: np.array([m[name] for m in measurements]) for name in measurements[0]}
+
+
+def check(measured):
+    """Hold the second half of a run against the first, and memory against a line through it."""
+    for name, slack in (("descriptors", 2), ("threads", 2), ("native_objects", 0)):
+        values = measured[name]
+        half = len(values) // 2
+        assert values[half:].max() <= values[:half].max() + slack, (name, values.tolist())
+    calls, resident = measured["calls"], measured["resident"]
+    # The first tenth is left out: caches still fill.
+    start = len(calls) // 10
+    slope = np.polyfit(calls[start:], resident[start:], 1)[0]
+    growth = slope * (calls[-1] - calls[start])
+    assert growth < MEMORY, (f"{slope:.1f} bytes for each call", (resident // 1024).tolist())
+    return slope
+
+
+def summary(measured, slope):
+    """Say in a line what a long run measured."""
+    seconds = measured["time"][-1] - measured["time"][0]
+    return (
+        f"{measured['calls'][-1]} calls in {seconds:.0f} s; memory "
+        f"{measured['resident'][0] / 2**20:.1f} MiB before, "
+        f"{measured['resident'][-1] / 2**20:.1f} MiB after, {slope:.2f} bytes a call; "
+        f"descriptors {measured['descriptors'][0]} and {measured['descriptors'][-1]}, "
+        f"threads {measured['threads'][0]} and {measured['threads'][-1]}"
+    )

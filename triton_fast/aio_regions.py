@@ -1,0 +1,37 @@
+"""The face of a server's shared memory register for coroutines: `AsyncClient.shared_memory`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .query import Query
+from .regions import stale_regions
+from .registry import RegisteredRegion, registered, registration, removal
+from .stale import StaleRegion
+
+__all__ = ["AsyncRegions"]
+
+
+class AsyncRegions:
+    """Shared memory regions that a client's server knows; see `triton_fast.regions.Regions`."""
+
+    def __init__(self, ask: Callable[[Query[Any]], Awaitable[Any]]) -> None:
+        self._ask = ask
+
+    async def register(self, name: str, key: str, byte_size: int, offset: int = 0) -> None:
+        """Have the server map shared memory; see `triton_fast.regions.Regions.register`."""
+        await self._ask(registration(name, key, byte_size, offset))
+
+    async def unregister(self, name: str) -> None:
+        """Have the server let go of a region; see `triton_fast.regions.Regions.unregister`."""
+        await self._ask(removal(name))
+
+    async def registered(self) -> dict[str, RegisteredRegion]:
+        """Return all regions that the server knows, by name."""
+        regions: dict[str, RegisteredRegion] = await self._ask(registered())
+        return regions
+
+    async def stale(self) -> list[StaleRegion]:
+        """Return the regions of killed clients; see `triton_fast.regions.Regions.stale`."""
+        return stale_regions((await self.registered()).values())
