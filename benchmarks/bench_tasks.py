@@ -55,7 +55,7 @@ def measure(server: Addresses, smoke: bool) -> Measure:
 def _compete(crowd: Crowd, server: Addresses, smoke: bool) -> dict[str, Samples]:
     case = numbers(crowd.byte_size, crowd.group)
     total = {cls.name: Samples() for cls in crowd.competing}
-    plan = Plan(2, warmup=0) if smoke else Plan(4, warmup=1, sets=4)
+    plan = Plan(2, warmup=0) if smoke else Plan(4, warmup=1, sets=3)
     # Long beside the time in which all tasks have had an answer.
     seconds = 0.03 if smoke else 0.5 if crowd.tasks * crowd.byte_size > 50e6 else 0.25
     for number in range(plan.sets):

@@ -244,3 +244,29 @@ TEST(connection_does_not_ping_while_its_sink_is_full) {
   }
   CHECK(!connection.done() && connection.end_call().status == Status::kCancelled);
 }
+
+TEST(connection_is_closed_when_an_answer_is_given_up) {
+  // Whoever gives it up: somebody who interrupts, or the one who makes the call. But for an answer
+  // that has not begun, it goes on.
+  for (const bool interrupted : {false, true}) {
+    for (const bool answered : {false, true}) {
+      Pair pair;
+      Server server;
+      Connection connection(Socket(pair.ends[0]), "x");
+      Sink sink;
+      connection.begin_call(test::stream_call(), &sink, kNever, {});
+      Wants wants;
+      wants.until_ns = monotonic_ns() + kMillisecond;
+      CHECK(connection.run(0, wants) == Progress::kInterrupted);
+      CHECK(test::receive_some(pair.ends[1], server));
+      if (answered) server.begin(1);
+      CHECK(test::send_all(pair.ends[1], server));
+      wants.until_ns = monotonic_ns() + kMillisecond;
+      CHECK(connection.run(0, wants) == Progress::kInterrupted);
+      if (interrupted) connection.interrupt();
+      if (interrupted) CHECK(connection.run(0) == Progress::kDone);
+      CHECK(connection.end_call().status == Status::kCancelled);
+      CHECK(connection.open() == !answered && connection.usable() == !answered);
+    }
+  }
+}

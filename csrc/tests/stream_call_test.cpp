@@ -193,7 +193,7 @@ struct Streaming {
     while (call->send(until_ns) == Progress::kInterrupted) {
       if (monotonic_ns() >= until_ns) return false;
     }
-    return !call->over();
+    return call->sent();
   }
 
   /// Returns what has come, but for the end; nothing at the end.

@@ -269,7 +269,7 @@ cdef class StreamCall:
         Returns
         -------
         bool
-            Whether it was sent. If not, the call is over, or the deadline has passed.
+            Whether it was sent. If not, the call is over, perhaps for the deadline has passed.
 
         Raises
         ------
@@ -282,7 +282,6 @@ cdef class StreamCall:
         cdef vector[ConstBuffer] segments = segments_of(outgoing)
         cdef int64_t until = http2.kNever if deadline_ns is None else deadline_ns
         cdef http2.Progress progress
-        cdef bint over = False
         self.call.post(segments, size, last)
         self.outgoing = outgoing
         try:
@@ -299,9 +298,7 @@ cdef class StreamCall:
             self.give_up()
             raise
         self.outgoing = None
-        with nogil:
-            over = self.call.over()
-        return not over
+        return self.call.sent()
 
     cdef give_up(self):
         with nogil:

@@ -86,6 +86,7 @@ cdef extern from "triton_fast/http2/pool.hpp" namespace "triton_fast::http2" nog
             const Keepalive& keepalive, int64_t busy_ns) except +translate
         void post(vector[ConstBuffer] segments, uint64_t size, cbool last) except +translate
         Progress send(int64_t until_ns) except +translate
+        cbool sent() except +translate
         void give_up() except +translate
         void half_close() except +translate
         Progress receive(int64_t until_ns) except +translate

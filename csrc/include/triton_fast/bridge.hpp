@@ -72,7 +72,7 @@ class QueueSink final : public http2::MessageSink {
     current_->finish();
     const std::lock_guard<std::mutex> lock(mutex_);
     messages_.push_back({std::move(current_), size_});
-    byte_size_ += size_;
+    byte_size_ += kReader + size_;
     count_.store(messages_.size());
   }
   bool ready() const noexcept override { return count_.load() != 0; }
@@ -84,7 +84,7 @@ class QueueSink final : public http2::MessageSink {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (messages_.empty()) return nullptr;
     wire::ResponseReader* const message = messages_.front().reader.release();
-    byte_size_ -= messages_.front().size;
+    byte_size_ -= kReader + messages_.front().size;
     messages_.pop_front();
     count_.store(messages_.size());
     return message;
@@ -93,6 +93,8 @@ class QueueSink final : public http2::MessageSink {
  private:
   // What may come while a message is sent that the server does not take before its own were read.
   static constexpr std::uint64_t kMost = std::uint64_t{64} << 20;
+  // What a message takes beside its tensors, about; most are far smaller than that.
+  static constexpr std::uint64_t kReader = 1024;
 
   struct Message {
     std::unique_ptr<wire::ResponseReader> reader;

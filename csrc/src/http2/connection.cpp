@@ -145,13 +145,14 @@ Outcome Connection::end_call() {
     outcome.status = Status::kDeadlineExceeded;
     outcome.message = "the deadline passed, and the server gave up: " + outcome.message;
   }
+  const bool given_up = overruled_ || !done();
   if (!done()) {
     outcome.status = Status::kCancelled;
     outcome.message = "the call was cancelled";
   }
   // What is still coming of an answer that was given up would be in the way of the next one.
   const bool noisy =
-      overruled_ && (stream_->answered() || session_.received() - received_before_ > kNoise);
+      given_up && (stream_->answered() || session_.received() - received_before_ > kNoise);
   session_.close(stream_);
   stream_ = nullptr;
   if (!broken_) {

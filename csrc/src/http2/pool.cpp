@@ -302,7 +302,10 @@ void Call::cancel() noexcept {
 void StreamCall::post(std::vector<ConstBuffer> segments, std::uint64_t size, bool last) {
   if (pool_->inherited()) return;
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (over_) return;  // as send() will say
+  if (over_) {
+    sending_ = true;  // and never sent
+    return;
+  }
   if (sending_) throw std::logic_error("a stream's messages are sent one after another");
   if (closed_) throw std::logic_error("the stream is half closed: no more messages can be sent");
   segments_ = std::move(segments);
@@ -425,10 +428,20 @@ Progress StreamCall::step(Wants wants) {
   }
   const Progress progress = connection_->run(busy_ns_, wants);
   if (connection_->done()) {
+    // The last message may have been sent all the same.
+    const bool sent = connection_->sent();
     outcome_ = connection_->end_call();
     done_ = true;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sending_ = sending_ && (posted_ || !sent);
   }
   return progress;
+}
+
+bool StreamCall::sent() {
+  if (pool_->inherited()) return false;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return !sending_;
 }
 
 void dispose(StreamCall* call) noexcept {

@@ -53,8 +53,8 @@ class Connection {
   /// @brief Says that a stream has no more messages.
   void half_close();
 
-  /// Whether a stream's messages have been handed over, and nothing of them is borrowed any more.
-  bool sent() const noexcept { return stream_->done() || (stream_->listed() && !stream_->lent()); }
+  /// Whether a stream's messages so far are sent.
+  bool sent() const noexcept { return stream_->listed() && !stream_->lent(); }
 
   /// Whether the call is over, for good or not.
   bool done() const noexcept { return stream_->done() || overruled_; }

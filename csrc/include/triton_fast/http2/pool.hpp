@@ -145,6 +145,9 @@ class StreamCall : public Call {
   /// @brief Goes on until the message is sent or the call is over: kDone. @see over()
   Progress send(std::int64_t until_ns);
 
+  /// Whether the message that was handed over last is sent; it may be when the call is over, too.
+  bool sent();
+
   /// @brief Ends the call with CANCELLED, unless it is over. Afterwards nothing is borrowed of the
   /// message that was being sent.
   void give_up();
