@@ -211,6 +211,7 @@ def test_a_hook_for_headers(run, new_client, kind):
             await echo(client, headers={"x-call": "1"})
             assert await client.is_live()
             await client.model("identity_fp32")(ONE)
+            assert await client.health()
             options = await client._connection.options("X", headers={"x-call": "1"})
             tokens = [] if kind == "none" else [("x-token", str(len(called)))]
             assert list(options.headers) == [("x-own", "1"), *tokens, ("x-call", "1")]
