@@ -6,6 +6,7 @@ reading; whoever reads hands out what came for the others.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -136,7 +137,7 @@ class ResponseStream(Iterator[InferResult]):
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if not getattr(self, "_closed", True) and not self._stream._over:
             self.close()
 
 
@@ -497,11 +498,18 @@ class Stream:
             self._channel_stream.cancel()
 
 
-# A forked child's copies of these are over; see Stream._abandon.
 _streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
 
+@atexit.register
+def _close_all() -> None:
+    # Later, in mid-finalization, threads that hold a lock may be gone.
+    for stream in list(_streams):
+        stream.close()
+
+
 def _abandon_all() -> None:
+    # In a forked child; see Stream._abandon.
     for stream in list(_streams):
         stream._abandon()
 
