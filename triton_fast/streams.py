@@ -375,14 +375,15 @@ class Stream:
                         return item
                     if self._is_over(pending):
                         return None
-                    if self._reading:
+                    room = self._answers.unread(self._buffer_size) < self._buffer_size
+                    if self._reading or room:
                         patience = None
-                    elif self._answers.unread(self._buffer_size) < self._buffer_size:
-                        self._reading = mine = True
                     else:
                         self._starved = True
                         patience = patience or time.monotonic_ns() + PATIENCE_NS
-                    if not mine:
+                    if room and not self._reading:
+                        self._reading = mine = True
+                    else:
                         waiter = threading.Lock()
                         waiter.acquire()
                         self._waiters.add(waiter)
