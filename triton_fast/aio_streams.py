@@ -90,6 +90,8 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             except asyncio.CancelledError:
                 await self.aclose()  # as a generator would be
                 raise
+        elif stream.starved:
+            stream.took(item)
         if isinstance(item, InferResult):
             return item
         if item is None or (pending.over and not pending.inbox):
@@ -181,6 +183,7 @@ class AsyncStream:
         self._answers = Answers(target)
         self._waiters: set[asyncio.Future[None]] = set()
         self._reading = False
+        self.starved = False  # somebody does not read on before others have read what is there
         self._half_closed = False
         self._failure: TritonFastError | None = None  # why nothing can be done any more
         self._sending = asyncio.Lock()
@@ -325,16 +328,28 @@ class AsyncStream:
         patience = None
         while True:
             if inbox:
-                self._wake()
-                return inbox.popleft()
+                item = inbox.popleft()
+                if self.starved:
+                    self.took(item)
+                return item
             if self._is_over(pending):
                 return None
-            if not self._reading:
-                if self._answers.unread(self._buffer_size) < self._buffer_size:
-                    await self._read(deadline_ns)
-                    continue
+            room = self._answers.unread(self._buffer_size) < self._buffer_size
+            if self._reading or room:
+                patience = None
+            else:
+                self.starved = True
                 patience = patience or time.monotonic_ns() + PATIENCE_NS
-            await self._wait(deadline_ns, patience)
+            if room and not self._reading:
+                await self._read(deadline_ns)
+            else:
+                await self._wait(deadline_ns, patience)
+
+    def took(self, item: InferResult | TritonFastError) -> None:
+        """Have those read on who wait for room, once there is some."""
+        if self._answers.took(item, self._buffer_size) < self._buffer_size:
+            self.starved = False
+            self._wake()
 
     def _is_over(self, pending: Pending | None) -> bool:
         if pending is not None:

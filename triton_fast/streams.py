@@ -6,6 +6,7 @@ reading; whoever reads hands out what came for the others.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -136,7 +137,7 @@ class ResponseStream(Iterator[InferResult]):
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if not getattr(self, "_closed", True) and not self._stream._over:
             self.close()
 
 
@@ -374,14 +375,15 @@ class Stream:
                         return item
                     if self._is_over(pending):
                         return None
-                    if self._reading:
+                    room = self._answers.unread(self._buffer_size) < self._buffer_size
+                    if self._reading or room:
                         patience = None
-                    elif self._answers.unread(self._buffer_size) < self._buffer_size:
-                        self._reading = mine = True
                     else:
                         self._starved = True
                         patience = patience or time.monotonic_ns() + PATIENCE_NS
-                    if not mine:
+                    if room and not self._reading:
+                        self._reading = mine = True
+                    else:
                         waiter = threading.Lock()
                         waiter.acquire()
                         self._waiters.add(waiter)
@@ -497,11 +499,18 @@ class Stream:
             self._channel_stream.cancel()
 
 
-# A forked child's copies of these are over; see Stream._abandon.
 _streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
 
+@atexit.register
+def _close_all() -> None:
+    # Later, in mid-finalization, threads that hold a lock may be gone.
+    for stream in list(_streams):
+        stream.close()
+
+
 def _abandon_all() -> None:
+    # In a forked child; see Stream._abandon.
     for stream in list(_streams):
         stream._abandon()
 

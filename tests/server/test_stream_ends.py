@@ -19,7 +19,7 @@ pytestmark = pytest.mark.server
 LONG = 30.0
 
 PRELUDE = """
-import gc, os, signal, sys, threading, time
+import contextlib, gc, os, signal, sys, threading, time
 import numpy as np
 from stream_inputs import ENDLESS, outs, repeat, square
 from triton_fast import Client, ClosedError
@@ -44,12 +44,10 @@ def client(server, channel):
 
 @pytest.fixture
 def run(server, channel):
-    """Run a script with a client of its own; it must end well and complain of nothing."""
+    """Run a script with a client of its own; it must end well, and complain of nothing."""
 
-    def run(script, *arguments):
-        return run_python(
-            PRELUDE + script, server.grpc_url, channel, *arguments, timeout=LONG, quiet=True
-        )
+    def run(script, *, quiet=True):
+        return run_python(PRELUDE + script, server.grpc_url, channel, timeout=LONG, quiet=quiet)
 
     return run
 
@@ -92,8 +90,14 @@ del stream, client
 stream = client.open_stream()
 mine = stream.stream("repeat_int32", ENDLESS)
 stream.send("repeat_int32", ENDLESS)
-for work in (lambda: list(mine), stream.receive, lambda: (stream.receive(), stream.receive())):
-    threading.Thread(target=work, daemon=True).start()
+
+def wait(work):
+    with contextlib.suppress(ClosedError):
+        while True:
+            work()
+
+for work in (lambda: next(mine), stream.receive, stream.receive):
+    threading.Thread(target=wait, args=(work,), daemon=True).start()
 time.sleep(0.2)
 print(1)
 """,
@@ -233,7 +237,7 @@ def test_a_signal_while_sending(client, alarms):
 # Forks --------------------------------------------------------------------------------------------
 
 
-def test_a_child_has_no_part_in_its_parents_streams(run):
+def test_a_child_has_no_part_in_its_parents_streams(run, channel):
     script = """
 def refused(work):
     try:
@@ -242,10 +246,10 @@ def refused(work):
         return "parent" in str(error) or "closed" in str(error)
     return False
 
-mine = client.stream("repeat_int32", repeat([1, 2, 3], [0, 600, 100]))
+mine = client.stream("repeat_int32", ENDLESS)
 shared = client.open_stream()
 by_hand = shared.stream("repeat_int32", repeat([4, 5], [0, 600]))
-shared.send("repeat_int32", repeat([6], [500]))
+shared.send("repeat_int32", ENDLESS)
 assert next(mine)["OUT"].item() == 1
 waiting = []
 thread = threading.Thread(target=lambda: waiting.extend(outs(by_hand)))
@@ -259,13 +263,13 @@ for turn in range(12):
             refused(lambda: list(mine)),
             refused(lambda: shared.send("repeat_int32", ENDLESS)),
             refused(lambda: shared.stream("repeat_int32", ENDLESS)),
-            refused(shared.receive),
+            refused(lambda: [shared.receive() for _ in range(2)]),  # what had come may be read
             shared.half_close() is None,
             mine.close() is None,
         ]
         if turn % 2:
             shared.close()
-        if turn % 3 == 0:
+        if turn % 3 == 0 and sys.argv[2] == "native":  # grpcio does not go on after such a fork
             right.append(outs(client.stream("repeat_int32", repeat([7]))) == [7])
         del mine, by_hand
         gc.collect()
@@ -274,10 +278,13 @@ for turn in range(12):
     time.sleep(0.005)
 statuses = [os.waitpid(pid, 0)[1] for pid in children]
 assert statuses == [0] * len(children), statuses
-assert outs(mine) == [2, 3]
 thread.join()
 assert waiting == [4, 5]
+assert shared.receive()["OUT"].item() == 1
+shared.send("repeat_int32", repeat([6]))
 assert shared.receive()["OUT"].item() == 6
+mine.close()
+shared.close()
 print("done")
 """
-    assert run(script) == "done\n"
+    assert run(script, quiet=channel == "native") == "done\n"  # grpcio says what it skips

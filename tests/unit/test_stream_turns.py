@@ -1,0 +1,441 @@
+"""Who reads a stream when, and who is woken: threads, then tasks, on a channel that the test plays.
+
+Both faces are to do the same; what cannot be shown on a real server, because it is about who comes
+first, is shown here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+
+import numpy as np
+import pytest
+from stream_messages import message
+
+from triton_fast import (
+    Cancelled,
+    ClosedError,
+    DeadlineExceeded,
+    ResourceExhausted,
+    Unavailable,
+    aio_streams,
+    streams,
+)
+from triton_fast.aio_streams import AsyncStream
+from triton_fast.channels.base import CallOptions
+from triton_fast.messages import message_class
+from triton_fast.streams import Stream
+from triton_fast.tensor import input_tensor
+
+LONG = 10.0
+ONE = {"x": np.zeros(1, np.float32)}
+OPTIONS = CallOptions(call="ModelStreamInfer")
+# What an answer of the tests counts for.
+SIZE = 1024 + 8
+
+
+class Channel:
+    """A channel's stream: what it receives is put in by the test."""
+
+    def __init__(self):
+        self.ids = []  # of the requests, as they were sent
+        self.incoming = deque()  # lists of answers, or exceptions
+        self.receives = 0  # how many are waiting, or have been
+        self.cancelled = False
+        self.half_closed = False
+        self.send_failure = None
+
+    def note(self, outgoing, last):
+        if self.send_failure is not None:
+            raise self.send_failure
+        assert not self.half_closed
+        request = message_class("ModelInferRequest").FromString(outgoing.render())
+        assert request.parameters["triton_enable_empty_final_response"].bool_param
+        self.ids.append(request.id)
+        self.half_closed = last
+
+    def next(self):
+        found = self.incoming.popleft()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+class ThreadChannel(Channel):
+    def __init__(self):
+        super().__init__()
+        self.changed = threading.Condition()
+
+    def send(self, outgoing, deadline_ns=None, *, last=False):
+        self.note(outgoing, last)
+
+    def half_close(self):
+        self.half_closed = True
+
+    def put(self, *found):
+        with self.changed:
+            self.incoming.extend(found)
+            self.changed.notify_all()
+
+    def receive(self, deadline_ns=None):
+        with self.changed:
+            self.receives += 1
+            while not self.incoming:
+                if self.cancelled:
+                    raise Cancelled("the call was cancelled")
+                left = None if deadline_ns is None else (deadline_ns - time.monotonic_ns()) * 1e-9
+                if left is not None and left <= 0:
+                    raise DeadlineExceeded("the deadline passed before there was an answer")
+                self.changed.wait(left)
+            return self.next()
+
+    def cancel(self):
+        with self.changed:
+            self.cancelled = True
+            self.changed.notify_all()
+
+
+@pytest.fixture
+def channel():
+    channel = ThreadChannel()
+    yield channel
+    channel.incoming.clear()
+
+
+def tensors(_prepared, inputs, _options):
+    return [input_tensor(name, value) for name, value in inputs.items()]
+
+
+def forget(stream):
+    """Let go of what nobody has read: pytest keeps the stream for a while."""
+    vars(stream._answers).clear()
+    stream._inbox.clear()
+
+
+@pytest.fixture
+def stream(channel):
+    with Stream(channel, OPTIONS, "host:1", tensors, 10 * SIZE) as stream:
+        yield stream
+    forget(stream)
+
+
+class Waiting(threading.Thread):
+    """A thread that asks for an answer, or for whatever else."""
+
+    def __init__(self, work):
+        super().__init__()
+        self.work = work
+        self.start()
+
+    def run(self):
+        try:
+            self.found = self.work()
+        except Exception as error:
+            self.found = error
+
+    def result(self):
+        self.join(LONG)
+        assert not self.is_alive()
+        return self.found
+
+
+def until(condition):
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def value(result):
+    return result["y"].item()
+
+
+# Threads ------------------------------------------------------------------------------------------
+
+
+def test_one_thread_reads_for_all(channel, stream):
+    made = [stream.stream("m", ONE) for _ in range(8)]
+    waiting = [Waiting(lambda one=one: next(one)) for one in made]
+    until(lambda: channel.receives == 1)
+    time.sleep(0.05)
+    assert channel.receives == 1
+    # One after the other, and none to the one who reads.
+    for number in range(7, 0, -1):
+        channel.put([message(channel.ids[number], number)])
+    assert [value(one.result()) for one in waiting[1:]] == list(range(1, 8))
+    channel.put([message(channel.ids[0], 0)])
+    assert value(waiting[0].result()) == 0
+
+
+def test_another_thread_goes_on_reading(channel, stream):
+    """When the one who read has its answer, has no more time, or has met an error."""
+    first, second = stream.stream("m", ONE, timeout=0.3), stream.stream("m", ONE)
+    reader = Waiting(lambda: next(first))
+    until(lambda: channel.receives == 1)
+    other = Waiting(lambda: next(second))
+    assert isinstance(reader.result(), DeadlineExceeded)
+    until(lambda: channel.receives == 2)
+    channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
+    assert value(other.result()) == 2
+    assert value(next(first)) == 1  # late: it is there for who asks again
+
+
+def test_a_reader_that_is_interrupted_leaves_its_turn(channel, stream):
+    first, second = stream.stream("m", ONE), stream.stream("m", ONE)
+    reader = Waiting(lambda: next(first))
+    until(lambda: channel.receives == 1)
+    other = Waiting(lambda: next(second))
+    channel.put(ZeroDivisionError())  # as a signal's handler may raise anything
+    assert isinstance(reader.result(), ZeroDivisionError)
+    channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
+    assert value(other.result()) == 2
+    assert value(next(first)) == 1
+
+
+def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypatch):
+    """Some are lost, so all requests end: none is to wait for ever, or to miss one in silence."""
+    first, second = stream.stream("m", ONE), stream.stream("m", ONE)
+    deliver = stream._answers.deliver
+
+    def interrupted(answers):
+        deliver(answers[:1])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stream._answers, "deliver", interrupted)
+    reader = Waiting(lambda: next(first))
+    until(lambda: channel.receives == 1)
+    other = Waiting(lambda: next(second))
+    channel.put([message(channel.ids[1], 2), message(channel.ids[0], 1)])
+    assert isinstance(reader.result(), ZeroDivisionError)
+    assert value(other.result()) == 2
+    for one in (first, second):
+        with pytest.raises(Cancelled, match="interrupted"):
+            next(one)
+    assert channel.cancelled
+    with pytest.raises(Cancelled, match="interrupted"):
+        stream.send("m", ONE)
+
+
+def test_who_waits_for_room_is_woken(channel, stream):
+    unread, other = stream.stream("m", ONE), stream.stream("m", ONE)
+    channel.put([message(channel.ids[0], number) for number in range(12)])
+    channel.put([message(channel.ids[1], 99)])
+    waiting = Waiting(lambda: next(other))
+    until(lambda: stream._starved)
+    assert channel.receives == 1
+    # Twelve are unread, and there is room for fewer than ten: it takes three.
+    for number in range(3):
+        assert waiting.is_alive()
+        time.sleep(0.02)
+        assert channel.receives == 1
+        assert value(next(unread)) == number
+    started = time.monotonic()
+    assert value(waiting.result()) == 99
+    assert time.monotonic() - started < 0.5  # woken, and not by its own clock
+    assert channel.receives == 2
+    assert value(next(unread)) == 3
+
+
+def test_who_waits_for_room_is_woken_by_those_who_receive_by_hand(channel, stream):
+    other = stream.stream("m", ONE)
+    stream.send("m", ONE)
+    channel.put([message(channel.ids[1], number) for number in range(12)])
+    channel.put([message(channel.ids[0], 99)])
+    waiting = Waiting(lambda: next(other))
+    until(lambda: stream._starved)
+    for number in range(3):
+        assert value(stream.receive()) == number
+    started = time.monotonic()
+    assert value(waiting.result()) == 99
+    assert time.monotonic() - started < 0.5
+
+
+def test_who_waits_for_room_is_woken_when_a_request_is_dropped(channel, stream):
+    unread, other = stream.stream("m", ONE), stream.stream("m", ONE)
+    channel.put([message(channel.ids[0], number) for number in range(12)])
+    channel.put([message(channel.ids[1], 99)])
+    waiting = Waiting(lambda: next(other))
+    until(lambda: stream._starved)
+    started = time.monotonic()
+    unread.close()
+    assert value(waiting.result()) == 99
+    assert time.monotonic() - started < 0.5
+
+
+def test_patience_ends_and_begins_anew(channel, stream, monkeypatch):
+    monkeypatch.setattr(streams, "PATIENCE_NS", 400_000_000)
+    unread, other = stream.stream("m", ONE), stream.stream("m", ONE)
+    channel.put([message(channel.ids[0], number) for number in range(12)])
+    started = time.monotonic()
+    with pytest.raises(ResourceExhausted, match=f"^.*{12 * SIZE} bytes of answers"):
+        next(other)
+    assert 0.4 <= time.monotonic() - started < LONG
+    # While others read, or read for it, it has all the patience there is.
+    waiting = Waiting(lambda: next(other))
+    until(lambda: stream._starved)
+    time.sleep(0.3)
+    for _ in range(3):
+        next(unread)
+    until(lambda: channel.receives == 2)
+    time.sleep(0.4)
+    channel.put([message(channel.ids[0], 12) for _ in range(3)])
+    until(lambda: stream._starved)
+    time.sleep(0.2)
+    assert waiting.is_alive()
+    unread.close()
+    channel.put([message(channel.ids[1], 99)])
+    assert value(waiting.result()) == 99
+
+
+def test_the_end_wakes_all(channel, stream):
+    made = [stream.stream("m", ONE) for _ in range(5)]
+    stream.send("m", ONE)
+    waiting = [Waiting(lambda one=one: next(one)) for one in made]
+    waiting.append(Waiting(stream.receive))
+    until(lambda: channel.receives == 1)
+    channel.put([])
+    for one in waiting:
+        assert isinstance(one.result(), Unavailable)
+    assert stream.receive() is None
+    with pytest.raises(StopIteration):
+        next(made[0])
+
+
+def test_a_request_that_is_not_sent(channel, stream):
+    before = stream.stream("m", ONE)
+    channel.send_failure = Unavailable("the connection broke")
+    with pytest.raises(Unavailable):
+        stream.stream("m", ONE)
+    channel.put([message(channel.ids[0], 1, final=True)])
+    assert [value(one) for one in before] == [1]  # what has come may be read
+    channel.send_failure = DeadlineExceeded("not in time")
+    with pytest.raises(DeadlineExceeded):
+        stream.send("m", ONE)
+    assert stream.receive() is None
+    with pytest.raises(DeadlineExceeded):  # a part of it may be on its way
+        stream.send("m", ONE)
+
+
+def test_requests_of_their_own_see_the_end(channel):
+    with Stream(channel, OPTIONS, "host:1", tensors, 10 * SIZE) as alone:
+        prepared = streams.prepare_streamed("m", "", None, None, 0, None)
+        made = alone.make(prepared, ONE, "", last=True)
+        assert channel.half_closed
+        channel.put([message(channel.ids[0], 1, final=True)], [])
+        assert [value(one) for one in made] == [1]
+        assert channel.receives == 2  # the end too, so that the connection can be used again
+        with pytest.raises(ClosedError):
+            alone.send("m", ONE)
+    forget(alone)
+
+
+# Tasks --------------------------------------------------------------------------------------------
+
+
+class TaskChannel(Channel):
+    def __init__(self):
+        super().__init__()
+        self.event = asyncio.Event()
+
+    async def send(self, outgoing, deadline_ns=None, *, last=False):
+        self.note(outgoing, last)
+
+    def put(self, *found):
+        self.incoming.extend(found)
+        self.event.set()
+
+    async def receive(self, deadline_ns=None):
+        self.receives += 1
+        while not self.incoming:
+            self.event.clear()
+            await self.event.wait()
+        return self.next()
+
+    def cancel(self):
+        self.cancelled = True
+
+
+def on_a_loop(test):
+    """Have a test run as a task, with a channel and a stream."""
+
+    def run():
+        async def main():
+            channel = TaskChannel()
+
+            async def opening():
+                return channel, OPTIONS
+
+            async def inputs(*arguments):
+                return tensors(*arguments)
+
+            async with AsyncStream(opening, "host:1", inputs, 10 * SIZE) as stream:
+                await asyncio.wait_for(test(channel, stream), LONG)
+
+        asyncio.run(main())
+
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    return run
+
+
+async def asked(stream):
+    """Return a request that has been sent."""
+    made = stream.stream("m", ONE)
+    await made.send()
+    return made
+
+
+@on_a_loop
+async def test_one_task_reads_for_all(channel, stream):
+    made = [await asked(stream) for _ in range(8)]
+    waiting = [asyncio.ensure_future(anext(one)) for one in made]
+    await asyncio.sleep(0.01)
+    assert channel.receives == 1
+    for number in range(7, 0, -1):
+        channel.put([message(channel.ids[number], number)])
+    assert [value(await one) for one in waiting[1:]] == list(range(1, 8))
+    waiting[0].cancel()
+    channel.put([message(channel.ids[1], 1)])
+    assert value(await anext(made[1])) == 1
+
+
+@on_a_loop
+async def test_a_task_that_waits_for_room_is_woken(channel, stream):
+    unread, other = await asked(stream), await asked(stream)
+    channel.put([message(channel.ids[0], number) for number in range(12)])
+    channel.put([message(channel.ids[1], 99)])
+    waiting = asyncio.ensure_future(anext(other))
+    await asyncio.sleep(0.01)
+    for number in range(3):
+        assert channel.receives == 1
+        assert value(await anext(unread)) == number
+        await asyncio.sleep(0.01)
+    assert waiting.done()
+    assert value(waiting.result()) == 99
+    assert channel.receives == 2
+
+
+async def patience(channel, stream):
+    unread, other = await asked(stream), await asked(stream)
+    channel.put([message(channel.ids[0], number) for number in range(12)])
+    with pytest.raises(ResourceExhausted, match=f"{12 * SIZE} bytes of answers"):
+        await anext(other)
+    waiting = asyncio.ensure_future(anext(other))
+    await asyncio.sleep(0.15)
+    for _ in range(3):
+        await anext(unread)
+    await asyncio.sleep(0.2)
+    channel.put([message(channel.ids[0], 12) for _ in range(3)])
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await unread.aclose()
+    channel.put([message(channel.ids[1], 99)])
+    assert value(await waiting) == 99
+
+
+def test_a_tasks_patience_ends_and_begins_anew(monkeypatch):
+    monkeypatch.setattr(aio_streams, "PATIENCE_NS", 200_000_000)
+    on_a_loop(patience)()
