@@ -292,7 +292,15 @@ def test_a_loop_ends_while_calls_wait_for_slots(triton_server, channel):
     client, held, _ = asyncio.run(work())
     assert time.monotonic() - began < 5
     assert len(held) == 2
-    asyncio.run(client.close())
+
+    async def again():
+        with pytest.raises(DeadlineExceeded, match="no shared memory came free"):
+            await client.infer("identity_cpp", {"INPUT0": array(1)}, timeout=0.3)
+        held.clear()
+        np.testing.assert_array_equal(await echo(client, array(1)), array(1))
+        await client.close()
+
+    asyncio.run(again())
 
 
 def test_where_it_is_not_required_the_wire_is_used(run, open_client):
