@@ -16,7 +16,7 @@ import numpy as np
 from .channels.base import CallOptions, Channel
 from .channels.choice import ChannelFactory
 from .channels.loops import in_thread, seconds_left
-from .errors import ClosedError
+from .errors import ClosedError, DeadlineExceeded
 from .forks import inherit
 from .pool import Patience, WouldBlock
 from .query import Query
@@ -104,24 +104,28 @@ class AsyncSharedMemory:
     async def _patiently(
         self, options: CallOptions, function: Callable[..., T], *arguments: Any
     ) -> T:
+        late: DeadlineExceeded | None = None
         while True:
             try:
                 return await in_thread(options, self._url, function, *arguments, Patience.WORK)
             except WouldBlock as obstacle:
-                await self._wait(obstacle, options)
+                late = obstacle.late
+                await self._wait(obstacle.generation, options)
+            except DeadlineExceeded:
+                if late is None:
+                    raise
+                raise late from None  # which says what is in the way
 
-    async def _wait(self, obstacle: WouldBlock, options: CallOptions) -> None:
+    async def _wait(self, generation: int, options: CallOptions) -> None:
         """Wait until a slot may have come back. One thread waits for all that want one."""
+        loop = asyncio.get_running_loop()
         waiting = self._waiting
-        if waiting is None or waiting.done():
-            loop = asyncio.get_running_loop()
+        if waiting is None or waiting.done() or waiting.get_loop() is not loop:
             deadline_ns = time.monotonic_ns() + _TURN_NS
             waiting = self._waiting = loop.run_in_executor(
-                None, self.inner.pool.wait, obstacle.generation, deadline_ns
+                None, self.inner.pool.wait, generation, deadline_ns
             )
         await asyncio.wait((waiting,), timeout=seconds_left(options.deadline_ns))
-        if obstacle.late is not None and seconds_left(options.deadline_ns) == 0:
-            raise obstacle.late
 
     def _ask(self, query: Query[T], options: CallOptions) -> T:
         """Make a management call, on a thread."""

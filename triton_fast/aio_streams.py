@@ -98,7 +98,7 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             await self._finish()
         if item is None:
             raise StopAsyncIteration
-        raise item
+        raise item.with_traceback(None)
 
     async def send(self) -> tuple[AsyncStream, Pending]:
         """Send the request, if it was not; its inputs may be changed after that."""
@@ -250,7 +250,7 @@ class AsyncStream:
         """Return the next answer to a request of `send`; see `triton_fast.Stream.receive`."""
         item = await self.next(None, deadline_after(seconds(timeout, "timeout")))
         if isinstance(item, TritonFastError):
-            raise item
+            raise item.with_traceback(None)
         return item
 
     async def __aiter__(self) -> AsyncIterator[InferResult]:
@@ -301,7 +301,7 @@ class AsyncStream:
                 self._channel_stream = channel_stream
             tensors = await self._inputs(prepared, inputs, self._options)
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.with_traceback(None)
             if self._half_closed or channel_stream is None:
                 raise ClosedError("the stream is half closed, and takes no more requests")
             pending = self._answers.add(request_id, described(prepared, request_id), inbox)

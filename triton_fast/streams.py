@@ -104,7 +104,8 @@ class ResponseStream(Iterator[InferResult]):
             return item
         if self.pending.over and not self._inbox:
             self._finish()
-        raise item
+        # Others may raise it too, and it is not to hold on to the frames of all.
+        raise item.with_traceback(None)
 
     def close(self) -> None:
         """Read no more. Idempotent.
@@ -283,7 +284,7 @@ class Stream:
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
         item = self._next(None, deadline_ns)
         if isinstance(item, TritonFastError):
-            raise item
+            raise item.with_traceback(None)
         return item
 
     def __iter__(self) -> Iterator[InferResult]:
@@ -336,7 +337,7 @@ class Stream:
         with self._sending:
             with self._lock:
                 if self._failure is not None:
-                    raise self._failure
+                    raise self._failure.with_traceback(None)
                 if self._half_closed:
                     raise ClosedError("the stream is half closed, and takes no more requests")
                 pending = self._answers.add(request_id, described(prepared, request_id), inbox)

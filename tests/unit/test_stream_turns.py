@@ -113,6 +113,7 @@ def forget(stream):
     """Let go of what nobody has read: pytest keeps the stream for a while."""
     vars(stream._answers).clear()
     stream._inbox.clear()
+    stream._failure = None
 
 
 @pytest.fixture
@@ -302,6 +303,11 @@ def test_the_end_wakes_all(channel, stream):
     assert stream.receive() is None
     with pytest.raises(StopIteration):
         next(made[0])
+    # It may be raised any number of times, and keeps to the last.
+    for _ in range(3):
+        with pytest.raises(Unavailable) as caught:
+            stream.send("m", ONE)
+    assert len(caught.traceback) < 6
 
 
 def test_a_request_that_is_not_sent(channel, stream):
