@@ -100,7 +100,7 @@ class AsyncNativeChannel:
         if encoding:
             outgoing = await self._compressed(outgoing, encoding, options)
         parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
-        headers = metadata(options.headers)
+        headers = metadata(options.headers) if options.headers else ()
         byte_size = outgoing.byte_size
         lines, most = (self._large, _MOST_LARGE_LINES) if byte_size >= _LARGE else (self._small, 1)
         retried = False
