@@ -1,7 +1,7 @@
 // Fuzzes ResponseReader with bytes that a hostile or broken server might send.
 //
 // An input is four bytes of setting and then the message:
-//   0  how the message is cut into pieces
+//   0  how the message is cut into pieces; with the highest bit it is a stream's, in an envelope
 //   1  which outputs the caller wants in memory of its own, or asked for in shared memory
 //   2  whether the announced size is the real one, and if not, what it is
 //   3  seed of the cuts, where they are at random
@@ -135,8 +135,9 @@ struct Reading {
 };
 
 template <typename Feed>
-void read(Reading& reading, std::uint64_t announced, const Feed& feed) {
+void read(Reading& reading, bool enveloped, std::uint64_t announced, const Feed& feed) {
   try {
+    if (enveloped) reading.reader.expect_envelope();
     reading.reader.begin(announced);
     feed(reading.reader);
     reading.reader.finish();
@@ -232,17 +233,20 @@ void check_output(const Output& output, const Destinations& destinations, std::u
   check_elements(output, payload);
 }
 
-void check_results(Reading& reading, const Destinations& destinations, std::uint8_t chosen) {
+void check_results(Reading& reading, bool enveloped, const Destinations& destinations,
+                   std::uint8_t chosen) {
   if (reading.outcome != Outcome::kRead) {
-    const char* const start =
-        reading.outcome == Outcome::kWireError ? "ModelInferResponse" : "out['";
-    REQUIRE(reading.error.compare(0, std::strlen(start), start) == 0);
+    const auto starts = [&](const char* text) { return reading.error.rfind(text, 0) == 0; };
+    REQUIRE(reading.outcome == Outcome::kWireError
+                ? starts("ModelInferResponse") || (enveloped && starts("ModelStreamInferResponse"))
+                : starts("out['"));
     REQUIRE(is_text(reading.error));
     // Names of the peer's are cut short; the shape and a name that the caller gave are not.
     REQUIRE(reading.error.size() < 2048);
     return;
   }
   ResponseReader& reader = reading.reader;
+  REQUIRE(is_text(reader.error_message()) && (enveloped || reader.error_message().empty()));
   REQUIRE(is_text(reader.model_name()) && is_text(reader.model_version()) && is_text(reader.id()));
   check_parameters(reader.parameters());
   for (std::size_t i = 0; i < reader.outputs().size(); ++i) {
@@ -277,6 +281,7 @@ void check_alike(Reading& one, Reading& two) {
   REQUIRE(one.outcome == two.outcome);
   REQUIRE(one.error == two.error);
   if (one.outcome != Outcome::kRead) return;
+  REQUIRE(one.reader.error_message() == two.reader.error_message());
   REQUIRE(one.reader.model_name() == two.reader.model_name());
   REQUIRE(one.reader.model_version() == two.reader.model_version());
   REQUIRE(one.reader.id() == two.reader.id());
@@ -324,16 +329,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < kSettingSize) return -1;
   const std::uint8_t* const message = data + kSettingSize;
   const std::size_t message_size = size - kSettingSize;
+  const bool enveloped = (data[0] & 0x80) != 0;
   const std::uint64_t announced = announced_size(data[2], message_size);
 
   Reading whole;
   const Destinations whole_destinations(whole.reader, data[1]);
   {
     const Measurement measurement;
-    read(whole, announced, [&](ResponseReader& reader) { reader.feed({message, message_size}); });
+    read(whole, enveloped, announced,
+         [&](ResponseReader& reader) { reader.feed({message, message_size}); });
   }
   check_memory(message_size, announced);
-  check_results(whole, whole_destinations, data[1]);
+  check_results(whole, enveloped, whole_destinations, data[1]);
 
   Reading pieces;
   const Destinations pieces_destinations(pieces.reader, data[1]);
@@ -343,14 +350,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 #endif
   {
     const Measurement measurement;
-    read(pieces, announced,
+    read(pieces, enveloped, announced,
          [&](ResponseReader& reader) { feed_pieces(reader, copy, Cuts(data[0], data[3])); });
   }
 #ifdef TRITON_FAST_FUZZ_ASAN
   ASAN_UNPOISON_MEMORY_REGION(copy.data(), copy.size());
 #endif
   check_memory(message_size, announced);
-  check_results(pieces, pieces_destinations, data[1]);
+  check_results(pieces, enveloped, pieces_destinations, data[1]);
 
   check_alike(whole, pieces);
   if (whole.outcome == Outcome::kRead) {

@@ -1,14 +1,18 @@
 // Fuzzes Session with bytes that a hostile or broken server might send.
 //
-// An input is four bytes of setting and then the bytes:
-//   0  how they are cut into pieces
-//   1  the requests: two bits for how many, then, one bit each: compressed, a large payload, parsed
-//      by ResponseReader, a sink that throws, the last request is given up half-way
-//   2  how much of what the session has to send is taken at a time
-//   3  seed of the cuts, where they are at random
+// An input is eight bytes of setting and then the bytes:
+//   0    how they are cut into pieces
+//   1    the calls: two bits for how many, then, one bit each: compressed, large payloads, parsed
+//   by
+//        ResponseReader, a sink that throws, the last call is given up half-way, the session is one
+//        of many calls and every other call is a stream
+//   2    how much of what the session has to send is taken at a time
+//   3    seed of the cuts, where they are at random
+//   4-7  what the streams do between the pieces; see Run::act()
 //
 // The bytes go through three sessions: at once and in pieces, which must come to the same, and in
-// pieces while the session sends what it has to. What must hold is in Sink, Sent and check_end().
+// pieces while the session sends what it has to, and streams do this and that. What must hold is in
+// Sink, Sent, Run and check_end().
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -17,9 +21,11 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "memory.hpp"
@@ -37,11 +43,13 @@ using triton_fast::http2::ConnectionError;
 using triton_fast::http2::MessageSink;
 using triton_fast::http2::Outcome;
 using triton_fast::http2::Session;
+using triton_fast::http2::Sharing;
 using triton_fast::http2::Status;
 using triton_fast::http2::Stream;
 using triton_fast::wire::ResponseReader;
 
-constexpr std::size_t kSettingSize = 4;
+constexpr std::size_t kSettingSize = 8;
+constexpr std::size_t kMostMessages = 5;  // that a stream sends
 constexpr std::size_t kSmall = 20;
 constexpr std::size_t kLarge = 70000;  // more than a window
 
@@ -56,8 +64,11 @@ struct Setting {
         parsed((data[1] & 16) != 0),
         throws((data[1] & 32) != 0),
         gives_up((data[1] & 64) != 0),
+        streams((data[1] & 128) != 0),
         takes(data[2]),
-        seed(data[3]) {}
+        seed(data[3]) {
+    std::copy_n(data + 4, sizeof actions, actions);
+  }
 
   std::uint8_t cuts;
   std::size_t requests;
@@ -66,8 +77,10 @@ struct Setting {
   bool parsed;
   bool throws;
   bool gives_up;
+  bool streams;
   std::uint8_t takes;
   std::uint8_t seed;
+  std::uint8_t actions[4];
 };
 
 /// Where the pieces end.
@@ -92,51 +105,63 @@ struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Is told of one message, in the right order, and of no more than was announced.
+/// Is told of one message, or of a stream's one after another, in the right order, and of no more
+/// than was announced.
 class Sink final : public MessageSink {
  public:
-  explicit Sink(const Setting& setting) : throws_(setting.throws) {
-    if (setting.parsed) {
-      reader_ = std::make_unique<ResponseReader>();
-      next_ = std::make_unique<ReaderSink>(reader_.get());
-    }
-  }
+  Sink(const Setting& setting, bool streaming)
+      : streaming_(streaming), throws_(setting.throws), parsed_(setting.parsed) {}
 
   void begin(std::uint64_t size) override {
-    REQUIRE(!begun_);
-    begun_ = true;
+    REQUIRE(!within_ && (streaming_ || count_ == 0));
+    within_ = true;
     announced_ = size;
-    if (next_ != nullptr) next_->begin(size);
+    message_.clear();
+    if (!parsed_) return;
+    next_.reset();
+    reader_ = std::make_unique<ResponseReader>();
+    if (streaming_) reader_->expect_envelope();
+    next_ = std::make_unique<ReaderSink>(reader_.get());
+    next_->begin(size);
   }
   void feed(ConstBuffer piece) override {
-    REQUIRE(begun_ && !finished_ && piece.size != 0);
+    REQUIRE(within_ && piece.size != 0);
     REQUIRE(piece.size <= announced_ - message_.size());
     message_.append(reinterpret_cast<const char*>(piece.data), piece.size);
     if (throws_ && message_.size() > 10) throw Refusal("that is enough");
     if (next_ != nullptr) next_->feed(piece);
   }
   void finish() override {
-    REQUIRE(begun_ && !finished_ && message_.size() == announced_);
-    finished_ = true;
+    REQUIRE(within_ && message_.size() == announced_);
     if (next_ != nullptr) next_->finish();
+    within_ = false;
+    ++count_;
+    all_ += std::to_string(message_.size()) + ':' + message_;
   }
+  bool ready() const noexcept override { return streaming_ && taken_ != count_; }
 
-  bool finished() const { return finished_; }
-  const std::string& message() const { return message_; }
+  void take() { taken_ = count_; }
+  /// Whether all that it has to be told before a good end was told.
+  bool complete() const { return !within_ && (streaming_ || count_ == 1); }
+  /// All messages, each with its length.
+  const std::string& messages() const { return all_; }
 
  private:
-  bool throws_;
-  bool begun_ = false;
-  bool finished_ = false;
+  const bool streaming_;
+  const bool throws_;
+  const bool parsed_;
+  bool within_ = false;
+  std::size_t count_ = 0;
+  std::size_t taken_ = 0;
   std::uint64_t announced_ = 0;
   std::string message_;
+  std::string all_;
   std::unique_ptr<ResponseReader> reader_;
   std::unique_ptr<ReaderSink> next_;
 };
 
-/// What a request is to look like in DATA frames. Made once: making it takes longer than all
-/// checks.
-const std::string& message_of(const Setting& setting, std::size_t request) {
+/// A message in DATA frames. Made once: making it takes longer than all checks.
+const std::string& message_of(std::size_t which, bool compressed, bool large) {
   static const auto table = [] {
     std::array<std::string, 16> made;
     for (std::size_t i = 0; i < made.size(); ++i) {
@@ -151,13 +176,21 @@ const std::string& message_of(const Setting& setting, std::size_t request) {
     }
     return made;
   }();
-  return table[request + (setting.compressed ? 4 : 0) + (setting.large ? 8 : 0)];
+  return table[which % 4 + (compressed ? 4 : 0) + (large ? 8 : 0)];
 }
 
 /// What the session has sent: frames that are whole, and of each message no byte but its own.
 class Sent {
  public:
   explicit Sent(const Setting& setting) : setting_(setting) {}
+
+  /// Says what a call is going to send.
+  void expect(std::size_t call, const std::string& message) { calls_[call].expected += message; }
+  /// Says that it has no more, and whether its end comes with the last of it.
+  void expect_end(std::size_t call, bool at_once) {
+    calls_[call].may_end = true;
+    calls_[call].at_once = at_once;
+  }
 
   void add(const std::uint8_t* data, std::size_t size) {
     rest_.append(reinterpret_cast<const char*>(data), size);
@@ -188,12 +221,15 @@ class Sent {
     switch (type) {
       case 0: {  // DATA
         REQUIRE(id % 2 == 1 && id / 2 < setting_.requests);
-        const std::string& message = message_of(setting_, id / 2);
-        std::size_t& position = positions_[id / 2];
-        REQUIRE(payload.size() <= message.size() - position);
-        REQUIRE(message.compare(position, payload.size(), payload) == 0);
-        position += payload.size();
-        REQUIRE(((flags & 1) != 0) == (position == message.size()));
+        Call& call = calls_[id / 2];
+        REQUIRE(!call.ended && payload.size() <= call.expected.size() - call.position);
+        REQUIRE(call.expected.compare(call.position, payload.size(), payload) == 0);
+        call.position += payload.size();
+        call.ended = (flags & 1) != 0;
+        const bool all = call.position == call.expected.size();
+        REQUIRE(!call.ended || (call.may_end && all));
+        REQUIRE(call.ended || !(call.at_once && all));
+        REQUIRE(call.ended || !payload.empty());
         return;
       }
       case 1:  // HEADERS
@@ -219,8 +255,16 @@ class Sent {
     }
   }
 
+  struct Call {
+    std::string expected;
+    std::size_t position = 0;
+    bool may_end = false;
+    bool at_once = false;
+    bool ended = false;
+  };
+
   const Setting& setting_;
-  std::size_t positions_[4] = {};
+  Call calls_[4];
   bool preface_ = false;
   bool first_ = true;
   std::string rest_;
@@ -253,7 +297,7 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
   result.text = outcome.message;
   result.encoding = outcome.encoding;
   // How much of a message came before a sink threw is up to the pieces.
-  if (outcome.status == Status::kOk) result.message = sink.message();
+  if (outcome.status == Status::kOk) result.message = sink.messages();
   result.unseen = outcome.unseen;
   result.compressed = outcome.status == Status::kOk && outcome.compressed;
   result.by_content =
@@ -267,7 +311,7 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
       result.thrown = setting.throws ? "something" : error.what();
     }
   } else if (outcome.status == Status::kOk) {
-    REQUIRE(sink.finished());
+    REQUIRE(sink.complete());
   }
   // What is sent again must not have been answered.
   REQUIRE(!outcome.unseen || (!stream.answered() && outcome.status == Status::kUnavailable));
@@ -286,13 +330,13 @@ bool alike(const std::vector<Result>& whole, const std::vector<Result>& pieces) 
   return std::equal(whole.begin(), whole.end(), pieces.begin(), pieces.end(), is_alike);
 }
 
-/// Memory is in proportion to what has come, and to the payload.
-void check_memory(std::size_t come, const Setting& setting) {
+/// Memory is in proportion to what has come, and to the payload, and to what streams have sent.
+void check_memory(std::size_t come, std::size_t sent, const Setting& setting) {
   constexpr std::size_t kFactor = 2048;
   const std::size_t base = (std::size_t{256} << 10) + (setting.large ? 4 * kLarge : 0);
   // The eager memory of a parser, for each request.
   const std::size_t eager = setting.parsed ? (std::size_t{33} << 20) * setting.requests : 0;
-  const std::size_t most = base + kFactor * come + eager;
+  const std::size_t most = base + kFactor * come + eager + 4 * sent;
   if (memory::peak > most) std::fprintf(stderr, "%zu bytes, at most %zu\n", memory::peak, most);
   REQUIRE(memory::peak <= most);
 }
@@ -301,39 +345,21 @@ void check_memory(std::size_t come, const Setting& setting) {
 
 class Run {
  public:
-  /// With `sends`, the session sends what it has to, and requests are given up.
+  /// With `sends`, the session sends what it has to, streams do something, and calls are given up.
   Run(const Setting& setting, bool pieces, bool sends)
-      : setting_(setting), pieces_(pieces), sends_(sends), sent_(setting) {
-    for (std::size_t i = 0; i < setting.requests; ++i) {
-      const std::string& message = message_of(setting, i);
-      payloads_.push_back(
-          {reinterpret_cast<const std::uint8_t*>(message.data()) + 5, message.size() - 5});
-      if (!sends) continue;
-      // A block of its own, which must not be read from once the request is over.
-      copies_.push_back(std::make_unique<std::string>(message, 5));
-      payloads_.back().data = reinterpret_cast<const std::uint8_t*>(copies_.back()->data());
-    }
-  }
+      : setting_(setting), pieces_(pieces), sends_(sends), sent_(setting) {}
 
   std::vector<Result> operator()(const std::uint8_t* data, std::size_t size) {
     const Measurement measurement;
-    Session session("localhost:8001");
-    std::vector<std::unique_ptr<Sink>> sinks;
-    std::vector<Stream*> streams;
-    for (const ConstBuffer& payload : payloads_) {
-      CallSpec call;
-      call.path = "/inference.GRPCInferenceService/ModelInfer";
-      call.segments = {payload};
-      call.message_size = payload.size;
-      if (setting_.compressed) call.encoding = "gzip";
-      sinks.push_back(std::make_unique<Sink>(setting_));
-      streams.push_back(session.open(call, 1000000000, sinks.back().get()));
-    }
+    Session session("localhost:8001", setting_.streams ? Sharing::kManyCalls : Sharing::kOneCall);
+    calls_.resize(setting_.requests);
+    for (std::size_t i = 0; i < calls_.size(); ++i) open(session, i);
     send(session, SIZE_MAX, true);
 
     Cuts cuts(setting_.cuts, setting_.seed);
     bool ended = false;
-    for (std::size_t at = 0; at != size && !ended;) {
+    std::size_t step = 0;
+    for (std::size_t at = 0; at != size && !ended; ++step) {
       const std::size_t part = pieces_ ? cuts.next(size - at) : size - at;
       // Nothing beyond the piece may be read, and nothing of it afterwards.
       const std::unique_ptr<std::uint8_t[]> copy(new std::uint8_t[part]);
@@ -341,26 +367,63 @@ class Run {
       ended = !feed(session, {copy.get(), part});
       at += part;
       if (sends_ && !ended) {
+        if (setting_.streams && !calls_.empty()) act(session, step);
         send(session, setting_.takes, false);
         static_cast<void>(session.usable());
-        if (setting_.gives_up && at > size / 2 && !streams.empty()) {
-          forget(session, streams, sinks);
+        if (setting_.gives_up && at > size / 2) {
+          const auto known = [](const Call& call) { return call.stream != nullptr; };
+          const auto last = std::find_if(calls_.rbegin(), calls_.rend(), known);
+          if (last != calls_.rend()) forget(session, *last);
         }
       }
     }
     if (!ended) session.end("the server closed the connection");
+    hear(session);
     std::vector<Result> results;
-    for (std::size_t i = 0; i < streams.size(); ++i) {
-      results.push_back(check_end(*streams[i], *sinks[i], setting_));
+    for (const Call& call : calls_) {
+      if (call.stream == nullptr) continue;
+      results.push_back(check_end(*call.stream, *call.sink, setting_));
+      REQUIRE(!setting_.streams || news_.count(call.stream->id()) != 0);
     }
-    check_memory(size, setting_);
-    while (!streams.empty()) forget(session, streams, sinks);
-    // Whatever is left to be sent comes from the session's own memory.
-    if (sends_ && !session.borrows()) send(session, SIZE_MAX, false);
+    check_memory(size, handed_over_, setting_);
+    for (Call& call : calls_) forget(session, call);
+    // Whatever is left to be sent is lent until it is.
+    if (sends_) send(session, SIZE_MAX, false);
     return results;
   }
 
  private:
+  struct Call {
+    Stream* stream = nullptr;  // null once it is forgotten
+    std::unique_ptr<Sink> sink;
+    bool streaming = false;
+    bool half_closed = false;
+    std::size_t messages = 0;  // that it has sent
+    // In a block of its own, which must not be read from once it is not lent any more.
+    std::unique_ptr<std::string> lent;
+  };
+
+  void open(Session& session, std::size_t index) {
+    Call& call = calls_[index];
+    call.streaming = setting_.streams && index % 2 == 0;
+    CallSpec spec;
+    spec.path = "/inference.GRPCInferenceService/ModelInfer";
+    spec.streaming = call.streaming;
+    if (!call.streaming) {
+      const std::string& message = message_of(index, setting_.compressed, setting_.large);
+      if (sends_) call.lent = std::make_unique<std::string>(message, 5);
+      spec.segments = {
+          {reinterpret_cast<const std::uint8_t*>(sends_ ? call.lent->data() : message.data() + 5),
+           message.size() - 5}};
+      spec.message_size = message.size() - 5;
+      if (setting_.compressed) spec.encoding = "gzip";
+      sent_.expect(index, message);
+      sent_.expect_end(index, true);
+    }
+    call.sink = std::make_unique<Sink>(setting_, call.streaming);
+    call.stream = session.open(spec, 1000000000, call.sink.get());
+  }
+
   static bool feed(Session& session, ConstBuffer bytes) {
     try {
       session.feed(bytes);
@@ -371,11 +434,82 @@ class Run {
     }
   }
 
+  /// Does to one of the calls what the setting has for this step.
+  void act(Session& session, std::size_t step) {
+    const auto action = setting_.actions[step / 2 % 4] >> (step % 2 * 4) & 15;
+    const std::size_t index = (step + static_cast<std::size_t>(action >> 3)) % calls_.size();
+    Call& call = calls_[index];
+    if (call.stream == nullptr) return;
+    switch (action & 7) {
+      case 1:
+        return say(session, index);
+      case 2:
+        return half_close(session, index);
+      case 3:
+        call.sink->take();
+        return session.taken(call.stream);
+      case 4:
+        return session.cancel(call.stream);
+      case 5:
+        return hear(session);
+      case 6:
+        say(session, index);
+        return half_close(session, index);
+      case 7:
+        return forget(session, call);
+      default:
+        return;
+    }
+  }
+
+  void say(Session& session, std::size_t index) {
+    Call& call = calls_[index];
+    if (!call.streaming || call.messages == kMostMessages) return;
+    const std::string& message = message_of(call.messages, false, setting_.large);
+    auto lent = std::make_unique<std::string>(message, 5);
+    const bool over = call.stream->done();
+    const bool may = over || (call.stream->listed() && !call.stream->lent() && !call.half_closed);
+    bool refused = false;
+    try {
+      session.send(call.stream,
+                   {{reinterpret_cast<const std::uint8_t*>(lent->data()), lent->size()}},
+                   lent->size());
+    } catch (const ConnectionError&) {
+      refused = true;
+    }
+    REQUIRE(refused == !may);
+    if (refused || over) return;
+    handed_over_ += message.size();
+    sent_.expect(index, message);
+    ++call.messages;
+    call.lent = std::move(lent);
+  }
+
+  void half_close(Session& session, std::size_t index) {
+    Call& call = calls_[index];
+    if (!call.streaming) return;
+    if (!call.stream->done()) sent_.expect_end(index, false);
+    call.half_closed = true;
+    session.half_close(call.stream);
+  }
+
+  /// Takes the news, which are about calls that are still known.
+  void hear(Session& session) {
+    for (const std::int32_t id : session.news()) {
+      REQUIRE(setting_.streams);
+      REQUIRE(std::any_of(calls_.begin(), calls_.end(), [&](const Call& call) {
+        return call.stream != nullptr && call.stream->id() == id;
+      }));
+      news_.insert(id);
+    }
+  }
+
   /// Takes what the session has to send: all of it, or a bit.
   void send(Session& session, std::size_t most, bool first) {
     iovec pieces[8];
     try {
       for (std::size_t round = 0; most == SIZE_MAX || round < 3; ++round) {
+        give_back(session);
         const std::size_t count = session.gather(pieces, std::size(pieces));
         if (count == 0) return;
         std::size_t taken = 0;
@@ -391,20 +525,33 @@ class Run {
     }
   }
 
-  /// Closes the last request; its memory goes, unless the session still has it in its list.
-  void forget(Session& session, std::vector<Stream*>& streams,
-              std::vector<std::unique_ptr<Sink>>& sinks) {
-    session.close(streams.back());
-    streams.pop_back();
-    sinks.pop_back();
-    if (sends_ && !session.borrows()) copies_[streams.size()].reset();
+  /// Lets the memory go that is not lent any more.
+  void give_back(const Session& session) {
+    for (Call& call : calls_) {
+      if (call.lent == nullptr) continue;
+      const bool lent = call.stream == nullptr ? session.borrows()
+                                               : call.stream->lent() || !(call.stream->listed() ||
+                                                                          call.stream->done());
+      REQUIRE(!lent || call.stream == nullptr || !call.stream->lent() || session.borrows());
+      if (!lent) call.lent.reset();
+    }
+  }
+
+  /// Closes a call. What is in the session's list of it stays lent.
+  static void forget(Session& session, Call& call) {
+    if (call.stream == nullptr) return;
+    if (!call.stream->lent()) call.lent.reset();
+    session.close(call.stream);
+    call.stream = nullptr;
+    call.sink.reset();
   }
 
   const Setting& setting_;
   const bool pieces_;
   const bool sends_;
-  std::vector<ConstBuffer> payloads_;
-  std::vector<std::unique_ptr<std::string>> copies_;
+  std::vector<Call> calls_;
+  std::set<std::int32_t> news_;
+  std::size_t handed_over_ = 0;
   Sent sent_;
 };
 
@@ -430,6 +577,7 @@ void print_share() {
 }  // namespace
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  static_cast<void>(message_of(0, false, false));  // or making them would count
   memory::install();
   std::atexit(print_share);
   return 0;

@@ -16,10 +16,12 @@ from triton_fast.messages import message_class
 CORPUS = Path(__file__).parent / "corpus" / "response"
 
 # Settings: how the message is cut, what the caller places (one bit each for out, int, text, byte,
-# none, half) or wants in shared memory ("shared", "out"), which size is announced, a seed.
+# none, half) or wants in shared memory ("shared", "out"), which size is announced, a seed. With the
+# highest bit of the first, the message is a stream's.
 PLAIN = bytes([0, 0, 0, 0])
 PLACED = bytes([7, 0b0011_1111, 0, 1])
 SHARED = bytes([2, 0b0100_0000, 0, 0])
+STREAMED = bytes([0x80 | 2, 0, 0, 0])
 
 ELEMENT_SIZES = {
     "BOOL": 1, "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8, "UINT8": 1, "UINT16": 2, "UINT32": 4,
@@ -152,6 +154,14 @@ def seeds() -> dict[str, bytes]:
     add("unknown", PLAIN, unknown + group + field(5, output + unknown + group) + raw)
     entry = field(1, b"key") + field(2, b"\x10\x01") + field(2, field(3, b"text"))
     add("twice", PLAIN, field(4, entry) + field(4, field(1, b"key") + field(2, b"\x28\x07")))
+
+    # In a stream's envelope: the error first or last, the response in two parts.
+    add("stream_answer", STREAMED, field(2, full.SerializeToString(deterministic=True)))
+    add("stream_error", STREAMED, field(1, "größer".encode()) + field(2, field(3, b"id")))
+    add("stream_both", STREAMED, field(2, field(5, output) + raw) + field(1, b"no"))
+    add("stream_parts", STREAMED, field(2, field(5, output)) + unknown + field(2, raw))
+    add("stream_placed", bytes([0x80, *PLACED[1:]]), field(2, placed.SerializeToString()))
+    add("stream_cut", STREAMED, field(2, field(5, output) + raw)[:30])
 
     # Broken ones.
     add(

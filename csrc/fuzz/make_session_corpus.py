@@ -1,6 +1,6 @@
 """Writes the seeds of fuzz_session: what servers send, right and wrong.
 
-Run it after a change here: ``python csrc/fuzz/make_session_corpus.py``. Each file is four bytes of
+Run it after a change here: ``python csrc/fuzz/make_session_corpus.py``. Each file is eight bytes of
 setting (see fuzz_session.cpp) and a server's bytes, written with the frame writer of the adversity
 tests. The same input gives the same files, byte for byte.
 """
@@ -19,19 +19,30 @@ sys.path.insert(0, str(HERE.parents[1] / "tests" / "adversity"))
 import rogue as h2  # noqa: E402 - it is a module of the tests
 
 # Settings: how the bytes are cut; how many requests, compressed (4), large (8), parsed (16), a sink
-# that throws (32), given up half-way (64); how much is taken at a time; a seed.
-ONE = bytes([0, 1, 50, 0])
-THREE = bytes([7, 3, 100, 1])
-COMPRESSED = bytes([2, 1 | 4, 50, 2])
-LARGE = bytes([4, 1 | 8, 255, 3])
-PARSED = bytes([5, 1 | 16, 50, 4])
-THROWS = bytes([6, 1 | 32, 50, 5])
-SHORT_PIECES = bytes([1, 1 | 16, 50, 7])
-GIVES_UP = bytes([3, 3 | 8 | 64, 200, 6])
+# that throws (32), given up half-way (64), every other one a stream (128); how much is taken at a
+# time; a seed; what streams do, a digit each, from the right: they send (1, and 9 if it is the next
+# one's turn), half-close (2), take what has come (3), are cancelled (4), look at the news (5), send
+# for the last time (6), are forgotten (7).
+NOTHING = bytes(4)
+ONE = bytes([0, 1, 50, 0]) + NOTHING
+THREE = bytes([7, 3, 100, 1]) + NOTHING
+COMPRESSED = bytes([2, 1 | 4, 50, 2]) + NOTHING
+LARGE = bytes([4, 1 | 8, 255, 3]) + NOTHING
+PARSED = bytes([5, 1 | 16, 50, 4]) + NOTHING
+THROWS = bytes([6, 1 | 32, 50, 5]) + NOTHING
+SHORT_PIECES = bytes([1, 1 | 16, 50, 7]) + NOTHING
+GIVES_UP = bytes([3, 3 | 8 | 64, 200, 6]) + NOTHING
+STREAM = bytes([6, 1 | 16 | 128, 50, 8, 0x31, 0x51, 0x31, 0x36])
+LARGE_STREAM = bytes([4, 1 | 8 | 128, 255, 9, 0x01, 0x10, 0x05, 0x12])
+CANCELLED = bytes([4, 3 | 8 | 128, 20, 10, 0x91, 0x00, 0x04, 0x7C])
+MIXED = bytes([3, 3 | 128, 100, 11, 0x91, 0x39, 0x53, 0xE6])
 
 START = h2.settings() + h2.frame(h2.SETTINGS, h2.ACK, 0)
 # ModelInferResponse: model_name "m", an output "OUTPUT0" of FP32 [2], eight bytes.
 ANSWER = b"\x0a\x01m" + b"\x2a\x12\x0a\x07OUTPUT0\x12\x04FP32\x1a\x01\x02" + b"\x32\x08" + bytes(8)
+# The same in a stream's message, and an error in another.
+STREAMED = b"\x12" + bytes([len(ANSWER)]) + ANSWER
+FAILED = b"\x0a\x02no" + b"\x12\x05\x1a\x03abc"
 NGINX = (":status", "502"), ("server", "nginx"), ("content-type", "text/html")
 
 
@@ -40,6 +51,7 @@ def seeds() -> dict[str, bytes]:
     errors = (("grpc-status", "13"), ("grpc-message", "it %62roke at 5%"))
     indexed = h2.block((("x-long", "y" * 100), *h2.OK_TRAILERS), 0x40)
     packed = gzip.compress(ANSWER, mtime=0)
+    windows = [h2.window_update(1, 30_000 + n) + h2.window_update(0, 40_000) for n in range(8)]
     found = {
         "answer": ONE + START + h2.answer(1, ANSWER),
         "parsed": PARSED + START + h2.answer(1, ANSWER),
@@ -143,6 +155,57 @@ def seeds() -> dict[str, bytes]:
         "push": ONE
         + START
         + h2.frame(h2.PUSH_PROMISE, h2.END_HEADERS, 1, struct.pack(">I", 2) + b"\x82\x84"),
+        "stream": STREAM
+        + START
+        + h2.window_update(0, 1000)
+        + h2.headers(1, h2.OK_HEADERS)
+        + h2.data(1, h2.message(STREAMED) + h2.message(FAILED) + h2.message(b"")[:3])
+        + h2.data(1, h2.message(b"")[3:] + h2.message(STREAMED), size=11)
+        + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
+        "stream_windows": LARGE_STREAM
+        + h2.settings([(h2.INITIAL_WINDOW_SIZE, 100)])
+        + h2.headers(1, h2.OK_HEADERS)
+        + b"".join(one + h2.data(1, b"") + h2.ping() for one in windows)
+        + h2.data(1, h2.message(b"x"))
+        + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
+        "stream_early": LARGE_STREAM
+        + START
+        + h2.headers(1, h2.OK_HEADERS)
+        + h2.data(1, h2.message(b"x") * 2)
+        + h2.headers(1, (("grpc-status", "8"),), h2.END_STREAM)
+        + h2.window_update(1, 200_000)
+        + h2.window_update(0, 200_000)
+        + h2.ping() * 20,
+        "stream_cancelled": CANCELLED
+        + h2.settings([(h2.INITIAL_WINDOW_SIZE, 1 << 20)])
+        + h2.window_update(0, 1 << 20)
+        + h2.ping() * 6
+        + h2.headers(1, h2.OK_HEADERS)
+        + h2.data(1, h2.message(b"x"))
+        + h2.ping() * 20
+        + h2.answer(3, b"x"),
+        "stream_cut": STREAM
+        + START
+        + h2.headers(1, h2.OK_HEADERS)
+        + h2.data(1, h2.message(STREAMED) + h2.message(STREAMED)[:20])
+        + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
+        "stream_goaway": MIXED
+        + START
+        + h2.headers(1, h2.OK_HEADERS)
+        + h2.data(1, h2.message(b"abc"))
+        + h2.goaway(3, 0, b"max_age")
+        + h2.data(1, h2.message(b"def") * 3)
+        + h2.answer(3, b"x")
+        + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
+        "streams": MIXED
+        + START
+        + h2.headers(1, h2.OK_HEADERS)
+        + h2.headers(5, h2.OK_HEADERS)
+        + b"".join(h2.data(stream, h2.message(b"abc")) for stream in (5, 1, 1, 5))
+        + h2.answer(3, b"abc")
+        + h2.reset(5, 8)
+        + h2.data(1, h2.message(b""))
+        + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
         "http1": ONE + b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
         "tls": ONE + bytes.fromhex("15030100020246"),
     }

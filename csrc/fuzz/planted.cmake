@@ -56,6 +56,14 @@ triton_fast_planted_bug(
 triton_fast_planted_bug(
   negative_shape fuzz_response ${reader} "if (dimension < 0) return false;"
   "if (dimension < 0) continue;")
+# The wrong name for what is broken, in a message that has no envelope.
+triton_fast_planted_bug(
+  envelope fuzz_response ${reader} "const bool outside = enveloped_ && depth_ <= 1;"
+  "const bool outside = depth_ <= 1;")
+# The text of an envelope that is not looked at.
+triton_fast_planted_bug(
+  envelope_text fuzz_response ${reader} "if (!is_utf8({reinterpret_cast"
+  "if (text_ != &error_message_ && !is_utf8({reinterpret_cast")
 # Reading past the end of a BYTES tensor.
 triton_fast_planted_bug(
   element fuzz_strings src/wire/strings.cpp "if (size > encoded.size - kPrefix) return false;"
@@ -107,6 +115,35 @@ if(TARGET triton_fast_nghttp2)
   # The caller's memory, given back while some of it is still to be sent.
   triton_fast_planted_bug(
     borrowed fuzz_session ${session} "++session.borrowed_;" "session.borrowed_ = 1;")
+  # What is left of a call that was answered early, read on.
+  triton_fast_planted_bug(
+    read_on fuzz_session ${session} "if (stream->done_ || (stream->left_ == 0 &&"
+    "if ((stream->left_ == 0 &&")
+  # A call that is forgotten before its prefix is sent.
+  triton_fast_planted_bug(
+    prefix_gone fuzz_session ${session} "if (stream->lent_ == 0) {" "if (true) {")
+  # A stream that ends before its last message does.
+  triton_fast_planted_bug(
+    early_end fuzz_session ${session} "if (stream->left_ == size && stream->half_closed_)"
+    "if (stream->half_closed_)")
+  # A message over one that is not sent yet.
+  triton_fast_planted_bug(
+    overlapping fuzz_session ${session} "if (!stream->listed() || stream->lent() ||"
+    "if (!stream->listed() ||")
+  # An end that nobody is told of.
+  triton_fast_planted_bug(
+    untold fuzz_session ${session} "  stream.done_ = true;
+  note(stream);
+}
+
+void Session::fail(" "  stream.done_ = true;
+}
+
+void Session::fail(")
+  # News of a call that is forgotten.
+  triton_fast_planted_bug(
+    old_news fuzz_session ${session} "if (stream->noted_) news_.erase("
+    "if (stream->noted_ && stream->lent()) news_.erase(")
   # An escape that is cut off at the end of its text.
   triton_fast_planted_bug(
     escape fuzz_session src/http2/status.cpp "text[i] == '%' && i + 2 < text.size()"

@@ -1,5 +1,5 @@
-// A mutator that knows the shape of ModelInferResponse: it takes a message apart, changes one or
-// two fields, and puts it together with lengths that are right again, mostly. Left to libFuzzer's
+// A mutator that knows the shape of ModelInferResponse, and of the envelope that it has in a stream:
+// it takes a message apart, changes one or two fields, and puts it together with lengths that are right again, mostly. Left to libFuzzer's
 // own mutations alone, nearly every input dies of its first broken length.
 #include <algorithm>
 #include <cstdint>
@@ -24,11 +24,13 @@ using triton_fast::wire::WireType;
 
 constexpr std::size_t kSettingSize = 4;
 
-enum class Message { kResponse, kOutput, kContents, kEntry, kValue, kNone };
+enum class Message { kEnvelope, kResponse, kOutput, kContents, kEntry, kValue, kNone };
 
 /// Which message, if any, a length-delimited field of the schema holds.
 Message inside(Message message, std::uint32_t field) {
   switch (message) {
+    case Message::kEnvelope:
+      return field == 2 ? Message::kResponse : Message::kNone;
     case Message::kResponse:
       return field == 4 ? Message::kEntry : field == 5 ? Message::kOutput : Message::kNone;
     case Message::kOutput:
@@ -117,7 +119,8 @@ void render(const Fields& fields, std::string& out) {
 /// One mutation after the other, on one message.
 class Mutation {
  public:
-  Mutation(Fields& message, unsigned seed) : message_(message), random_(seed) {}
+  Mutation(Fields& message, Message kind, unsigned seed)
+      : message_(message), kind_(kind), random_(seed) {}
 
   void apply() {
     switch (below(12)) {
@@ -164,7 +167,7 @@ class Mutation {
   /// That of the response or of any message in it.
   List some_list() {
     std::vector<List> lists;
-    collect(message_, Message::kResponse, lists);
+    collect(message_, kind_, lists);
     return lists[below(lists.size())];
   }
 
@@ -307,9 +310,20 @@ class Mutation {
     }
   }
 
+  /// The fields of the response, whatever it is in.
+  Fields& response() {
+    if (kind_ == Message::kResponse) return message_;
+    for (Field& field : message_) {
+      if (field.message == Message::kResponse) return field.fields;
+    }
+    message_.push_back(text(2, ""));
+    message_.back().message = Message::kResponse;
+    return message_.back().fields;
+  }
+
   std::vector<Field*> outputs() {
     std::vector<Field*> found;
-    for (Field& field : message_) {
+    for (Field& field : response()) {
       if (field.message == Message::kOutput) found.push_back(&field);
     }
     return found;
@@ -347,23 +361,23 @@ class Mutation {
       contents.fields.push_back(elements);
       output.fields.push_back(contents);
     } else {
-      message_.push_back(text(6, std::string(below(17), '\0')));
+      response().push_back(text(6, std::string(below(17), '\0')));
     }
-    message_.insert(place_in(message_), output);
+    response().insert(place_in(response()), output);
   }
 
   /// Gives every output the raw contents that its datatype and shape ask for.
   void make_sound() {
     std::vector<std::string> raws;
     Fields others;
-    for (Field& field : message_) {
+    for (Field& field : response()) {
       if (field.number == 6 && field.wire_type == triton_fast::wire::kLengthType) {
         raws.push_back(std::move(field.bytes));
       } else {
         others.push_back(std::move(field));
       }
     }
-    message_ = std::move(others);
+    response() = std::move(others);
     const std::vector<Field*> all = outputs();
     raws.resize(all.size());
     for (std::size_t i = 0; i < all.size(); ++i) {
@@ -393,10 +407,11 @@ class Mutation {
         raws[i] += element;
       }
     }
-    for (std::string& raw : raws) message_.push_back(text(6, std::move(raw)));
+    for (std::string& raw : raws) response().push_back(text(6, std::move(raw)));
   }
 
   Fields& message_;
+  const Message kind_;
   std::minstd_rand random_;
 };
 
@@ -413,10 +428,10 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
     data[which] = static_cast<std::uint8_t>(random());
     return size;
   }
+  const Message kind = (data[0] & 0x80) != 0 ? Message::kEnvelope : Message::kResponse;
   Fields message =
-      parse(std::string(reinterpret_cast<char*>(data) + kSettingSize, size - kSettingSize),
-            Message::kResponse);
-  Mutation mutation(message, static_cast<unsigned>(random()));
+      parse(std::string(reinterpret_cast<char*>(data) + kSettingSize, size - kSettingSize), kind);
+  Mutation mutation(message, kind, static_cast<unsigned>(random()));
   do {
     mutation.apply();
   } while (random() % 3 == 0);

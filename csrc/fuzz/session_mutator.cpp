@@ -13,7 +13,7 @@ extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, st
 
 namespace {
 
-constexpr std::size_t kSettingSize = 4;
+constexpr std::size_t kSettingSize = 8;
 
 struct Frame {
   std::uint8_t type = 0;
