@@ -162,7 +162,7 @@ TARGETS = (
     *(
         Target("1 ms ticker, 16 MiB tensors", 0.02, None, quantity, contender)
         for quantity in (LONGEST, HOLD)
-        for contender in (ASYNC, ASYNC_WIRE, ASYNC_GRPCIO)
+        for contender in (ASYNC, ASYNC_WIRE)
     ),
 )
 
@@ -447,12 +447,18 @@ def chart(document: dict[str, Any], path: Path) -> None:
 
     groups = read(document["benchmarks"])
     looped = tasks(groups)
+    streamed = {name: each for name, each in groups.items() if name.startswith("stream")}
     threaded = {
         name: each
         for name, each in groups.items()
         if subject(each) == CALLS and name not in looped and BASELINE in each
     }
-    others = {name: each for name, each in groups.items() if subject(each) in {TIME, MEMORY}}
+    others = {
+        name: each
+        for name, each in groups.items()
+        if subject(each) in {TIME, MEMORY} and name not in streamed
+    }
+    rates = {name: each for name, each in streamed.items() if subject(each) == ANSWERS}
     hues = mpl.colormaps["tab20"].colors
     colours: dict[str, Any] = {
         name: hues[number % len(hues)] for number, name in enumerate(_contenders(groups))
@@ -461,7 +467,7 @@ def chart(document: dict[str, Any], path: Path) -> None:
     _draw_ratios(axes[0], others, BASELINE, colours)
     _draw_times(axes[1], others, colours)
     _draw_throughput(axes[2], threaded, colours)
-    _draw_ratios(axes[3], looped, AIO, colours)
+    _draw_ratios(axes[3], {**looped, **rates}, AIO, colours)
     patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=4)
     if document["machine_info"]["smoke"]:
@@ -497,9 +503,11 @@ def _draw_ratios(axes: Any, groups: Groups, to: str, colours: dict[str, Any]) ->
     else:
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xticks(range(len(compared)), [name.replace(", ", "\n", 1) for name in compared])
-    more = ", calls per second" if to == AIO else ""
-    axes.set_ylabel(f"ratio to {to}{more}\n(median and quartiles; dotted: target)")
+    axes.set_xticks(
+        range(len(compared)), [name.replace(", ", "\n") for name in compared], fontsize="small"
+    )
+    what = "calls or answers per second, as " if to == AIO else ""
+    axes.set_ylabel(f"{what}ratio to {to}\n(median and quartiles; dotted: target)")
 
 
 def _draw_times(axes: Any, groups: Groups, colours: dict[str, Any]) -> None:

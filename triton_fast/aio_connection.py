@@ -56,6 +56,8 @@ T = TypeVar("T")
 FAREWELL_S = 2.0
 # What is copied on another thread than the event loop's, in bytes: more than a millisecond's worth.
 _LONG = 2 << 20
+# Inputs that never are, however many bytes are written for each of theirs.
+_SHORT = 16 << 10
 
 
 class AsyncConnection:
@@ -118,7 +120,7 @@ class AsyncConnection:
         if self._closed:
             return
         if self._loop is not None:
-            running_loop(self._loop, repr(self))
+            running_loop(self._loop, self)
         self._closed = True
         try:
             # Before shared memory goes, which the server has in use as long as there are calls.
@@ -147,7 +149,7 @@ class AsyncConnection:
         """Return the channel for a call on the running event loop."""
         if self._closed:
             raise ClosedError(f"the client of {self.url} is closed")
-        loop = running_loop(self._loop, repr(self))
+        loop = running_loop(self._loop, self)
         if loop is not self._loop:
             if self._loop is not None:
                 self._admission = self._new_admission()  # calls of a closed loop never leave
@@ -246,7 +248,10 @@ class AsyncConnection:
         if not admission.enter(byte_size):
             await admission.wait(byte_size, options, self.url)
         try:
-            tensors = await self.inputs(prepared, inputs, options)
+            if byte_size < _SHORT and self.signatures.get(prepared) is None:
+                tensors = input_tensors(inputs)
+            else:
+                tensors = await self.inputs(prepared, inputs, options)
             return await self._infer(channel, prepared, tensors, request_id, options, out)
         finally:
             admission.leave(byte_size)
@@ -277,7 +282,7 @@ class AsyncConnection:
                         raise
                     repeats += 1
                     continue
-                if attempt.copied_bytes < _LONG:
+                if out is None or attempt.copied_bytes < _LONG:
                     result = attempt.result()
                 else:
                     result = await in_thread(options, self.url, attempt.result, borrowed=True)

@@ -15,6 +15,9 @@ __all__ = ["CallSettings"]
 
 Hook = TypeVar("Hook", bound=Callable[[str], Any])
 
+# Of calls that have nothing of their own; somebody may put a counter into a model's name.
+_MOST_PLAIN = 256
+
 
 class CallSettings(Generic[Hook]):
     """A client's own settings for its calls.
@@ -35,7 +38,7 @@ class CallSettings(Generic[Hook]):
         If one makes no sense.
     """
 
-    __slots__ = ("_compression", "_headers", "_timeout", "header_hook")
+    __slots__ = ("_compression", "_headers", "_plain", "_timeout", "header_hook")
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class CallSettings(Generic[Hook]):
         self._timeout = seconds(timeout, "timeout")
         self._headers = checked_headers(headers)
         self._compression = _checked(compression)
+        self._plain: dict[str, CallOptions] = {}
 
     def deadline_ns(self, timeout: float | None) -> int | None:
         """Return when a call must be over that begins now; see `CallOptions`.
@@ -88,6 +92,8 @@ class CallSettings(Generic[Hook]):
         InvalidOption
             If one makes no sense.
         """
+        if deadline_ns is None and hooked is None and headers is None and compression is UNSET:
+            return self._plain.get(call) or self._new_plain(call)
         sent = self._headers
         if hooked is not None:
             sent += checked_headers(hooked)
@@ -95,6 +101,12 @@ class CallSettings(Generic[Hook]):
             sent += checked_headers(headers)
         chosen = self._compression if compression is UNSET else _checked(compression)
         return CallOptions(deadline_ns, sent, chosen, call)
+
+    def _new_plain(self, call: str) -> CallOptions:
+        if len(self._plain) >= _MOST_PLAIN:
+            self._plain.clear()
+        options = self._plain[call] = CallOptions(None, self._headers, self._compression, call)
+        return options
 
 
 def _checked(compression: Any) -> Compression | None:

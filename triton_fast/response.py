@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,19 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
+
+    # Mapping's own look every name up again.
+    def keys(self) -> KeysView[str]:
+        """Return the outputs' names."""
+        return self._arrays.keys()
+
+    def values(self) -> ValuesView[np.ndarray[Any, Any]]:
+        """Return the outputs' arrays."""
+        return self._arrays.values()
+
+    def items(self) -> ItemsView[str, np.ndarray[Any, Any]]:
+        """Return pairs of name and array."""
+        return self._arrays.items()
 
     @property
     def nbytes(self) -> int:

@@ -76,6 +76,7 @@ class AsyncNativeChannel:
                 "'unix:/path'; use channel='grpc' for others"
             )
         self.target = target
+        self._name = f"the channel to {target}"
         self._address = address
         self._keepalive = (
             (0, 0)
@@ -99,7 +100,7 @@ class AsyncNativeChannel:
         if encoding:
             outgoing = await self._compressed(outgoing, encoding, options)
         parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
-        headers = metadata(options.headers)
+        headers = metadata(options.headers) if options.headers else ()
         byte_size = outgoing.byte_size
         lines, most = (self._large, _MOST_LARGE_LINES) if byte_size >= _LARGE else (self._small, 1)
         retried = False
@@ -129,7 +130,7 @@ class AsyncNativeChannel:
             if status == StatusCode.OK:
                 break
             if self._closed:
-                raise ClosedError(f"the channel to {self.target} was closed during the call")
+                raise ClosedError(f"{self._name} was closed during the call")
             if not unseen or retried:
                 raise server_error(status, message, call=options.call, target=self.target)
             # A line that idled was dead. Once more: the server cannot have acted on the request.
@@ -186,7 +187,7 @@ class AsyncNativeChannel:
         from .aio_native_stream import AsyncNativeStream  # noqa: PLC0415 - for those who stream
 
         if self._closed:
-            raise ClosedError(f"the channel to {self.target} is closed")
+            raise ClosedError(f"{self._name} is closed")
         return AsyncNativeStream(
             self._stream_line, method, options, self.target, lambda: self._closed
         )
@@ -202,7 +203,7 @@ class AsyncNativeChannel:
         if self._closed:
             return
         if self._loop is not None:
-            running_loop(self._loop, f"the channel to {self.target}")
+            running_loop(self._loop, self._name)
         self._closed = True
         self._drop_lines()
 
@@ -215,8 +216,8 @@ class AsyncNativeChannel:
     def _enter_loop(self, options: CallOptions) -> asyncio.AbstractEventLoop:
         """Check that a call can be made here and now; return the running event loop."""
         if self._closed:
-            raise ClosedError(f"the channel to {self.target} is closed")
-        loop = running_loop(self._loop, f"the channel to {self.target}")
+            raise ClosedError(f"{self._name} is closed")
+        loop = running_loop(self._loop, self._name)
         if loop is not self._loop:
             self._forget_lines()  # the loop that watched them is closed
             self._loop = loop
@@ -251,7 +252,7 @@ class AsyncNativeChannel:
         """Return a line after one was made, for this call or for one that waits too."""
         while True:
             if self._closed:
-                raise ClosedError(f"the channel to {self.target} was closed during the call")
+                raise ClosedError(f"{self._name} was closed during the call")
             opening = self._opening.setdefault(id(lines), [])
             if len(lines) + len(opening) < most or not (lines or opening):
                 assert self._loop is not None
@@ -270,7 +271,7 @@ class AsyncNativeChannel:
                     "the deadline passed while connecting", call=options.call, target=self.target
                 )
             if task.cancelled():
-                raise ClosedError(f"the channel to {self.target} was closed during the call")
+                raise ClosedError(f"{self._name} was closed during the call")
             error = task.exception()
             if error is not None:
                 raise Unavailable(_said(error), call=options.call, target=self.target) from error

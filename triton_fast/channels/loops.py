@@ -20,15 +20,15 @@ __all__ = ["in_thread", "running_loop", "seconds_left"]
 T = TypeVar("T")
 
 
-def running_loop(own: asyncio.AbstractEventLoop | None, what: str) -> asyncio.AbstractEventLoop:
+def running_loop(own: asyncio.AbstractEventLoop | None, what: object) -> asyncio.AbstractEventLoop:
     """Return the running event loop, if something that belongs to ``own`` may be used on it.
 
     Parameters
     ----------
     own : asyncio.AbstractEventLoop or None
         The loop that it has belonged to so far; None for none yet.
-    what : str
-        What it is, for the error.
+    what : object
+        What it is, for the error; a string, or something that has one.
 
     Raises
     ------
