@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from concurrent.futures import CancelledError, wait
+from itertools import combinations
 
 import ml_dtypes
 import numpy as np
@@ -422,6 +423,17 @@ def test_queue_timeout_and_priority(client):
 def test_a_large_tensor(client):
     values = np.arange(16 << 20, dtype=np.float32)  # 64 MiB
     assert (client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"] == values).all()
+
+
+def test_answers_that_are_kept_stay_as_they_were(client):
+    """Whatever is done to have memory without page faults: no two arrays have the same."""
+    kept = []
+    for byte_size in (1 << 20, 5 << 20, 40 << 20):  # ... the last of which grows on its way
+        for value in range(3):
+            values = np.full(byte_size // 4, value, np.float32)
+            kept.append((client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"], value))
+    assert all((array == value).all() for array, value in kept)
+    assert not any(np.shares_memory(one, other) for (one, _), (other, _) in combinations(kept, 2))
 
 
 def test_what_a_plain_call_keeps_is_not_taken_for_another(client):
