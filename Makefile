@@ -7,6 +7,8 @@
 #   PYTEST_ARGS=...  more arguments for pytest, as in PYTEST_ARGS="-k shape -x"
 #   BENCH_ARGS=...   more arguments for the benchmarks, as in BENCH_ARGS="-k BYTES"
 #   TESTS=...        which tests, as a pytest marker expression
+#   WORKERS=...      how many of pytest's processes run them at a time; 0 for this one alone. Most
+#                    tests wait more than they compute
 #   HTTP2=...        where the native channel's nghttp2 is from: AUTO, SYSTEM, BUNDLED or OFF
 #   FUZZ=...         how long to fuzz: 60s, a number of inputs, or 0 for not at all
 #   SOAK_FUZZ=...    the same for `make soak`; TRITON_FAST_SOAK_CALLS=... and TRITON_FAST_SOAK_KILLS=...
@@ -16,6 +18,7 @@ PYTHON ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 TESTS ?= not soak and not slow
+WORKERS ?= 2
 FUZZ ?= 20s
 SOAK_FUZZ ?= 1000000
 # In CI nothing is left out for want of a package. tests/conftest.py agrees on what CI is.
@@ -109,7 +112,7 @@ check-fuzz: .build-venv/.stamps/tools
 
 check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server
 	@echo "==> tests"
-	@$(PYTEST) -m "$(TESTS)" $(PYTEST_ARGS)
+	@$(PYTEST) -m "$(TESTS)" --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # --- What .ci/run adds ----------------------------------------------------------------------------
 

@@ -31,6 +31,12 @@ def need_uvloop() -> None:
         pytest.skip("no uvloop")
 
 
+def _complain(complaints, context):
+    # grpc.aio wakes those who waited in a loop that is closed by now, and complains in this one.
+    if "PollerCompletionQueue" not in context["message"]:
+        complaints.append(context)
+
+
 class Runner:
     """Runs coroutines, each in a new loop, and fails where one leaves a task or a complaint."""
 
@@ -42,7 +48,7 @@ class Runner:
 
         async def watched():
             loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, context: complaints.append(context))
+            loop.set_exception_handler(lambda _, context: _complain(complaints, context))
             before = asyncio.all_tasks()
             result = await asyncio.wait_for(coroutine, timeout)
             for _ in range(50):

@@ -2,7 +2,8 @@
 
 A skipped test proves nothing and looks well. With ``--require-server``, which .ci/run gives, a run
 fails in which a test of the real-server level was skipped, or in which none ran. The level is every
-test that is marked ``server`` or asks for a fixture of `triton_fast.testing`.
+test that is marked ``server`` or asks for a fixture of `triton_fast.testing`. It is counted in this
+process: with pytest-xdist's workers, none runs.
 """
 
 from __future__ import annotations

@@ -297,6 +297,7 @@ class Rogue:
         self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.connections = 0
         self._peers: list[Peer] = []
+        self._meeting = threading.Lock()  # a connection that is there has a thread that runs
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -314,10 +315,12 @@ class Rogue:
     def hang_up(self) -> None:
         """Close all connections, and return when that is done."""
         self.stopping.set()
-        for peer in self._peers:
+        with self._meeting:
+            peers, threads = self._peers[:], self._threads[1:]
+        for peer in peers:
             with contextlib.suppress(OSError):
                 peer.socket.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads[1:]:
+        for thread in threads:
             thread.join(30)
             assert not thread.is_alive()
         self.stopping.clear()
@@ -332,9 +335,10 @@ class Rogue:
             self.connections += 1
             peer = Peer(self, connection, number)
             thread = threading.Thread(target=self._run, args=(peer,))
-            self._peers.append(peer)
-            self._threads.append(thread)
-            thread.start()
+            with self._meeting:
+                self._peers.append(peer)
+                self._threads.append(thread)
+                thread.start()
 
     def _run(self, peer: Peer) -> None:
         bad = self._always or peer.number == 0
