@@ -79,7 +79,7 @@ def test_bytes_go_there_and_come_back(channel, size):
 
 
 def test_answers_come_on_another_thread(channel):
-    _, _, ending = start(channel, "Echo", b"x")
+    _, _, ending = start(channel, "Sleep", b"0.2")  # or it might be over before it can be watched
     assert ending.wait() is None
     assert ending.thread != threading.get_ident()
     assert ending.errors == [None]

@@ -45,8 +45,9 @@ exit {status}
     assert not result.stderr
     lines = result.stdout.splitlines()
     goals = "check-planted check-benchmarks test"
-    variables = "TESTS=not soak PYTEST_ARGS=--require-server --junit-xml=build/ci/pytest.xml"
-    assert lines[0] == f"make: --keep-going {goals} {variables}, true, 1"
+    variables = "TESTS=not soak WORKERS=0"
+    arguments = "PYTEST_ARGS=--require-server --junit-xml=build/ci/pytest.xml"
+    assert lines[0] == f"make: --keep-going {goals} {variables} {arguments}, true, 1"
     return result.returncode, lines[-1]
 
 
