@@ -37,6 +37,7 @@ namespace {
 
 using memory::Measurement;
 using triton_fast::ConstBuffer;
+using triton_fast::MutableBuffer;
 using triton_fast::ReaderSink;
 using triton_fast::http2::CallSpec;
 using triton_fast::http2::ConnectionError;
@@ -126,6 +127,7 @@ class Sink final : public MessageSink {
   }
   void feed(ConstBuffer piece) override {
     REQUIRE(within_ && piece.size != 0);
+    told_ += piece.size;
     REQUIRE(piece.size <= announced_ - message_.size());
     message_.append(reinterpret_cast<const char*>(piece.data), piece.size);
     if (throws_ && message_.size() > 10) throw Refusal("that is enough");
@@ -139,8 +141,15 @@ class Sink final : public MessageSink {
     all_ += std::to_string(message_.size()) + ':' + message_;
   }
   bool ready() const noexcept override { return streaming_ && taken_ != count_; }
+  MutableBuffer landing() noexcept override {
+    MutableBuffer place = next_ == nullptr ? MutableBuffer{} : next_->landing();
+    if (place.size != 0) REQUIRE(within_ && place.size <= announced_ - message_.size());
+    return place;
+  }
 
   void take() { taken_ = count_; }
+  /// How many bytes it has been told.
+  std::uint64_t told() const { return told_; }
   /// Whether all that it has to be told before a good end was told.
   bool complete() const { return !within_ && (streaming_ || count_ == 1); }
   /// All messages, each with its length.
@@ -154,6 +163,7 @@ class Sink final : public MessageSink {
   std::size_t count_ = 0;
   std::size_t taken_ = 0;
   std::uint64_t announced_ = 0;
+  std::uint64_t told_ = 0;
   std::string message_;
   std::string all_;
   std::unique_ptr<ResponseReader> reader_;
@@ -364,7 +374,16 @@ class Run {
       // Nothing beyond the piece may be read, and nothing of it afterwards.
       const std::unique_ptr<std::uint8_t[]> copy(new std::uint8_t[part]);
       std::copy_n(data + at, part, copy.get());
-      ended = !feed(session, {copy.get(), part});
+      // What comes in pieces is received where it belongs, as far as that is known.
+      const MutableBuffer place = pieces_ ? session.landing() : MutableBuffer{};
+      const std::size_t landed = std::min(part, place.size);
+      std::copy_n(copy.get(), landed, place.data);
+      if (landed != 0) {
+        const std::uint64_t before = told();
+        ended = !feed(session, {place.data, landed});
+        REQUIRE(ended || told() == before + landed);
+      }
+      if (!ended && landed != part) ended = !feed(session, {copy.get() + landed, part - landed});
       at += part;
       if (sends_ && !ended) {
         if (setting_.streams && !calls_.empty()) act(session, step);
@@ -422,6 +441,12 @@ class Run {
     }
     call.sink = std::make_unique<Sink>(setting_, call.streaming);
     call.stream = session.open(spec, 1000000000, call.sink.get());
+  }
+
+  std::uint64_t told() const {
+    std::uint64_t sum = 0;
+    for (const Call& call : calls_) sum += call.sink == nullptr ? 0 : call.sink->told();
+    return sum;
   }
 
   static bool feed(Session& session, ConstBuffer bytes) {

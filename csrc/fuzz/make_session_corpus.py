@@ -30,6 +30,7 @@ COMPRESSED = bytes([2, 1 | 4, 50, 2]) + NOTHING
 LARGE = bytes([4, 1 | 8, 255, 3]) + NOTHING
 PARSED = bytes([5, 1 | 16, 50, 4]) + NOTHING
 THROWS = bytes([6, 1 | 32, 50, 5]) + NOTHING
+LONG_PIECES = bytes([6, 1 | 16, 50, 12]) + NOTHING
 SHORT_PIECES = bytes([1, 1 | 16, 50, 7]) + NOTHING
 GIVES_UP = bytes([3, 3 | 8 | 64, 200, 6]) + NOTHING
 STREAM = bytes([6, 1 | 16 | 128, 50, 8, 0x31, 0x51, 0x31, 0x36])
@@ -43,6 +44,8 @@ ANSWER = b"\x0a\x01m" + b"\x2a\x12\x0a\x07OUTPUT0\x12\x04FP32\x1a\x01\x02" + b"\
 # The same in a stream's message, and an error in another.
 STREAMED = b"\x12" + bytes([len(ANSWER)]) + ANSWER
 FAILED = b"\x0a\x02no" + b"\x12\x05\x1a\x03abc"
+# One with 200 bytes.
+LONGER = b"\x2a\x12\x0a\x07OUTPUT0\x12\x04FP32\x1a\x01\x32" + b"\x32\xc8\x01" + bytes(range(200))
 NGINX = (":status", "502"), ("server", "nginx"), ("content-type", "text/html")
 
 
@@ -62,6 +65,12 @@ def seeds() -> dict[str, bytes]:
         + h2.headers(1, h2.OK_HEADERS, size=5)
         + h2.data(1, h2.message(ANSWER), size=3)
         + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM, size=7),
+        # Tensors go on in the next frame, in the middle of a piece.
+        "long_pieces": LONG_PIECES
+        + START
+        + h2.headers(1, h2.OK_HEADERS)
+        + h2.data(1, h2.message(LONGER), size=70)
+        + h2.headers(1, h2.OK_TRAILERS, h2.END_STREAM),
         "interleaved": THREE
         + START
         + b"".join(h2.headers(stream, h2.OK_HEADERS) for stream in (1, 3, 5))

@@ -37,6 +37,10 @@ set(reader src/wire/response_reader.cpp)
 # Written past the caller's array.
 triton_fast_planted_bug(
   destination_size fuzz_response ${reader} "size == destination->memory.size &&" "size != 0 &&")
+# A place that is larger than the tensor.
+triton_fast_planted_bug(
+  landing fuzz_response ${reader} "const auto left = static_cast<std::size_t>(token_end_ - position_);"
+  "const auto left = static_cast<std::size_t>(token_end_ - position_) + 1;")
 # A number cut in two by a piece's end is read as two.
 triton_fast_planted_bug(split_number fuzz_response ${reader} "if (shift_ != 0) return false;" "")
 # Memory taken on the word of a length.
@@ -92,6 +96,9 @@ if(TARGET triton_fast_nghttp2)
     prefix fuzz_session ${session}
     "std::min(size, sizeof stream.message_prefix_ - stream.prefix_size_)"
     "sizeof stream.message_prefix_ - stream.prefix_size_")
+  # The head of the next frame, taken for the tensor's.
+  triton_fast_planted_bug(
+    next_head fuzz_session ${session} "place.size = std::min(place.size, left);" "")
   # A second message goes to the sink of the first.
   triton_fast_planted_bug(
     two_messages fuzz_session ${session} "++stream.messages_ > 1" "++stream.messages_ > 2")

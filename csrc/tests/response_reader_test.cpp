@@ -1,6 +1,7 @@
 // Responses: whole, in pieces, placed, in shared memory, and hostile.
 #include "triton_fast/wire/response_reader.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -189,6 +190,45 @@ TEST(response_with_a_large_payload) {
   reader.finish();
   CHECK(payload_of(reader.outputs()[0]) == payload);
   CHECK(reader.outputs()[0].payload.capacity() == payload.size());
+}
+
+TEST(response_that_is_written_where_it_belongs) {
+  // As much at a time as a socket may have: now all, now a part of it.
+  const std::string large = std::string(std::size_t{70} << 20, 'l');  // its memory grows on the way
+  const std::string message =
+      field(1, "model") + output("x", "UINT8", {9}) + output("y", "BYTES", {2}) +
+      output("z", "UINT8", {static_cast<std::int64_t>(large.size())}) + raw("123456789") +
+      raw("\x02\0\0\0ab\0\0\0\0"s) + raw(large) + field(15, "unknown");
+  for (const std::size_t most : {std::size_t{1}, std::size_t{3}, message.size()}) {
+    for (const bool placed : {false, true}) {
+      std::uint8_t memory[9] = {};
+      ResponseReader reader;
+      if (placed) reader.place("x", Datatype::kUint8, {9}, {memory, sizeof memory});
+      CHECK(reader.landing().size == 0);
+      reader.begin(message.size());
+      std::size_t landed = 0;
+      for (std::size_t at = 0, size = 0; at < message.size(); at += size) {
+        const MutableBuffer place = reader.landing();
+        size = std::min(place.size != 0 ? place.size : 1, message.size() - at);
+        if (landed < 100) size = std::min(size, most);
+        const std::string piece = message.substr(at, size);
+        if (place.size == 0) {
+          reader.feed(view(piece));
+          continue;
+        }
+        std::memcpy(place.data, piece.data(), size);
+        reader.feed({place.data, size});
+        landed += size;
+      }
+      reader.finish();
+      CHECK(reader.landing().size == 0);
+      CHECK(landed > large.size() / 2);
+      CHECK(placed ? std::memcmp(memory, "123456789", 9) == 0
+                   : payload_of(reader.outputs()[0]) == "123456789");
+      CHECK(payload_of(reader.outputs()[1]) == "\x02\0\0\0ab\0\0\0\0"s);
+      CHECK(payload_of(reader.outputs()[2]) == large);
+    }
+  }
 }
 
 TEST(response_typed_contents) {

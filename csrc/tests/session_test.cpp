@@ -99,6 +99,116 @@ TEST(session_makes_many_calls_at_once) {
   }
 }
 
+namespace {
+
+/// Has a place for its message.
+struct PlacedSink final : triton_fast::http2::MessageSink {
+  void begin(std::uint64_t size) override { memory.resize(static_cast<std::size_t>(size)); }
+  void feed(triton_fast::ConstBuffer piece) override {
+    auto* const place = reinterpret_cast<std::uint8_t*>(&memory[at]);
+    if (piece.data == place) {
+      landed += piece.size;
+    } else {
+      std::memcpy(place, piece.data, piece.size);
+    }
+    at += piece.size;
+  }
+  void finish() override { ++finished; }
+  triton_fast::MutableBuffer landing() noexcept override {
+    return {reinterpret_cast<std::uint8_t*>(&memory[at]), memory.size() - at};
+  }
+
+  std::string memory;
+  std::size_t at = 0;
+  std::size_t landed = 0;
+  int finished = 0;
+};
+
+std::string frame(std::uint8_t flags, std::uint8_t stream, const std::string& payload) {
+  const auto size = static_cast<std::uint32_t>(payload.size());
+  std::string out;
+  for (int shift = 16; shift >= 0; shift -= 8) out.push_back(static_cast<char>(size >> shift));
+  return out + std::string{0, static_cast<char>(flags), 0, 0, 0, static_cast<char>(stream)} +
+         payload;
+}
+
+}  // namespace
+
+TEST(session_says_where_bytes_belong) {
+  for (const std::size_t most : {std::size_t{1} << 20, std::size_t{1000}, std::size_t{1}}) {
+    const std::string message = text_of(100000, 1);
+    Session session("x");
+    Server server;
+    PlacedSink sink;
+    Stream* const stream = session.open(call_of("q"), -1, &sink);
+    exchange(session, server);
+    CHECK(session.landing().size == 0);
+    server.answer(1, kHeaders, with_prefix(message), kTrailers);
+    const std::string sent = server.take();
+    for (std::size_t at = 0, size = 0; at < sent.size(); at += size) {
+      const triton_fast::MutableBuffer place = session.landing();
+      size = std::min({place.size == 0 ? 7 : place.size, most, sent.size() - at});
+      const std::string piece = sent.substr(at, size);  // a copy that is gone afterwards
+      if (place.size != 0) std::memcpy(place.data, piece.data(), size);
+      session.feed(place.size != 0 ? triton_fast::ConstBuffer{place.data, size} : buffer(piece));
+    }
+    CHECK(stream->outcome().status == Status::kOk && sink.finished == 1);
+    CHECK(sink.memory == message);
+    CHECK(sink.landed > 99000);  // all but what came with the heads of frames
+    CHECK(session.landing().size == 0);
+  }
+}
+
+TEST(session_knows_no_place_for_what_is_not_a_message) {
+  const auto begin = [](Session& session, PlacedSink& sink) {
+    Server server;
+    Stream* const stream = session.open(call_of("q"), -1, &sink);
+    exchange(session, server);
+    server.answer(1, kHeaders, {}, Fields{{"never", "sent"}});
+    const std::string headers = server.take();
+    session.feed(buffer(headers.substr(0, 9 + static_cast<std::uint8_t>(headers[2]))));
+    CHECK(stream->answered() && !stream->done());
+    return stream;
+  };
+  const std::string message = with_prefix("0123456789");
+  {  // not beyond the frame, nor beyond the message
+    Session session("x");
+    PlacedSink sink;
+    Stream* const stream = begin(session, sink);
+    session.feed(buffer(frame(0, 1, message.substr(0, 9)).substr(0, 9 + 6)));
+    CHECK(session.landing().size == 3);
+    session.feed(buffer(message.substr(6, 3)));
+    CHECK(session.landing().size == 0);
+    session.feed(buffer(frame(0, 1, message.substr(9) + "more").substr(0, 9 + 2)));
+    CHECK(session.landing().size == 4);
+    session.cancel(stream);
+    CHECK(session.landing().size == 0);
+    session.close(stream);
+    CHECK(session.landing().size == 0);
+  }
+  {  // padding looks like data until its end is known
+    Session session("x");
+    PlacedSink sink;
+    Stream* const stream = begin(session, sink);
+    const std::string padded = frame(8, 1, "\x03" + message + std::string(3, '\0'));
+    for (const char& byte : padded) {
+      session.feed({reinterpret_cast<const std::uint8_t*>(&byte), 1});
+      CHECK(session.landing().size == 0);
+    }
+    CHECK(sink.finished == 1 && sink.memory == "0123456789" && !stream->done());
+  }
+  {  // another's
+    Session session("x");
+    PlacedSink sink;
+    Stream* const stream = begin(session, sink);
+    session.feed(buffer(frame(0, 1, message.substr(0, 8))));
+    session.close(stream);
+    Stream* const next = session.open(call_of("q"), -1, &sink);
+    session.feed(buffer(frame(0, 1, message.substr(8)).substr(0, 9 + 1)));
+    CHECK(session.landing().size == 0 && !next->answered());
+  }
+}
+
 TEST(session_takes_an_empty_message) {
   Session session("x");
   Server server;

@@ -26,6 +26,7 @@ class ReaderSink final : public http2::MessageSink {
   void begin(std::uint64_t size) override { reader_->begin(size); }
   void feed(ConstBuffer piece) override { reader_->feed(piece); }
   void finish() override { reader_->finish(); }
+  MutableBuffer landing() noexcept override { return reader_->landing(); }
 
  private:
   wire::ResponseReader* reader_;
@@ -74,6 +75,9 @@ class QueueSink final : public http2::MessageSink {
     messages_.push_back({std::move(current_), size_});
     byte_size_ += kReader + size_;
     count_.store(messages_.size());
+  }
+  MutableBuffer landing() noexcept override {
+    return current_ == nullptr ? MutableBuffer{} : current_->landing();
   }
   bool ready() const noexcept override { return count_.load() != 0; }
   bool full() const noexcept override { return byte_size_.load() > kMost; }

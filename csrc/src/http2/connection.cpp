@@ -7,9 +7,6 @@
 namespace triton_fast::http2 {
 namespace {
 
-// Large enough that one call of the kernel's empties a full socket buffer, small enough to stay in
-// the processor's second-level cache on its way to the tensor.
-constexpr std::size_t kReceiveBuffer = std::size_t{256} << 10;
 constexpr std::size_t kMostPieces = 512;  // below IOV_MAX everywhere
 // What is done before the clock is looked at again, however much the peer sends or takes.
 constexpr int kMostReceives = 16;
@@ -24,10 +21,7 @@ constexpr std::int64_t kSlice = 200000000;
 }  // namespace
 
 Connection::Connection(Socket socket, const std::string& authority)
-    : socket_(std::move(socket)),
-      session_(authority),
-      buffer_(new std::uint8_t[kReceiveBuffer]),
-      idle_since_(monotonic_ns()) {}
+    : socket_(std::move(socket)), session_(authority), idle_since_(monotonic_ns()) {}
 
 void Connection::begin_call(const CallSpec& call, MessageSink* sink, std::int64_t deadline_ns,
                             const Keepalive& keepalive) {
@@ -240,10 +234,8 @@ void Connection::receive_some(const Wants& wants) {
 }
 
 bool Connection::receive() {
-  const std::size_t size = socket_.receive(buffer_.get(), kReceiveBuffer);
-  if (size == 0) return false;
+  if (intake_.receive(socket_, session_) == 0) return false;
   if (keepalive_.after_ns > 0) last_received_ns_ = monotonic_ns();
-  session_.feed({buffer_.get(), size});
   if (session_.acknowledged_pings() >= pings_) pinged_ns_ = 0;
   return true;
 }

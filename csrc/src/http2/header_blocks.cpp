@@ -11,6 +11,7 @@ namespace triton_fast::http2 {
 namespace {
 
 constexpr std::size_t kHead = 9;
+constexpr std::uint8_t kData = 0;
 constexpr std::uint8_t kHeaders = 1;
 constexpr std::uint8_t kSettings = 4;
 constexpr std::uint8_t kPushPromise = 5;
@@ -197,7 +198,7 @@ ConstBuffer HeaderBlocks::next(ConstBuffer& bytes) {
       if (head_size_ < kHead) break;
       head_size_ = 0;
       if (!gathering_ && passes(head_)) {
-        left_ = read_number(head_, 3);
+        pass(head_);
         return {head_, kHead};
       }
       begin_frame(head_);
@@ -222,7 +223,7 @@ std::size_t HeaderBlocks::passing(ConstBuffer bytes) {
       left_ -= size;
     } else {
       if (bytes.size - at < kHead || !passes(bytes.data + at)) break;
-      left_ = read_number(bytes.data + at, 3);
+      pass(bytes.data + at);
       at += kHead;
     }
   }
@@ -241,6 +242,13 @@ bool HeaderBlocks::passes(const std::uint8_t* head) {
   if (type == kGoaway && read_number(head, 3) > kFrameSize) return false;
   return type != kHeaders || (read_number(head + 5, 4) & 0x7fffffff) == 0 ||
          ((head[4] & kEndHeaders) != 0 && read_number(head, 3) <= kPlainFrame);
+}
+
+/// Takes note of a frame that is nghttp2's as it is.
+void HeaderBlocks::pass(const std::uint8_t* head) {
+  left_ = read_number(head, 3);
+  const bool plain = head[3] == kData && (head[4] & kPadded) == 0;
+  data_stream_id_ = plain ? static_cast<std::int32_t>(read_number(head + 5, 4) & 0x7fffffff) : 0;
 }
 
 void HeaderBlocks::begin_frame(const std::uint8_t* head) {

@@ -6,10 +6,9 @@
 namespace triton_fast::http2 {
 namespace {
 
-constexpr std::size_t kReceiveBuffer = std::size_t{256} << 10;
 constexpr std::size_t kMostPieces = 512;  // below IOV_MAX everywhere
 // What is done before others on the loop have their turn: about a millisecond's worth.
-constexpr int kMostReceives = 4;
+constexpr std::size_t kMostReceived = std::size_t{1} << 20;
 constexpr std::size_t kMostSent = std::size_t{1} << 20;
 
 /// Cuts pieces to so many bytes; returns how many pieces are left.
@@ -27,9 +26,7 @@ std::size_t first(std::size_t size, iovec* pieces, std::size_t count) {
 }  // namespace
 
 Multiplexer::Multiplexer(Socket socket, const std::string& authority)
-    : socket_(std::move(socket)),
-      session_(authority, Sharing::kManyCalls),
-      buffer_(new std::uint8_t[kReceiveBuffer]) {}
+    : socket_(std::move(socket)), session_(authority, Sharing::kManyCalls) {}
 
 std::int32_t Multiplexer::open(const CallSpec& call, MessageSink* sink, std::int64_t timeout_ns) {
   if (!usable()) throw ConnectionError(session_.complaint());
@@ -92,7 +89,7 @@ void Multiplexer::flush() {
     // same.
     const std::string reason = error.what();
     try {
-      while (receive_once()) {
+      while (intake_.receive(socket_, session_) != 0) {
       }
     } catch (const Error&) {
       // The first error is the one to tell, unless the server has said something itself.
@@ -116,17 +113,13 @@ void Multiplexer::send_some() {
   }
 }
 
-bool Multiplexer::receive_once() {
-  const std::size_t size = socket_.receive(buffer_.get(), kReceiveBuffer);
-  if (size == 0) return false;
-  session_.feed({buffer_.get(), size});
-  return true;
-}
-
 void Multiplexer::receive() {
   if (broken_ || inherited()) return;
   try {
-    for (int i = 0; i < kMostReceives && receive_once(); ++i) {
+    for (std::size_t received = 0; received < kMostReceived;) {
+      const std::size_t size = intake_.receive(socket_, session_);
+      if (size == 0) break;
+      received += size;
     }
     if (session_.ended()) throw ConnectionError(session_.complaint());
   } catch (const Error& error) {

@@ -456,6 +456,17 @@ void Session::feed(ConstBuffer bytes) {
   }
 }
 
+MutableBuffer Session::landing() noexcept {
+  std::int32_t id = 0;
+  const std::size_t left = header_blocks_.data_left(id);
+  const Stream* const stream = left == 0 ? nullptr : find(id);
+  if (stream == nullptr || stream->done_ || stream->message_left_ == 0) return {};
+  MutableBuffer place = stream->sink_->landing();
+  place.size = std::min(place.size, left);
+  place.size = static_cast<std::size_t>(std::min<std::uint64_t>(place.size, stream->message_left_));
+  return place;
+}
+
 void Session::take(ConstBuffer bytes) {
   const nghttp2_ssize taken = nghttp2_session_mem_recv2(session_, bytes.data, bytes.size);
   if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));

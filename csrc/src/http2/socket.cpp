@@ -294,9 +294,13 @@ std::size_t Socket::send(const iovec* pieces, std::size_t count) {
   }
 }
 
-std::size_t Socket::receive(std::uint8_t* buffer, std::size_t size) {
+std::size_t Socket::receive(MutableBuffer first, MutableBuffer second) {
+  iovec places[2] = {{first.data, first.size}, {second.data, second.size}};
+  msghdr message{};
+  message.msg_iov = first.size == 0 ? places + 1 : places;
+  message.msg_iovlen = first.size == 0 || second.size == 0 ? 1 : 2;
   for (;;) {
-    const ssize_t received = ::recv(descriptor_, buffer, size, MSG_DONTWAIT);
+    const ssize_t received = ::recvmsg(descriptor_, &message, MSG_DONTWAIT);
     if (received > 0) return static_cast<std::size_t>(received);
     if (received == 0) throw SocketError("the server closed the connection");
     if (errno == EAGAIN || errno == EWOULDBLOCK) return 0;

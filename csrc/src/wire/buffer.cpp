@@ -59,7 +59,7 @@ void OwnedBuffer::append(const void* bytes, std::size_t size) {
     if (size > SIZE_MAX / 2 - size_) throw std::bad_alloc();
     reserve(std::max({size_ + size, 2 * capacity_, std::size_t{64}}));
   }
-  std::memcpy(data_ + size_, bytes, size);
+  if (bytes != data_ + size_) std::memcpy(data_ + size_, bytes, size);
   size_ += size;
 }
 

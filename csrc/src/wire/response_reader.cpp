@@ -213,7 +213,7 @@ void ResponseReader::feed(ConstBuffer piece) {
           contents_.elements.append(p, size);
         } else if (state_ == State::kRaw) {
           if (raw_target_ != nullptr) {
-            std::memcpy(raw_target_, p, size);
+            if (raw_target_ != p) std::memcpy(raw_target_, p, size);  // see landing()
             raw_target_ += size;
           } else {
             grow_raw(size);
@@ -235,6 +235,13 @@ void ResponseReader::feed(ConstBuffer piece) {
         throw WireError("ModelInferResponse: the reader failed before, or was never begun");
     }
   }
+}
+
+MutableBuffer ResponseReader::landing() noexcept {
+  if (state_ != State::kRaw) return {};
+  const auto left = static_cast<std::size_t>(token_end_ - position_);
+  if (raw_target_ != nullptr) return {raw_target_, left};
+  return {raw_.data() + raw_.size(), std::min(raw_.capacity() - raw_.size(), left)};
 }
 
 bool ResponseReader::take_varint(const std::uint8_t*& p, const std::uint8_t* end) {

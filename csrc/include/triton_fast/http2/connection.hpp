@@ -5,10 +5,10 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "triton_fast/http2/intake.hpp"
 #include "triton_fast/http2/session.hpp"
 #include "triton_fast/http2/socket.hpp"
 
@@ -96,7 +96,7 @@ class Connection {
   Wake wake_;
   std::atomic<bool> interrupted_{false};
   std::atomic<bool> nudged_{false};
-  std::unique_ptr<std::uint8_t[]> buffer_;
+  Intake intake_;
   Stream* stream_ = nullptr;
   const MessageSink* sink_ = nullptr;
   std::int64_t deadline_ns_ = kNever;

@@ -41,12 +41,20 @@ class HeaderBlocks {
   /// @throws HeaderBlockError
   ConstBuffer next(ConstBuffer& bytes);
 
+  /// @brief How many bytes are to come of the DATA frame at hand, and whose: nothing but the
+  /// stream's data, without padding. 0 if it is no such frame.
+  std::size_t data_left(std::int32_t& stream_id) const noexcept {
+    stream_id = data_stream_id_;
+    return gathering_ || data_stream_id_ == 0 ? 0 : left_;
+  }
+
   /// @brief The value that a mark in the piece returned last stands for; nullptr if it is no mark.
   const std::string* taken_out(std::string_view mark) const noexcept;
 
  private:
   std::size_t passing(ConstBuffer bytes);
   bool passes(const std::uint8_t* head);
+  void pass(const std::uint8_t* head);
   void begin_frame(const std::uint8_t* head);
   void end_frame();
   void rewrite();
@@ -56,7 +64,8 @@ class HeaderBlocks {
   bool foreign_ = false;       // the peer does not speak HTTP/2; nghttp2 will say so
   std::uint8_t head_[9] = {};  // of a frame, as far as it has come
   std::size_t head_size_ = 0;
-  std::size_t left_ = 0;  // of the payload of the frame at hand
+  std::size_t left_ = 0;             // of the payload of the frame at hand
+  std::int32_t data_stream_id_ = 0;  // if that is a DATA frame without padding
   // The block that is being gathered.
   bool gathering_ = false;
   std::int32_t stream_id_ = 0;

@@ -21,6 +21,11 @@ class MessageSink {
   virtual void begin(std::uint64_t size) = 0;
   virtual void feed(ConstBuffer piece) = 0;
   virtual void finish() = 0;
+  /// @brief Where the message's next bytes belong, as far as that is known; empty if it is not.
+  ///
+  /// They may be written there before they are fed from there, which spares a copy. Valid until the
+  /// next call of anything else.
+  virtual MutableBuffer landing() noexcept { return {}; }
   /// Whether there is a message that somebody should take now, before more are read. For streams.
   virtual bool ready() const noexcept { return false; }
   /// Whether no more should be read until some were taken.

@@ -4,11 +4,11 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "triton_fast/http2/intake.hpp"
 #include "triton_fast/http2/session.hpp"
 #include "triton_fast/http2/socket.hpp"
 #include "triton_fast/process.hpp"
@@ -88,12 +88,11 @@ class Multiplexer {
   };
 
   void send_some();
-  bool receive_once();
 
   const std::uint64_t generation_ = process_generation();
   Socket socket_;
   Session session_;
-  std::unique_ptr<std::uint8_t[]> buffer_;
+  Intake intake_;
   std::unordered_map<std::int32_t, Entry> calls_;
   std::uint64_t sent_ = 0;
   bool broken_ = false;

@@ -126,6 +126,11 @@ class Session {
   /// @brief Takes bytes from the peer. @throws ConnectionError if they are no HTTP/2
   void feed(ConstBuffer bytes);
 
+  /// @brief Where the peer's next bytes belong, if they are a message's and that is known.
+  ///
+  /// They may be received there, and fed from there. Valid until the next call of anything else.
+  MutableBuffer landing() noexcept;
+
   /// @brief Says that the connection is no more: streams that are not done end with UNAVAILABLE.
   void end(const std::string& reason);
 

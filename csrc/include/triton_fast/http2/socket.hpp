@@ -80,9 +80,9 @@ class Socket {
   /// @brief Sends what the kernel takes now. @return bytes; 0 if it takes none. @throws SocketError
   std::size_t send(const iovec* pieces, std::size_t count);
 
-  /// @brief Receives what is there now. @return bytes; 0 if none. @throws SocketError, also at the
-  /// end
-  std::size_t receive(std::uint8_t* buffer, std::size_t size);
+  /// @brief Receives what is there now, to one place and then another. @return bytes; 0 if none.
+  /// @throws SocketError, also at the end
+  std::size_t receive(MutableBuffer first, MutableBuffer second);
 
   /// @brief Waits until something can be received if `for_read`, or sent if `for_write`.
   Waited wait(bool for_read, bool for_write, const Wake* wake, std::int64_t deadline_ns) const;

@@ -28,6 +28,8 @@ class OwnedBuffer {
   void reserve(std::size_t capacity);
 
   /// @brief Copies bytes to the end, doubling the room when it runs out. Strong guarantee.
+  ///
+  /// What lies there already, in room that was reserved, is not copied.
   /// @throws std::bad_alloc
   void append(const void* bytes, std::size_t size);
 

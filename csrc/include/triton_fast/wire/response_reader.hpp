@@ -49,8 +49,9 @@ struct Output {
 
 /// @brief Incremental parser of one ModelInferResponse, or of one ModelStreamInferResponse.
 ///
-/// Optionally expect_envelope(), place() and expect_shared_memory(); then begin(), feed() with pieces of any size,
-/// finish(), and read the results. After an exception nothing but destruction is allowed.
+/// Optionally expect_envelope(), place() and expect_shared_memory(); then begin(), feed() with
+/// pieces of any size, finish(), and read the results. After an exception nothing but destruction
+/// is allowed.
 class ResponseReader {
  public:
   ResponseReader() = default;
@@ -77,6 +78,12 @@ class ResponseReader {
 
   /// @brief Takes the next piece. @throws WireError, std::bad_alloc
   void feed(ConstBuffer piece);
+
+  /// @brief Where a tensor's next bytes belong; empty if the next bytes are not a tensor's.
+  ///
+  /// Bytes that were written there are not copied when they are fed from there. Valid until the
+  /// next call of anything else.
+  MutableBuffer landing() noexcept;
 
   /// @brief Checks that the message is complete and its tensors add up.
   /// @throws WireError if they do not; TensorError if one does not fit its destination
