@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PROTOS = HERE.parent / "protos"
 BUILD = HERE.parent / "build" / "cpp_stub"
-_PACKAGES = "libgrpc++-dev protobuf-compiler-grpc pkg-config"
+_PACKAGES = "libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc pkg-config"
 
 
 class NoStub(Exception):

@@ -282,10 +282,16 @@ class AsyncConnection:
                         raise
                     repeats += 1
                     continue
-                if out is None or attempt.copied_bytes < _LONG:
-                    result = attempt.result()
+                if attempt.takes_long:
+                    result = await in_thread(
+                        options,
+                        self.url,
+                        attempt.result,
+                        borrowed=True,
+                        phase="before the result was made",
+                    )
                 else:
-                    result = await in_thread(options, self.url, attempt.result, borrowed=True)
+                    result = attempt.result()
             finally:
                 attempt.release()
             if shared is not None:

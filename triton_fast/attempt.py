@@ -74,9 +74,9 @@ class Attempt:
         self.response = self._receiver.response
 
     @property
-    def copied_bytes(self) -> int:
-        """How many bytes `result` copies into arrays of the caller's, at most."""
-        return self._receiver.copied_bytes
+    def takes_long(self) -> bool:
+        """Whether `result` is nothing for an event loop's own thread; see `Receiver.takes_long`."""
+        return self._receiver.takes_long
 
     def result(self) -> InferResult:
         """Return the answer, once; see `Receiver.result`."""

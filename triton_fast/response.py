@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["InferResult", "Receiver", "result_of"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+# What can be done in a millisecond or two, in bytes: copied, and decoded to bytes objects.
+_MUCH = 2 << 20
+_MANY = 256 << 10
 
 
 class InferResult(Mapping[str, np.ndarray[Any, Any]]):
@@ -225,9 +228,10 @@ class Receiver:
         self.response.place(name, datatype, array.shape, array)
 
     @property
-    def copied_bytes(self) -> int:
-        """How many bytes `result` copies into arrays of the caller's, at most."""
-        return sum([self._out[name].nbytes for name in self._copied])
+    def takes_long(self) -> bool:
+        """Whether `result` takes longer than an event loop should wait: it copies, or decodes."""
+        copied = sum([self._out[name].nbytes for name in self._copied]) if self._copied else 0
+        return copied > _MUCH or self.response.string_bytes > _MANY
 
     def result(self) -> InferResult:
         """Return the answer, once; the response must be complete.

@@ -381,7 +381,8 @@ class Run {
       if (landed != 0) {
         const std::uint64_t before = told();
         ended = !feed(session, {place.data, landed});
-        REQUIRE(ended || told() == before + landed);
+        // All or nothing: nghttp2 drops what comes after a fault that ends the stream, or all.
+        REQUIRE(ended || told() == before + landed || told() == before);
       }
       if (!ended && landed != part) ended = !feed(session, {copy.get() + landed, part - landed});
       at += part;

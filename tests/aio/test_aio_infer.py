@@ -23,9 +23,11 @@ from triton_fast import (
     InvalidTensor,
     NotFound,
     ServerError,
+    Tensor,
     Unimplemented,
 )
 from triton_fast.connection import Connection  # noqa: F401 - both faces, in one process
+from triton_fast.response import Receiver
 
 pytestmark = pytest.mark.server
 
@@ -176,6 +178,42 @@ def test_an_answer_that_is_copied(run, new_client):
             assert result["OUTPUT0"] is out
             np.testing.assert_array_equal(out, values)
             assert threads.given == 1
+
+    run(work())
+
+
+@pytest.mark.parametrize(("count", "beside"), [(1000, False), (100_000, True)])
+def test_many_strings_are_decoded_beside_the_loop(run, new_client, count, beside):
+    encoded = Tensor(b"\x02\0\0\0ab" * count, "BYTES", (count,))  # nothing to do but to send it
+
+    async def work():
+        async with new_client(channel="native") as client:
+            await client.infer("identity_cpp", ONE)
+            threads = count_threads()
+            result = await client.infer("identity_cpp_bytes", {"INPUT0": encoded})
+            assert result["OUTPUT0"].tolist() == [b"ab"] * count
+            assert threads.given == beside
+
+    run(work())
+
+
+def test_a_deadline_that_passes_while_the_answer_is_decoded(run, new_client, monkeypatch):
+    count = 100_000
+    encoded = Tensor(b"\x02\0\0\0ab" * count, "BYTES", (count,))
+    decode = Receiver.result
+
+    def slowly(receiver):
+        time.sleep(1.5)
+        return decode(receiver)
+
+    async def work():
+        async with new_client(channel="native") as client:
+            await client.infer("identity_cpp_bytes", {"INPUT0": encoded})
+            monkeypatch.setattr(Receiver, "result", slowly)
+            with pytest.raises(DeadlineExceeded, match="before the result was made"):
+                await client.infer("identity_cpp_bytes", {"INPUT0": encoded}, timeout=1)
+            monkeypatch.undo()
+            await client.infer("identity_cpp_bytes", {"INPUT0": encoded})
 
     run(work())
 

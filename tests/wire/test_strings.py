@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import struct
 import sys
+import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -293,6 +295,32 @@ def test_decode_into_shape() -> None:
     array = np.empty((2, 1, 2), np.object_)
     _wire.decode_elements(decoded_payload(bytes_payload([b"a", b"b", b"c", b"d"]), 4), array)
     assert array.tolist() == [[[b"a", b"b"]], [[b"c", b"d"]]]
+
+
+def test_other_threads_run_while_many_are_decoded() -> None:
+    count = 2_000_000
+    payload = decoded_payload(b"\x02\0\0\0ab" * count, count)
+    array = np.empty(count, np.object_)
+    turns = 0
+    over = threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not over.is_set():
+            turns += 1
+            time.sleep(0)
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    try:
+        before = turns
+        _wire.decode_elements(payload, array)
+        taken = turns - before
+    finally:
+        over.set()
+        other.join()
+    assert array[0] == array[-1] == b"ab"
+    assert taken > 5  # it takes a tenth of a second; without turns, there are those at its ends
 
 
 def test_decode_what_was_encoded() -> None:

@@ -142,7 +142,14 @@ class AsyncNativeChannel:
             from .compression import decompressed  # noqa: PLC0415 - rare
 
             gathered = await in_thread(
-                options, self.target, decompressed, gathered, coding, options, self.target
+                options,
+                self.target,
+                decompressed,
+                gathered,
+                coding,
+                options,
+                self.target,
+                phase="before the answer was decompressed",
             )
         incoming.begin(len(gathered))
         incoming.feed(gathered)

@@ -59,6 +59,7 @@ async def in_thread(
     function: Callable[..., T],
     *arguments: Any,
     borrowed: bool = False,
+    phase: str = "before the request was sent",
 ) -> T:
     """Return what a function returns that takes too long for the event loop's thread.
 
@@ -75,6 +76,8 @@ async def in_thread(
     borrowed : bool
         Whether it reads memory that is taken back when the call is over. Once it has begun, its end
         is waited for then, even if the deadline has passed or the task was cancelled.
+    phase : str
+        When the deadline has passed then, for the error.
 
     Raises
     ------
@@ -86,9 +89,7 @@ async def in_thread(
     try:
         await asyncio.wait((future,), timeout=seconds_left(options.deadline_ns))
         if not future.done():
-            raise DeadlineExceeded(
-                "the deadline passed before the request was sent", call=options.call, target=target
-            )
+            raise DeadlineExceeded(f"the deadline passed {phase}", call=options.call, target=target)
         result: T = future.result()
         return result
     finally:
