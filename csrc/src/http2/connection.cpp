@@ -15,8 +15,22 @@ constexpr int kMostSends = 16;
 constexpr int kMostLeftovers = 8;
 // What a server may send during a call that it does not answer.
 constexpr std::uint64_t kNoise = std::uint64_t{64} << 10;
+// How long to ask for the rest of a tensor before sleeping until it comes: 4 MiB are here a
+// twentieth sooner, for a tenth more of this processor (2026-11).
+constexpr std::int64_t kAmid = 50000;
 // How long to sleep before signals are looked at, if none wakes us: one may come just before.
 constexpr std::int64_t kSlice = 200000000;
+
+/// Waits a few microseconds without sleeping: asking more often would hold the kernel up.
+void relax() noexcept {
+  for (int i = 0; i < 100; ++i) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+}
 
 }  // namespace
 
@@ -90,6 +104,14 @@ Progress Connection::go_on(std::int64_t busy_ns, const Wants& wants, std::int64_
         }
         if (stream_->done() || satisfied(wants)) break;
         now = monotonic_ns();
+      }
+      if (!came && !full && session_.landing().size != 0) {
+        // In the middle of a tensor, whose rest is on its way: sleeping costs both sides more.
+        const std::int64_t until = std::min(now + kAmid, deadline_ns_);
+        while (!(came = receive()) && monotonic_ns() < until) {
+          relax();
+        }
+        if (stream_->done() || satisfied(wants)) break;
       }
       if (now >= slice_end) return Progress::kInterrupted;
       keep_alive(now, full);
