@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .errors import Internal
 from .query import Query
 from .regions import stale_regions
 from .registry import RegisteredRegion, registered, registration, removal
 from .stale import StaleRegion
 
 __all__ = ["AsyncRegions"]
+
+# How long to ask again while the server says that a region is in use.
+_LETTING_GO_S = 0.3
 
 
 class AsyncRegions:
@@ -25,7 +31,17 @@ class AsyncRegions:
 
     async def unregister(self, name: str) -> None:
         """Have the server let go of a region; see `triton_fast.regions.Regions.unregister`."""
-        await self._ask(removal(name))
+        end = time.monotonic() + _LETTING_GO_S
+        while True:
+            try:
+                await self._ask(removal(name))
+            except Internal as error:
+                # Triton holds a region for a moment after it has answered the last call with it.
+                if "currently in use" not in str(error) or time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                return
 
     async def registered(self) -> dict[str, RegisteredRegion]:
         """Return all regions that the server knows, by name."""
