@@ -10,13 +10,17 @@ from typing import Any
 from .errors import Internal
 from .query import Query
 from .regions import stale_regions
-from .registry import RegisteredRegion, registered, registration, removal
+from .registry import (
+    LETTING_GO_S,
+    RegisteredRegion,
+    in_use,
+    registered,
+    registration,
+    removal,
+)
 from .stale import StaleRegion
 
 __all__ = ["AsyncRegions"]
-
-# How long to ask again while the server says that a region is in use.
-_LETTING_GO_S = 0.3
 
 
 class AsyncRegions:
@@ -31,13 +35,12 @@ class AsyncRegions:
 
     async def unregister(self, name: str) -> None:
         """Have the server let go of a region; see `triton_fast.regions.Regions.unregister`."""
-        end = time.monotonic() + _LETTING_GO_S
+        end = time.monotonic() + LETTING_GO_S
         while True:
             try:
                 await self._ask(removal(name))
             except Internal as error:
-                # Triton holds a region for a moment after it has answered the last call with it.
-                if "currently in use" not in str(error) or time.monotonic() > end:
+                if not in_use(error) or time.monotonic() > end:
                     raise
                 await asyncio.sleep(0.01)
             else:

@@ -35,7 +35,7 @@ from .errors import (
     TritonFastError,
     Unimplemented,
 )
-from .registry import Registry
+from .registry import LETTING_GO_S, Registry
 from .stale import region_name, remove_orphans
 
 __all__ = ["Patience", "Pool", "Refused", "Slot", "WouldBlock"]
@@ -49,8 +49,6 @@ _PAGE = 4096
 _WORN = 4
 # How long closing waits for a thread that is registering a region.
 _FAREWELL_S = 2.0
-# How long closing asks again while the server says that a region is in use.
-_LETTING_GO_S = 0.3
 
 _DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
 _ELSEWHERE = (
@@ -379,8 +377,7 @@ class Pool:
             if self._leaving:
                 options = self._farewell()
                 self._unregister(options)
-                # A server lets go of a call's regions a moment after it has answered.
-                end = time.monotonic() + _LETTING_GO_S
+                end = time.monotonic() + LETTING_GO_S
                 while self._leaving and time.monotonic() < end:
                     time.sleep(0.01)
                     self._unregister(options)

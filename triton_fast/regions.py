@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .errors import Internal
 from .query import Query
-from .registry import RegisteredRegion, registered, registration, removal
+from .registry import (
+    LETTING_GO_S,
+    RegisteredRegion,
+    in_use,
+    registered,
+    registration,
+    removal,
+)
 from .stale import StaleRegion, stale_region
 
 __all__ = ["Regions", "stale_regions"]
@@ -45,11 +54,26 @@ class Regions:
     def unregister(self, name: str) -> None:
         """Have the server let go of a region. Nothing happens if it knows none of that name.
 
+        Raises
+        ------
+        Internal
+            If the server says for 0.3 s that the region is in use: right after the answer of a
+            call it still is, for a moment.
+
         Source
         ------
         inference.proto, SystemSharedMemoryUnregister.
         """
-        self._ask(removal(name))
+        end = time.monotonic() + LETTING_GO_S
+        while True:
+            try:
+                self._ask(removal(name))
+            except Internal as error:
+                if not in_use(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def registered(self) -> dict[str, RegisteredRegion]:
         """Return all regions that the server knows, by name.

@@ -5,13 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidOption
+from .errors import Internal, InvalidOption
 from .query import Ask, Query
 
 if TYPE_CHECKING:
     from .channels.base import CallOptions
 
-__all__ = ["RegisteredRegion", "Registry", "registered", "registration", "removal"]
+__all__ = [
+    "LETTING_GO_S",
+    "RegisteredRegion",
+    "Registry",
+    "in_use",
+    "registered",
+    "registration",
+    "removal",
+]
+
+# How long to ask again while the server says that a region is in use: it lets go of a call's
+# regions a moment after it has answered.
+LETTING_GO_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,16 @@ def removal(name: str) -> Query[None]:
     inference.proto, SystemSharedMemoryUnregister.
     """
     return Query("SystemSharedMemoryUnregister", {"name": _checked(name)}, _nothing)
+
+
+def in_use(error: Internal) -> bool:
+    """Say whether this is what a server says that cannot let go of a region yet.
+
+    Notes
+    -----
+    Triton 2.51 and 2.52 do, with the status Internal; later ones put it off.
+    """
+    return "currently in use" in str(error)
 
 
 def registered() -> Query[dict[str, RegisteredRegion]]:

@@ -16,6 +16,7 @@
 namespace {
 
 using test::Fields;
+using test::frame;
 using triton_fast::ConstBuffer;
 using triton_fast::http2::decode_huffman;
 using triton_fast::http2::HeaderBlockError;
@@ -23,18 +24,6 @@ using triton_fast::http2::HeaderBlocks;
 
 const std::uint8_t* bytes_of(const std::string& text) {
   return reinterpret_cast<const std::uint8_t*>(text.data());
-}
-
-std::string frame(std::uint8_t type, std::uint8_t flags, std::uint32_t id,
-                  const std::string& payload) {
-  std::string out;
-  for (int shift = 16; shift >= 0; shift -= 8) {
-    out.push_back(static_cast<char>(payload.size() >> shift));
-  }
-  out.push_back(static_cast<char>(type));
-  out.push_back(static_cast<char>(flags));
-  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(id >> shift));
-  return out + payload;
 }
 
 const std::string kSettings = frame(4, 0, 0, "");

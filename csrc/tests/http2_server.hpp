@@ -28,6 +28,19 @@ inline std::string with_prefix(const std::string& message, std::uint8_t flags = 
   return out + message;
 }
 
+/// An HTTP/2 frame as it is on the wire. Source: RFC 9113, 4.1.
+inline std::string frame(std::uint8_t type, std::uint8_t flags, std::uint32_t id,
+                         const std::string& payload) {
+  std::string out;
+  for (int shift = 16; shift >= 0; shift -= 8) {
+    out.push_back(static_cast<char>(payload.size() >> shift));
+  }
+  out.push_back(static_cast<char>(type));
+  out.push_back(static_cast<char>(flags));
+  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(id >> shift));
+  return out + payload;
+}
+
 class Server {
  public:
   struct Request {

@@ -22,6 +22,7 @@ using test::buffer;
 using test::call_of;
 using test::exchange;
 using test::Fields;
+using test::frame;
 using test::kHeaders;
 using test::kTrailers;
 using test::Server;
@@ -124,14 +125,6 @@ struct PlacedSink final : triton_fast::http2::MessageSink {
   int finished = 0;
 };
 
-std::string frame(std::uint8_t flags, std::uint8_t stream, const std::string& payload) {
-  const auto size = static_cast<std::uint32_t>(payload.size());
-  std::string out;
-  for (int shift = 16; shift >= 0; shift -= 8) out.push_back(static_cast<char>(size >> shift));
-  return out + std::string{0, static_cast<char>(flags), 0, 0, 0, static_cast<char>(stream)} +
-         payload;
-}
-
 }  // namespace
 
 TEST(session_says_where_bytes_belong) {
@@ -175,11 +168,11 @@ TEST(session_knows_no_place_for_what_is_not_a_message) {
     Session session("x");
     PlacedSink sink;
     Stream* const stream = begin(session, sink);
-    session.feed(buffer(frame(0, 1, message.substr(0, 9)).substr(0, 9 + 6)));
+    session.feed(buffer(frame(0, 0, 1, message.substr(0, 9)).substr(0, 9 + 6)));
     CHECK(session.landing().size == 3);
     session.feed(buffer(message.substr(6, 3)));
     CHECK(session.landing().size == 0);
-    session.feed(buffer(frame(0, 1, message.substr(9) + "more").substr(0, 9 + 2)));
+    session.feed(buffer(frame(0, 0, 1, message.substr(9) + "more").substr(0, 9 + 2)));
     CHECK(session.landing().size == 4);
     session.cancel(stream);
     CHECK(session.landing().size == 0);
@@ -190,7 +183,7 @@ TEST(session_knows_no_place_for_what_is_not_a_message) {
     Session session("x");
     PlacedSink sink;
     Stream* const stream = begin(session, sink);
-    const std::string padded = frame(8, 1, "\x03" + message + std::string(3, '\0'));
+    const std::string padded = frame(0, 8, 1, "\x03" + message + std::string(3, '\0'));
     for (const char& byte : padded) {
       session.feed({reinterpret_cast<const std::uint8_t*>(&byte), 1});
       CHECK(session.landing().size == 0);
@@ -201,10 +194,10 @@ TEST(session_knows_no_place_for_what_is_not_a_message) {
     Session session("x");
     PlacedSink sink;
     Stream* const stream = begin(session, sink);
-    session.feed(buffer(frame(0, 1, message.substr(0, 8))));
+    session.feed(buffer(frame(0, 0, 1, message.substr(0, 8))));
     session.close(stream);
     Stream* const next = session.open(call_of("q"), -1, &sink);
-    session.feed(buffer(frame(0, 1, message.substr(8)).substr(0, 9 + 1)));
+    session.feed(buffer(frame(0, 0, 1, message.substr(8)).substr(0, 9 + 1)));
     CHECK(session.landing().size == 0 && !next->answered());
   }
 }

@@ -64,7 +64,7 @@ def run(name, *arguments, **variables):
 
 def said(result, expected):
     """Whether an example has said what it should, and nothing else."""
-    assert result.stderr == ""
+    assert result.stderr == "", result.stdout
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
     assert len(lines) == len(expected), result.stdout
@@ -84,10 +84,11 @@ def test_with_a_server_of_its_own(name):
     assert said(run(name), WHAT_THEY_SAY[name])
 
 
-def test_with_another_server(triton_server_factory):
+@pytest.mark.parametrize("name", WHAT_THEY_SAY)
+def test_with_another_server(triton_server_factory, name):
+    # One for each: Triton 2.51 does not always get over the stream that `streaming_chat` cuts off.
     with triton_server_factory(models=MODELS) as server:
-        for name, expected in WHAT_THEY_SAY.items():
-            assert said(run(name, server.grpc_url), expected)
+        assert said(run(name, server.grpc_url), WHAT_THEY_SAY[name])
 
 
 def test_without_a_server(tmp_path):

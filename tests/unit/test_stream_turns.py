@@ -220,12 +220,18 @@ def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypat
         stream.send("m", ONE)
 
 
-def test_who_waits_for_room_is_woken(channel, stream):
+def starved(channel, stream):
+    """Return a request of which twelve answers are unread, and one that waits for room for its."""
     unread, other = stream.stream("m", ONE), stream.stream("m", ONE)
     channel.put([message(channel.ids[0], number) for number in range(12)])
     channel.put([message(channel.ids[1], 99)])
     waiting = Waiting(lambda: next(other))
     until(lambda: stream._starved)
+    return unread, waiting
+
+
+def test_who_waits_for_room_is_woken(channel, stream):
+    unread, waiting = starved(channel, stream)
     assert channel.receives == 1
     # Twelve are unread, and there is room for fewer than ten: it takes three.
     for number in range(3):
@@ -255,11 +261,7 @@ def test_who_waits_for_room_is_woken_by_those_who_receive_by_hand(channel, strea
 
 
 def test_who_waits_for_room_is_woken_when_a_request_is_dropped(channel, stream):
-    unread, other = stream.stream("m", ONE), stream.stream("m", ONE)
-    channel.put([message(channel.ids[0], number) for number in range(12)])
-    channel.put([message(channel.ids[1], 99)])
-    waiting = Waiting(lambda: next(other))
-    until(lambda: stream._starved)
+    unread, waiting = starved(channel, stream)
     started = time.monotonic()
     unread.close()
     assert value(waiting.result()) == 99
