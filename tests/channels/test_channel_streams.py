@@ -14,6 +14,7 @@ from test_grpc_channel import call, path, run_python, settled, within
 from triton_fast import errors
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.grpc import GrpcChannel
+from triton_fast.channels.grpc_stream import GrpcStream
 from triton_fast.channels.native import NativeChannel
 
 KINDS = {"native": NativeChannel, "grpc": GrpcChannel}
@@ -32,6 +33,12 @@ def make(request, server):
     yield make
     for channel in channels:
         channel.close()
+
+
+@pytest.fixture(params=[False, True], ids=["more", "last"])
+def last(request) -> bool:
+    """Say whether the first message is the last one, too: channels may go another way then."""
+    return request.param
 
 
 def ids(answers) -> list[str]:
@@ -93,10 +100,10 @@ def test_large_messages(make):
     stream.cancel()
 
 
-def test_headers(make):
+def test_headers(make, last):
     options = CallOptions(headers=(("authorization", "abc"),))
     stream = make().open_stream(path("StreamHeaders"), options)
-    stream.send(Message(envelope("")))
+    stream.send(Message(envelope("")), last=last)
     told = []
     while len(told) < 1:
         told += ids(stream.receive(within(20)))
@@ -137,10 +144,10 @@ def test_several_streams_and_calls(make):
     assert wrong == []
 
 
-def test_the_error_of_a_stream(make):
+def test_the_error_of_a_stream(make, last):
     options = CallOptions(call="ModelStreamInfer('m')")
     stream = make().open_stream(path("StreamStatus"), options)
-    stream.send(Message(b"3:no such input"))
+    stream.send(Message(b"3:no such input"), last=last)
     for _ in range(2):
         with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
             stream.receive(within(20))
@@ -157,20 +164,20 @@ def test_a_server_that_ends_the_stream(make):
         stream.send(Message(b"x"))
 
 
-def test_what_is_no_message(make):
+def test_what_is_no_message(make, last):
     stream = make().open_stream(path("StreamEcho"), CallOptions())
-    stream.send(Message(b"\xff\xff\xff"))
+    stream.send(Message(b"\xff\xff\xff"), last=last)
     with pytest.raises(errors.WireError):
         stream.receive(within(20))
     stream.cancel()
 
 
-def test_a_stream_to_nowhere(make):
+def test_a_stream_to_nowhere(make, last):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = f"127.0.0.1:{listener.getsockname()[1]}"
     stream = make(target).open_stream(path("StreamEcho"), CallOptions(call="X"))
     failed = 0
-    for way in (lambda: stream.send(Message(b"x")), stream.receive, stream.receive):
+    for way in (lambda: stream.send(Message(b"x"), last=last), stream.receive, stream.receive):
         try:
             way()
         except errors.Unavailable as error:
@@ -178,17 +185,17 @@ def test_a_stream_to_nowhere(make):
     assert failed >= 2  # grpcio takes the first message before it knows
 
 
-def test_deadlines(make):
+def test_deadlines(make, last):
     channel = make()
     stream = channel.open_stream(path("StreamSlow"), CallOptions())
-    stream.send(Message(b"0.5"))
+    stream.send(Message(b"0.5"), last=last)
     with pytest.raises(errors.DeadlineExceeded):
         stream.receive(within(0.1))
     # The call goes on, and nothing is lost.
     assert ids(stream.receive(within(20))) == ["slept"]
     stream.cancel()
     whole = channel.open_stream(path("StreamSlow"), CallOptions(deadline_ns=within(0.4)))
-    whole.send(Message(b"5"))
+    whole.send(Message(b"5"), last=last)
     for _ in range(2):
         with pytest.raises(errors.DeadlineExceeded):
             whole.receive(within(20))
@@ -209,10 +216,10 @@ def test_a_peer_that_takes_no_messages(make):
         stream.receive(within(20))
 
 
-def test_a_slow_reader_is_waited_for(make, server):
+def test_a_slow_reader_is_waited_for(make, server, last):
     server.streamed = 0
     stream = make().open_stream(path("StreamCount"), CallOptions())
-    stream.send(Message(b"1000 100000"))
+    stream.send(Message(b"1000 100000"), last=last)
     stream.receive(within(20))
     seen = -1
     while server.streamed != seen:
@@ -223,10 +230,10 @@ def test_a_slow_reader_is_waited_for(make, server):
 
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
-def test_a_stream_that_is_given_up(make, server, way):
+def test_a_stream_that_is_given_up(make, server, way, last):
     channel = make()
     stream = channel.open_stream(path("StreamDeaf"), CallOptions(call="X"))
-    stream.send(Message(b"x"))
+    stream.send(Message(b"x"), last=last)
     raised = []
 
     def receive():
@@ -256,12 +263,58 @@ def test_a_closed_channel_opens_no_stream(make):
         channel.open_stream(path("StreamEcho"), CallOptions())
 
 
-def test_the_connection_breaks(make, relay):
+def test_the_connection_breaks(make, relay, last):
     stream = make(relay.target).open_stream(path("StreamDeaf"), CallOptions())
-    stream.send(Message(b"x"))
+    stream.send(Message(b"x"), last=last)
     threading.Timer(0.2, relay.cut).start()
     with pytest.raises(errors.Unavailable):
         stream.receive(within(20))
+
+
+def readers() -> int:
+    """Count the threads of the grpcio channel that read ahead."""
+    return sum(thread.name == "triton_fast stream" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("way", ["cancel", "close"])
+def test_answers_that_nobody_takes(make, server, way, last):
+    """What has read them ahead, and waits for room, ends as well."""
+    server.streamed = 0
+    channel = make()
+    stream = channel.open_stream(path("StreamCount"), CallOptions())
+    stream.send(Message(b"1000 100000"), last=last)
+    seen = -1
+    while server.streamed != seen:
+        seen = server.streamed
+        time.sleep(0.3)
+    giving_up = threading.Thread(target=stream.cancel if way == "cancel" else channel.close)
+    giving_up.start()
+    giving_up.join(5)
+    assert not giving_up.is_alive()
+    assert ended(server)
+    assert settled(readers) == 0
+    with pytest.raises((errors.Cancelled, errors.ClosedError)):
+        all_ids(stream)
+
+
+def test_the_thread_that_reads_may_close_the_channel(server, last, monkeypatch):
+    """As a finaliser does that happens to run on it."""
+    channel = GrpcChannel(server.target)
+    closed = threading.Event()
+    has_enough = GrpcStream._has_enough
+
+    def closing(stream):
+        channel.close()
+        closed.set()
+        return has_enough(stream)
+
+    monkeypatch.setattr(GrpcStream, "_has_enough", closing)
+    stream = channel.open_stream(path("StreamCount"), CallOptions())
+    stream.send(Message(b"1000 100000"), last=last)
+    assert closed.wait(5)
+    assert ended(server)
+    with pytest.raises(errors.ClosedError):
+        all_ids(stream)
 
 
 def test_nothing_is_left_open(make):
@@ -269,12 +322,12 @@ def test_nothing_is_left_open(make):
 
     def cycle(way):
         stream = channel.open_stream(path("StreamEcho"), CallOptions())
-        stream.send(Message(envelope("a")))
-        stream.receive(within(20))
-        if way:
+        stream.send(Message(envelope("a")), last=way >= 2)
+        if way % 2:
             stream.half_close()
-            assert all_ids(stream) == ["half-closed"]
+            assert all_ids(stream) == ["a", "half-closed"]
         else:
+            stream.receive(within(20))
             stream.cancel()
 
     def held():
@@ -282,12 +335,43 @@ def test_nothing_is_left_open(make):
         threads = threading.enumerate()
         return sum(not thread.name.startswith("ThreadPoolExecutor") for thread in threads)
 
-    for way in (0, 1):
+    for way in range(4):
         cycle(way)
     before = settled(held)
-    for n in range(20):
-        cycle(n % 2)
+    for n in range(40):
+        cycle(n % 4)
     assert settled(held) <= before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_left_of_those_given_up(server, kind, last):
+    script = """
+    import sys
+    from channel_peers import Message
+    from test_channel_streams import KINDS, within
+    from triton_fast.channels.base import CallOptions
+
+    def resident():  # KiB; man 5 proc
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4
+
+    def give_up(count):
+        for number in range(count):
+            stream = channel.open_stream("/test.Echo/StreamCount", CallOptions())
+            stream.send(Message(b"20 10"), last=sys.argv[3] == "last")
+            if number % 2:
+                stream.receive(within(20))
+            stream.cancel()
+
+    channel = KINDS[sys.argv[1]](sys.argv[2])
+    give_up(300)
+    before = resident()
+    give_up(1000)
+    print(resident() - before)
+    channel.close()
+    """
+    kib = int(run_python(script, kind, server.target, "last" if last else "more", timeout=60))
+    assert kib < 8 << 10
 
 
 PROGRAM = """
@@ -300,20 +384,21 @@ PROGRAM = """
     kind = KINDS[sys.argv[1]]
     channel = kind(sys.argv[2])
     stream = channel.open_stream("/test.Echo/StreamDeaf", CallOptions())
-    stream.send(Message(b"x"))
+    last = len(sys.argv) > 3 and sys.argv[-1] == "last"
+    stream.send(Message(b"x"), last=last)
 """
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_program_may_end_with_streams_open(server, kind):
+def test_a_program_may_end_with_streams_open(server, kind, last):
     script = PROGRAM + "    print('over')\n"
     began = time.monotonic()
-    assert run_python(script, kind, server.target, quiet=True) == "over\n"
+    assert run_python(script, kind, server.target, "last" if last else "", quiet=True) == "over\n"
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", ["receive", "send"])
+@pytest.mark.parametrize("way", ["receive", "send", "last"])
 def test_ctrl_c(server, kind, way):
     script = (
         PROGRAM
@@ -321,11 +406,9 @@ def test_ctrl_c(server, kind, way):
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     try:
-        if sys.argv[3] == "receive":
-            stream.receive()
-        else:
-            while True:
-                stream.send(Message(bytes(1 << 20)))
+        while sys.argv[3] == "send":
+            stream.send(Message(bytes(1 << 20)))
+        stream.receive()
     except KeyboardInterrupt:
         assert time.monotonic() - began < 5
         print("interrupted")
@@ -337,7 +420,7 @@ def test_ctrl_c(server, kind, way):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forked_children(server, kind):
+def test_forked_children(server, kind, last):
     """A stream is the parent's; a child that grpcio was forked around in mid-stream has none."""
     script = (
         PROGRAM
@@ -360,7 +443,7 @@ def test_forked_children(server, kind):
             mine = kind(sys.argv[2])
             echo = mine.open_stream("/test.Echo/StreamOne", CallOptions())
             try:
-                echo.send(Message(b"x"))
+                echo.send(Message(b"x"), last=last)
                 assert all_ids(echo) == ["one"]
             except errors.FailedPrecondition:
                 assert sys.argv[1] == "grpc"
@@ -374,4 +457,4 @@ def test_forked_children(server, kind):
     print("done")
     """
     )
-    assert run_python(script, kind, server.target) == "done\n"
+    assert run_python(script, kind, server.target, "last" if last else "") == "done\n"

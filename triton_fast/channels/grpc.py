@@ -7,6 +7,7 @@ module costs nothing. It knows no message and no tensor.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,8 @@ class GrpcChannel:
         self._endpoint = Endpoint(target, tls=tls, options=options, keepalive=keepalive)
         self._grpc: Any = None
         self._channel: Any = None
-        self._methods: dict[str, tuple[Any, Any, Any]] = {}
+        self._methods: dict[str, tuple[Any, Any, Any, Any]] = {}
+        self._streams: weakref.WeakSet[GrpcStream] = weakref.WeakSet()  # under the gate's lock
         self._ended: str | None = None  # why no call can be made any more
 
     def call(
@@ -134,7 +136,7 @@ class GrpcChannel:
         future = None
         try:
             gate.enter(started.flight, options, self.target)
-            unary, streaming, _ = self._methods.get(method) or self._open(method, options)
+            unary, streaming, *_ = self._methods.get(method) or self._open(method, options)
             try:
                 if as_stream:
                     future = streaming.future(request, *self._settings(options))
@@ -161,8 +163,9 @@ class GrpcChannel:
         if self._ended is not None:
             raise ClosedError(self._ended)
 
-        def start(messages: Iterator[bytes]) -> Any:
-            _, _, streaming = self._methods.get(method) or self._open(method, options)
+        def start(messages: Iterator[bytes] | bytes) -> Any:
+            *_, one, many = self._methods.get(method) or self._open(method, options)
+            streaming = one if isinstance(messages, bytes) else many
             try:
                 return streaming(
                     messages, self._endpoint.remaining(options), options.headers or None
@@ -170,7 +173,10 @@ class GrpcChannel:
             except (self._grpc.RpcError, ValueError, TypeError) as error:
                 raise self.failure(error, options) from error
 
-        return GrpcStream(self, start, options)
+        stream = GrpcStream(self, start, options)
+        with gate.lock:
+            self._streams.add(stream)
+        return stream
 
     @property
     def ended(self) -> str | None:
@@ -186,6 +192,7 @@ class GrpcChannel:
             self._ended = f"the channel to {self.target} is closed"
             channel, self._channel = self._channel, None
             self._methods = {}
+            streams = list(self._streams)
             gate.opened.discard(self)
             # grpcio's close returns when every call has been told, which takes the threads that
             # serve the calls. On one of those (in on_done, or in a signal handler during a call) it
@@ -193,6 +200,8 @@ class GrpcChannel:
             serving = getattr(here, "delivering", False) or gate.serves(self)
         if channel is None:
             return
+        for stream in streams:  # or their threads would wait for those who receive
+            stream.end()
         if serving:
             threading.Thread(target=channel.close, name="triton_fast close", daemon=True).start()
         else:
@@ -201,7 +210,7 @@ class GrpcChannel:
     def abandon(self) -> None:
         """Do nothing: the channel sees to it itself, in an order with grpcio's own hooks."""
 
-    def _open(self, method: str, options: CallOptions) -> tuple[Any, Any, Any]:
+    def _open(self, method: str, options: CallOptions) -> tuple[Any, Any, Any, Any]:
         """Return the callables for a method, having made the grpcio channel if there is none."""
         grpc = import_grpc()
         with gate.lock:
@@ -216,6 +225,7 @@ class GrpcChannel:
             callables = (
                 self._channel.unary_unary(method),
                 self._channel.stream_unary(method),
+                self._channel.unary_stream(method),
                 self._channel.stream_stream(method),
             )
             self._methods[method] = callables
@@ -227,7 +237,7 @@ class GrpcChannel:
         flight = Flight(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
-            unary, _, _ = self._methods.get(method) or self._open(method, options)
+            unary, *_ = self._methods.get(method) or self._open(method, options)
             try:
                 response: bytes = unary(
                     message,
@@ -249,7 +259,7 @@ class GrpcChannel:
         flight = Flight(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
-            _, streaming, _ = self._methods.get(method) or self._open(method, options)
+            _, streaming, *_ = self._methods.get(method) or self._open(method, options)
             try:
                 # As a future: a blocking stream that is interrupted while it sends leaves its
                 # thread behind, with the message.

@@ -31,12 +31,12 @@ ChannelOption: TypeAlias = int | str | bytes | None
 """Value of a grpcio channel option; None leaves the option as grpcio has it."""
 ChannelOptions: TypeAlias = Mapping[str, ChannelOption] | Sequence[tuple[str, ChannelOption]]
 
-# What every channel starts from; the user's options replace these one by one. None of them is for
-# speed. Of the twenty that could be (HTTP/2 frame, window and write buffer sizes, BDP probe, TCP
-# read chunks and receive buffer, TX zero-copy, retries, minimal stack) none gained more than two
-# runs differ, at 64 B, 602,112 B, 4 MB and 16 MB (ratios 0.93 to 1.11 to none of them, without a
-# pattern but for the BDP probe: switching it off cost 11 % at 602,112 B and 4 MB). Triton 2.51 with
-# the C++ identity backend, grpcio 1.85, two cores, 2026-11-21.
+# What every channel starts from; the user's options replace these one by one. Only the last is for
+# speed. Of the twenty others that could be (HTTP/2 frame, window and write buffer sizes, BDP probe,
+# TCP read chunks and receive buffer, TX zero-copy, retries, minimal stack) none gained more than
+# two runs differ, at 64 B, 602,112 B, 4 MB and 16 MB (ratios 0.93 to 1.11 to none of them, without
+# a pattern but for the BDP probe: switching it off cost 11 % at 602,112 B and 4 MB). Triton 2.51
+# with the C++ identity backend, grpcio 1.85, two cores, 2026-11-21.
 _DEFAULT_OPTIONS: Mapping[str, ChannelOption] = {
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
@@ -51,6 +51,9 @@ _DEFAULT_OPTIONS: Mapping[str, ChannelOption] = {
     # restarted one is back within a second (0.7 s instead of 4.0 s after 20 s down, 2026-11-21).
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
+    # grpcio's name for it; to channels for coroutines it means nothing. Who reads a stream of
+    # answers to one message gets them from grpcio's core, and not from another thread.
+    "SingleThreadedUnaryStream": 1,
 }
 
 _REFUSED_HEADERS = "Invalid metadata"  # in grpcio's words
