@@ -725,6 +725,63 @@ def test_cancelling_a_receive_loses_nothing(run, make):
     run(work())
 
 
+def test_cancelling_a_receive_in_a_large_message_loses_nothing(run, make):
+    async def work():
+        async with closing(make()) as channel:
+            stream = channel.open_stream(path("StreamCount"), CallOptions())
+            await stream.send(Message(f"4 {LARGE}".encode()), None, last=True)
+            found, turns = [], 0
+            while True:
+                task = asyncio.create_task(stream.receive(None))
+                for _ in range(turns % 20):
+                    await asyncio.sleep(0)
+                turns += 1
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    if not (answers := await task):
+                        break
+                    found += ids(answers)
+            assert [name.strip() for name in found] == [str(number) for number in range(4)]
+
+    run(work())
+
+
+@pytest.mark.parametrize("way", ["cancel", "close", "drop"])
+def test_answers_that_nobody_takes(run, make, server, way):
+    """What reads them ahead, and waits for room, ends as well."""
+
+    async def work():
+        tasks = asyncio.all_tasks()
+        server.streamed = 0
+        channel = make()
+        stream = channel.open_stream(path("StreamCount"), CallOptions())
+        await stream.send(Message(b"1000 100000"), None)
+        await stream.receive(None)
+        seen = -1
+        while server.streamed != seen:
+            seen = server.streamed
+            await asyncio.sleep(0.3)
+        while server.streams_ended.acquire(blocking=False):
+            pass
+        if way == "cancel":
+            stream.cancel()
+        elif way == "close":
+            await channel.close()
+        else:
+            del stream
+            gc.collect()
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(None, lambda: server.streams_ended.acquire(timeout=5))
+        for _ in range(100):
+            if asyncio.all_tasks() == tasks:
+                break
+            await asyncio.sleep(0.02)
+        assert asyncio.all_tasks() == tasks
+        await channel.close()
+
+    run(work())
+
+
 @pytest.mark.parametrize("way", ["cancel", "close", "task"])
 def test_a_stream_that_is_given_up(run, make, server, way):
     async def work():

@@ -28,7 +28,7 @@ LAYERS = [
         "unary",
     ),
     ("channels.aio_line", "channels.grpc_stream", "channels.loops", "channels.native_stream"),
-    ("future", "query", "request", "signature"),
+    ("channels.aio_grpc_stream", "future", "query", "request", "signature"),
     ("channels.aio_grpc", "channels.grpc", "channels.native", "health", "settings"),
     ("call_settings", "management", "registry", "signatures", "text_models"),
     ("channels.aio_native_stream", "stale"),

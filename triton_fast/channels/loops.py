@@ -1,6 +1,7 @@
 """What channels and clients for coroutines ask of event loops.
 
-Which loop something belongs to, how long is left to a deadline, and work for the loop's threads.
+Which loop something belongs to, how long is left to a deadline, whose cancellation it is, and work
+that would keep a loop.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import DeadlineExceeded, LoopError
-from .base import CallOptions
+from .base import CallOptions, Incoming
 
-__all__ = ["in_thread", "running_loop", "seconds_left"]
+__all__ = ["Cancellation", "fed", "in_thread", "running_loop", "seconds_left"]
 
 T = TypeVar("T")
+
+# A message of at least so many bytes is read in pieces.
+_LONG = 4 << 20
+_PIECE = 1 << 20
 
 
 def running_loop(own: asyncio.AbstractEventLoop | None, what: object) -> asyncio.AbstractEventLoop:
@@ -126,3 +131,28 @@ async def _end_of(future: asyncio.Future[Any]) -> None:
         # The cancellation that has led here is raised again; another one must not cut this short.
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait((future,))
+
+
+class Cancellation:
+    """Tells a task's own cancellation from grpcio's, which raises the same when a call is."""
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+
+    def is_ours(self) -> bool:
+        """Whether the task was cancelled since this was made."""
+        return self._task is not None and self._task.cancelling() > self._before
+
+
+async def fed(incoming: Incoming, message: bytes) -> None:
+    """Give a message to its parser, in pieces, between which the event loop goes on."""
+    incoming.begin(len(message))
+    if len(message) < _LONG:
+        incoming.feed(message)
+    else:
+        view = memoryview(message)
+        for first in range(0, len(view), _PIECE):
+            incoming.feed(view[first : first + _PIECE])
+            await asyncio.sleep(0)
+    incoming.finish()
