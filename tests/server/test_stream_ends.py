@@ -60,12 +60,21 @@ class Interrupt(Exception):
 def alarms():
     """Have a signal raise Interrupt in this thread, after some seconds and then again and again."""
 
+    armed = False
+
     def interrupt(*_):
-        raise Interrupt
+        # A signal may be on its way when the timer is stopped, to a thread that runs much later.
+        if armed:
+            raise Interrupt
+
+    def set_timer(first, interval=0.0):
+        nonlocal armed
+        armed = first > 0
+        signal.setitimer(signal.ITIMER_REAL, first, interval)
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    yield lambda first, interval=0.0: signal.setitimer(signal.ITIMER_REAL, first, interval)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    yield set_timer
+    set_timer(0)
     signal.signal(signal.SIGALRM, before)
 
 
