@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import grpc
 import pytest
+from stream_inputs import wait_until
 
 from triton_fast import Client, ClosedError, HealthStatus
 from triton_fast.messages import message_class, method_path
@@ -31,6 +33,12 @@ def broken_server(triton_server_factory, tmp_path_factory):
     (folder / "broken" / "config.pbtxt").write_text(NO_BACKEND)
     explicit = ["--model-control-mode=explicit", "--load-model=*"]
     return triton_server_factory(folder, allow_failing_models=True, extra_args=explicit)
+
+
+def states(pid) -> set[str]:
+    """Return the states of a process's threads; man 5 proc."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {task.read_text().rpartition(")")[2].split()[0] for task in tasks}
 
 
 def test_a_server_that_is_well(triton_server, channel):
@@ -64,6 +72,7 @@ def test_a_server_that_hangs_and_one_that_is_gone(triton_server_factory, channel
         assert client.health(timeout=60)
         os.kill(server.pid, signal.SIGSTOP)
         try:
+            wait_until(lambda: states(server.pid) == {"T"})  # a thread may answer until it stops
             began = time.monotonic()
             health = client.health(timeout=0.5)
             took = time.monotonic() - began
