@@ -11,9 +11,9 @@ from .errors import Internal
 from .query import Query
 from .regions import stale_regions
 from .registry import (
-    LETTING_GO_S,
+    LETTING_GO_PAUSE_S,
     RegisteredRegion,
-    in_use,
+    ask_again,
     registered,
     registration,
     removal,
@@ -35,14 +35,14 @@ class AsyncRegions:
 
     async def unregister(self, name: str) -> None:
         """Have the server let go of a region; see `triton_fast.regions.Regions.unregister`."""
-        end = time.monotonic() + LETTING_GO_S
+        since = time.monotonic()
         while True:
             try:
                 await self._ask(removal(name))
             except Internal as error:
-                if not in_use(error) or time.monotonic() > end:
+                if not ask_again(error, since):
                     raise
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(LETTING_GO_PAUSE_S)
             else:
                 return
 

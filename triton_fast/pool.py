@@ -35,7 +35,7 @@ from .errors import (
     TritonFastError,
     Unimplemented,
 )
-from .registry import LETTING_GO_S, Registry
+from .registry import LETTING_GO_PAUSE_S, LETTING_GO_S, Registry
 from .stale import region_name, remove_orphans
 
 __all__ = ["Patience", "Pool", "Refused", "Slot", "WouldBlock"]
@@ -379,7 +379,7 @@ class Pool:
                 self._unregister(options)
                 end = time.monotonic() + LETTING_GO_S
                 while self._leaving and time.monotonic() < end:
-                    time.sleep(0.01)
+                    time.sleep(LETTING_GO_PAUSE_S)
                     self._unregister(options)
         finally:
             self._lock.release()

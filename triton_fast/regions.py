@@ -9,9 +9,9 @@ from typing import Any
 from .errors import Internal
 from .query import Query
 from .registry import (
-    LETTING_GO_S,
+    LETTING_GO_PAUSE_S,
     RegisteredRegion,
-    in_use,
+    ask_again,
     registered,
     registration,
     removal,
@@ -64,14 +64,14 @@ class Regions:
         ------
         inference.proto, SystemSharedMemoryUnregister.
         """
-        end = time.monotonic() + LETTING_GO_S
+        since = time.monotonic()
         while True:
             try:
                 self._ask(removal(name))
             except Internal as error:
-                if not in_use(error) or time.monotonic() > end:
+                if not ask_again(error, since):
                     raise
-                time.sleep(0.01)
+                time.sleep(LETTING_GO_PAUSE_S)
             else:
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,20 @@ if TYPE_CHECKING:
     from .channels.base import CallOptions
 
 __all__ = [
+    "LETTING_GO_PAUSE_S",
     "LETTING_GO_S",
     "RegisteredRegion",
     "Registry",
-    "in_use",
+    "ask_again",
     "registered",
     "registration",
     "removal",
 ]
 
-# How long to ask again while the server says that a region is in use: it lets go of a call's
-# regions a moment after it has answered.
+# How long to ask again, and how often, while the server says that a region is in use: it lets go of
+# a call's regions a moment after it has answered.
 LETTING_GO_S = 0.3
+LETTING_GO_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,21 @@ def removal(name: str) -> Query[None]:
     return Query("SystemSharedMemoryUnregister", {"name": _checked(name)}, _nothing)
 
 
-def in_use(error: Internal) -> bool:
-    """Say whether this is what a server says that cannot let go of a region yet.
+def ask_again(error: Internal, since: float) -> bool:
+    """Say whether to ask for a removal once more, of which a server says that it cannot be yet.
+
+    Parameters
+    ----------
+    error : Internal
+        What the server said.
+    since : float, seconds
+        When it was asked first, of `time.monotonic`.
 
     Notes
     -----
-    Triton 2.51 and 2.52 do, with the status Internal; later ones put it off.
+    Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it off.
     """
-    return "currently in use" in str(error)
+    return "currently in use" in str(error) and time.monotonic() - since <= LETTING_GO_S
 
 
 def registered() -> Query[dict[str, RegisteredRegion]]:

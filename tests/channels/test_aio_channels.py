@@ -548,6 +548,15 @@ async def all_ids(stream) -> list[str]:
     return found
 
 
+async def streamed_at_last(server) -> int:
+    """Return how many messages the server has given to grpcio, once it waits for its reader."""
+    seen = -1
+    while server.streamed != seen:
+        seen = server.streamed
+        await asyncio.sleep(0.5)
+    return seen
+
+
 def test_a_conversation(run, make):
     async def work():
         async with closing(make()) as channel:
@@ -757,10 +766,7 @@ def test_answers_that_nobody_takes(run, make, server, way):
         stream = channel.open_stream(path("StreamCount"), CallOptions())
         await stream.send(Message(b"1000 100000"), None)
         await stream.receive(None)
-        seen = -1
-        while server.streamed != seen:
-            seen = server.streamed
-            await asyncio.sleep(0.3)
+        await streamed_at_last(server)
         while server.streams_ended.acquire(blocking=False):
             pass
         if way == "cancel":
@@ -827,11 +833,7 @@ def test_a_slow_reader_is_waited_for(run, make, server):
             stream = channel.open_stream(path("StreamCount"), CallOptions())
             await stream.send(Message(f"{many} 100000".encode()), None)
             await stream.receive(None)
-            seen = -1
-            while server.streamed != seen:
-                seen = server.streamed
-                await asyncio.sleep(0.5)
-            assert seen < many
+            assert await streamed_at_last(server) < many
             stream.cancel()
 
     run(work())

@@ -60,6 +60,15 @@ def ended(server) -> bool:
     return server.streams_ended.acquire(timeout=5)
 
 
+def streamed_at_last(server) -> int:
+    """Return how many messages the server has given to grpcio, once it waits for its reader."""
+    seen = -1
+    while server.streamed != seen:
+        seen = server.streamed
+        time.sleep(0.5)
+    return seen
+
+
 @pytest.fixture(autouse=True)
 def _fresh(server):
     while server.streams_ended.acquire(blocking=False):
@@ -221,11 +230,7 @@ def test_a_slow_reader_is_waited_for(make, server, last):
     stream = make().open_stream(path("StreamCount"), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
     stream.receive(within(20))
-    seen = -1
-    while server.streamed != seen:
-        seen = server.streamed
-        time.sleep(0.5)
-    assert seen < 1000
+    assert streamed_at_last(server) < 1000
     stream.cancel()
 
 
@@ -283,10 +288,7 @@ def test_answers_that_nobody_takes(make, server, way, last):
     channel = make()
     stream = channel.open_stream(path("StreamCount"), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
-    seen = -1
-    while server.streamed != seen:
-        seen = server.streamed
-        time.sleep(0.3)
+    streamed_at_last(server)
     giving_up = threading.Thread(target=stream.cancel if way == "cancel" else channel.close)
     giving_up.start()
     giving_up.join(5)

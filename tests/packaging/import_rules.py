@@ -27,6 +27,7 @@ LAYERS = [
         "channels.threads",
         "unary",
     ),
+    ("channels.grpc_streaming",),
     ("channels.aio_line", "channels.grpc_stream", "channels.loops", "channels.native_stream"),
     ("channels.aio_grpc_stream", "future", "query", "request", "signature"),
     ("channels.aio_grpc", "channels.grpc", "channels.native", "health", "settings"),

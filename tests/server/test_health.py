@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import grpc
 import pytest
+from server_threads import of_threads
 from stream_inputs import wait_until
 
 from triton_fast import Client, ClosedError, HealthStatus
@@ -35,10 +35,9 @@ def broken_server(triton_server_factory, tmp_path_factory):
     return triton_server_factory(folder, allow_failing_models=True, extra_args=explicit)
 
 
-def states(pid) -> set[str]:
-    """Return the states of a process's threads; man 5 proc."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
-    return {task.read_text().rpartition(")")[2].split()[0] for task in tasks}
+def states(server) -> set[str]:
+    """Return the states of a server's threads."""
+    return {text.rpartition(")")[2].split()[0] for text in of_threads(server, "stat")}
 
 
 def test_a_server_that_is_well(triton_server, channel):
@@ -72,7 +71,7 @@ def test_a_server_that_hangs_and_one_that_is_gone(triton_server_factory, channel
         assert client.health(timeout=60)
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            wait_until(lambda: states(server.pid) == {"T"})  # a thread may answer until it stops
+            wait_until(lambda: states(server) == {"T"})  # a thread may answer until it stops
             began = time.monotonic()
             health = client.health(timeout=0.5)
             took = time.monotonic() - began

@@ -6,16 +6,15 @@ models' description says, so that our own client can be tested on them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc
 from official_client import infer, is_final, request_id, stream
+from server_threads import of_threads
 from stream_inputs import repeat, wait_until
 from tritonclient.utils import InferenceServerException
 
@@ -235,11 +234,7 @@ def test_a_model_ends_its_streams_and_its_thread_before_it_is_unloaded(
     )
 
     def threads():
-        found = 0
-        for name in Path(f"/proc/{server.pid}/task").glob("*/comm"):
-            with contextlib.suppress(OSError):  # it has just ended
-                found += name.read_text() == "triton_fast\n"
-        return found
+        return of_threads(server, "comm").count("triton_fast\n")
 
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
         assert threads() == 1

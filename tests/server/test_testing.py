@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from official_client import infer
+from stream_inputs import wait_until
 from tritonclient.utils import InferenceServerException
 
 from triton_fast.errors import InvalidOption
@@ -103,13 +104,6 @@ def traces(server):
 
 def stubs(server):
     return [trace for trace in traces(server) if "python_backend_stub" in trace]
-
-
-def wait_until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"still not so after {seconds} s"
-        time.sleep(0.01)
 
 
 # The models

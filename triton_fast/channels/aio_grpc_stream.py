@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from .._core import _wire
 from ..errors import (
-    Cancelled,
     ClosedError,
     DeadlineExceeded,
     StatusCode,
@@ -22,24 +21,15 @@ from ..errors import (
     server_error,
 )
 from .base import Answer, CallOptions, Outgoing
-from .grpc_fork import Flight, Guarded, gate
-from .loops import Cancellation, fed, seconds_left
+from .grpc_fork import Flight, gate
+from .grpc_streaming import MOST_BYTES, MOST_MESSAGES, StreamOwner, late, withdrawn
+from .loops import LONG, Cancellation, fed, seconds_left
 
 __all__ = ["AsyncGrpcStream"]
 
-# What is read ahead of those who receive, in messages and in bytes.
-_MOST_MESSAGES = 64
-_MOST_BYTES = 4 << 20
 
-
-class Owner(Guarded, Protocol):
+class Owner(StreamOwner, Protocol):
     """What a stream asks of its channel, an `AsyncGrpcChannel`."""
-
-    target: str
-
-    @property
-    def ended(self) -> str | None:
-        """Why no call can be made any more; None if one can."""
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
@@ -59,11 +49,6 @@ class Owner(Guarded, Protocol):
 
     def remaining(self, options: CallOptions) -> float | None:
         """Return the seconds to the deadline, or raise if there are none."""
-
-    def failure(
-        self, error: Any, options: CallOptions, *, cancelled: bool = False
-    ) -> TritonFastError:
-        """Return our error for one of grpcio's."""
 
 
 class AsyncGrpcStream:
@@ -169,10 +154,6 @@ class AsyncGrpcStream:
             with contextlib.suppress(RuntimeError):  # closed just now
                 loop.call_soon_threadsafe(self._call.cancel)
 
-    @property
-    def _target(self) -> str:
-        return self._channel.target
-
     def _check(self) -> None:
         if self._over is not None:
             raise self._over
@@ -214,9 +195,9 @@ class AsyncGrpcStream:
         code, details = await self._call.code(), await self._call.details()
         if code.value[0] == StatusCode.OK:
             self._at_end = True
-            return ClosedError(f"the server has ended the stream to {self._target}")
+            return ClosedError(f"the server has ended the stream to {self._channel.target}")
         return server_error(
-            code.value[0], details or "", call=self._options.call, target=self._target
+            code.value[0], details or "", call=self._options.call, target=self._channel.target
         )
 
     def _end(self, error: TritonFastError) -> TritonFastError:
@@ -229,14 +210,10 @@ class AsyncGrpcStream:
         return self._over
 
     def _withdrawn(self) -> TritonFastError:
-        if self._channel.ended is not None:
-            return ClosedError(self._channel.ended)
-        return Cancelled("the call was cancelled", call=self._options.call, target=self._target)
+        return withdrawn(self._channel, self._options)
 
     def _late(self, what: str) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"the deadline passed before {what}", call=self._options.call, target=self._target
-        )
+        return late(self._channel, self._options, what)
 
 
 class _ReadAhead:
@@ -284,8 +261,8 @@ class _ReadAhead:
         answers: list[Answer] = []
         while self.messages:
             message = self.messages[0]
-            if answers and len(message) >= _MOST_BYTES:
-                break
+            if answers and len(message) >= LONG:
+                break  # who is cancelled while it is read would lose these
             response = _wire.Response(envelope=True)
             try:
                 await fed(response, message)
@@ -324,7 +301,7 @@ class _ReadAhead:
             _tell(self._waiter)
 
     def _has_enough(self) -> bool:
-        return len(self.messages) >= _MOST_MESSAGES or self._byte_size >= _MOST_BYTES
+        return len(self.messages) >= MOST_MESSAGES or self._byte_size >= MOST_BYTES
 
 
 def _tell(waiter: asyncio.Future[None] | None) -> None:

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import (
     ClosedError,
@@ -92,7 +92,7 @@ class GrpcChannel:
         self._endpoint = Endpoint(target, tls=tls, options=options, keepalive=keepalive)
         self._grpc: Any = None
         self._channel: Any = None
-        self._methods: dict[str, tuple[Any, Any, Any, Any]] = {}
+        self._methods: dict[str, _Callables] = {}
         self._streams: weakref.WeakSet[GrpcStream] = weakref.WeakSet()  # under the gate's lock
         self._ended: str | None = None  # why no call can be made any more
 
@@ -136,12 +136,12 @@ class GrpcChannel:
         future = None
         try:
             gate.enter(started.flight, options, self.target)
-            unary, streaming, *_ = self._methods.get(method) or self._open(method, options)
+            callables = self._methods.get(method) or self._open(method, options)
             try:
                 if as_stream:
-                    future = streaming.future(request, *self._settings(options))
+                    future = callables.stream_unary.future(request, *self._settings(options))
                 else:
-                    future = unary.future(next(request), *self._settings(options))
+                    future = callables.unary.future(next(request), *self._settings(options))
             except (self._grpc.RpcError, ValueError, TypeError) as error:
                 raise self.failure(error, options) from error
             started.watch(future)
@@ -164,8 +164,9 @@ class GrpcChannel:
             raise ClosedError(self._ended)
 
         def start(messages: Iterator[bytes] | bytes) -> Any:
-            *_, one, many = self._methods.get(method) or self._open(method, options)
-            streaming = one if isinstance(messages, bytes) else many
+            callables = self._methods.get(method) or self._open(method, options)
+            only = isinstance(messages, bytes)
+            streaming = callables.unary_stream if only else callables.stream
             try:
                 return streaming(
                     messages, self._endpoint.remaining(options), options.headers or None
@@ -210,7 +211,7 @@ class GrpcChannel:
     def abandon(self) -> None:
         """Do nothing: the channel sees to it itself, in an order with grpcio's own hooks."""
 
-    def _open(self, method: str, options: CallOptions) -> tuple[Any, Any, Any, Any]:
+    def _open(self, method: str, options: CallOptions) -> _Callables:
         """Return the callables for a method, having made the grpcio channel if there is none."""
         grpc = import_grpc()
         with gate.lock:
@@ -222,7 +223,7 @@ class GrpcChannel:
             if self._channel is None:
                 self._channel = self._endpoint.connect(grpc)
                 gate.watch(self)
-            callables = (
+            callables = _Callables(
                 self._channel.unary_unary(method),
                 self._channel.stream_unary(method),
                 self._channel.unary_stream(method),
@@ -237,9 +238,9 @@ class GrpcChannel:
         flight = Flight(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
-            unary, *_ = self._methods.get(method) or self._open(method, options)
+            callables = self._methods.get(method) or self._open(method, options)
             try:
-                response: bytes = unary(
+                response: bytes = callables.unary(
                     message,
                     None if options.deadline_ns is None else self._endpoint.remaining(options),
                     options.headers or None,
@@ -259,11 +260,11 @@ class GrpcChannel:
         flight = Flight(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
-            _, streaming, *_ = self._methods.get(method) or self._open(method, options)
+            callables = self._methods.get(method) or self._open(method, options)
             try:
                 # As a future: a blocking stream that is interrupted while it sends leaves its
                 # thread behind, with the message.
-                future = streaming.future(request, *self._settings(options))
+                future = callables.stream_unary.future(request, *self._settings(options))
                 try:
                     response: bytes = future.result()
                 except BaseException:
@@ -304,6 +305,15 @@ class GrpcChannel:
         gate.inherited.append(self._channel)
         self._channel = None
         self._methods = {}
+
+
+class _Callables(NamedTuple):
+    """grpcio's ways to call a method: with one message or an iterator of them, for one or many."""
+
+    unary: Any
+    stream_unary: Any
+    unary_stream: Any
+    stream: Any
 
 
 class _OneMessage:

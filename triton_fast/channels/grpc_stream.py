@@ -13,33 +13,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from .._core import _wire
-from ..errors import Cancelled, ClosedError, DeadlineExceeded, StatusCode, TritonFastError
+from ..errors import ClosedError, StatusCode, TritonFastError
 from .base import Answer, CallOptions, Outgoing
-from .grpc_fork import Flight, Guarded, gate
+from .grpc_fork import Flight, gate
+from .grpc_streaming import MOST_BYTES, MOST_MESSAGES, StreamOwner, late, withdrawn
 
 __all__ = ["GrpcStream"]
-
-# What is read ahead of those who receive, in messages and in bytes.
-_MOST_MESSAGES = 64
-_MOST_BYTES = 4 << 20
-
-
-class Owner(Guarded, Protocol):
-    """What a stream asks of its channel, a `GrpcChannel`."""
-
-    target: str
-
-    @property
-    def ended(self) -> str | None:
-        """Why no call can be made any more; None if one can."""
-
-    def failure(
-        self, error: Any, options: CallOptions, *, cancelled: bool = False
-    ) -> TritonFastError:
-        """Return our error for one of grpcio's."""
 
 
 class GrpcStream:
@@ -57,7 +39,7 @@ class GrpcStream:
 
     def __init__(
         self,
-        channel: Owner,
+        channel: StreamOwner,
         start: Callable[[Iterator[bytes] | bytes], Any],
         options: CallOptions,
     ) -> None:
@@ -213,7 +195,7 @@ class GrpcStream:
         gate.leave(self._flight)  # not before: until here, this thread may be inside grpcio
 
     def _has_enough(self) -> bool:
-        return len(self._inbox) >= _MOST_MESSAGES or self._inbox_bytes >= _MOST_BYTES
+        return len(self._inbox) >= MOST_MESSAGES or self._inbox_bytes >= MOST_BYTES
 
     def _end(self, failure: TritonFastError | None) -> None:
         """Take note that the call is over, or end it. With the lock."""
@@ -228,19 +210,11 @@ class GrpcStream:
         if deadline_ns is not None:
             left = (deadline_ns - time.monotonic_ns()) * 1e-9
             if left <= 0:
-                raise DeadlineExceeded(
-                    f"the deadline passed before {what}",
-                    call=self._options.call,
-                    target=self._channel.target,
-                )
+                raise late(self._channel, self._options, what)
         self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
 
     def _withdrawn(self) -> TritonFastError:
-        if self._channel.ended is not None:
-            return ClosedError(self._channel.ended)
-        return Cancelled(
-            "the call was cancelled", call=self._options.call, target=self._channel.target
-        )
+        return withdrawn(self._channel, self._options)
 
     def _no_more(self) -> ClosedError:
         return ClosedError(

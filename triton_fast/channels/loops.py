@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from ..errors import DeadlineExceeded, LoopError
 from .base import CallOptions, Incoming
 
-__all__ = ["Cancellation", "fed", "in_thread", "running_loop", "seconds_left"]
+__all__ = ["LONG", "Cancellation", "fed", "in_thread", "running_loop", "seconds_left"]
 
 T = TypeVar("T")
 
-# A message of at least so many bytes is read in pieces.
-_LONG = 4 << 20
+LONG = 4 << 20
+"""A message of at least so many bytes is read in pieces."""
 _PIECE = 1 << 20
 
 
@@ -148,7 +148,7 @@ class Cancellation:
 async def fed(incoming: Incoming, message: bytes) -> None:
     """Give a message to its parser, in pieces, between which the event loop goes on."""
     incoming.begin(len(message))
-    if len(message) < _LONG:
+    if len(message) < LONG:
         incoming.feed(message)
     else:
         view = memoryview(message)
