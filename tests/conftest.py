@@ -9,13 +9,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
+import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 
 from triton_fast.channels.native import why_not_native
 
-pytest_plugins = ["event_loops", "server_level"]
+pytest_plugins = ["event_loops", "mortal_servers", "server_level"]
 
 # A shell starts what it runs in the background (as CI may) with SIGINT ignored, and so would every
 # process be that a test starts and interrupts.
@@ -75,3 +78,36 @@ def ledger():
     if _wire.live_counts() != before:
         gc.collect()
     assert _wire.live_counts() == before
+
+
+class NothingIsLeft:
+    """Counts of this process's descriptors and threads, which may not grow."""
+
+    def __init__(self) -> None:
+        self._before = (0, 0)
+        self.from_now_on()
+
+    def from_now_on(self) -> None:
+        """Count anew: what was made until now, as what is made once, may stay."""
+        gc.collect()
+        self._before = self._now()
+
+    def check(self) -> None:
+        """Fail if there are more; some threads end, and close what they have, a moment later."""
+        deadline = time.monotonic() + 20
+        while any(now > then for now, then in zip(self._now(), self._before, strict=True)):
+            assert time.monotonic() < deadline, (self._before, self._now())
+            gc.collect()
+            time.sleep(0.05)
+
+    @staticmethod
+    def _now() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+
+@pytest.fixture
+def nothing_is_left():
+    """No descriptor and no thread may be left, whatever happened."""
+    counts = NothingIsLeft()
+    yield counts
+    counts.check()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-_FIXTURES = {"triton_server", "triton_server_factory"}
+_FIXTURES = {"triton_server", "triton_server_factory", "shared_server"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -67,9 +67,9 @@ class Face:
         return self.events(model, prompt, **arguments)[-1].text
 
 
-@pytest.fixture(scope="module")
-def text_server(triton_server_factory):
-    return triton_server_factory(models=MODELS)
+@pytest.fixture
+def text_server(shared_server):
+    return shared_server(models=MODELS)
 
 
 @pytest.fixture(params=["threads", "coroutines"])
@@ -196,6 +196,7 @@ def wait_for_more_than(before, text_server, channel):
 LONG = {"prompt": "one two three " * 50, "options": SLOW, "max_tokens": 200}
 
 
+@pytest.mark.server_may_die
 def test_closing_early_cancels(text_server, channel):
     before = cancelled(text_server, channel)
     with Client(text_server.grpc_url, channel=channel, timeout=60) as client:
@@ -208,6 +209,7 @@ def test_closing_early_cancels(text_server, channel):
         wait_for_more_than(before + 1, text_server, channel)
 
 
+@pytest.mark.server_may_die
 def test_closing_early_cancels_for_coroutines_too(text_server, channel):
     async def main():
         before = cancelled(text_server, channel)
@@ -216,11 +218,15 @@ def test_closing_early_cancels_for_coroutines_too(text_server, channel):
                 assert [type(await anext(events)), type(await anext(events))] == [Started, Token]
             await asyncio.to_thread(wait_for_more_than, before, text_server, channel)
 
+            begun = asyncio.Event()
+
             async def read():
-                return [event async for event in client.generate("vllm_like", **LONG)]
+                async for event in client.generate("vllm_like", **LONG):
+                    if isinstance(event, Token):
+                        begun.set()
 
             task = asyncio.create_task(read())
-            await asyncio.sleep(0.3)
+            await begun.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -229,6 +235,7 @@ def test_closing_early_cancels_for_coroutines_too(text_server, channel):
     asyncio.run(main())
 
 
+@pytest.mark.server_may_die
 def test_the_deadline_is_that_of_the_whole_text(face):
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):

@@ -12,9 +12,8 @@ from interpreter import run_python
 from stream_inputs import counts, outs, repeat, reset, square, wait_until
 
 from triton_fast import Client, TritonFastError
-from triton_fast.testing import FURTHER_TEST_MODELS
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.server_may_die]
 
 LONG = 30.0
 
@@ -26,13 +25,6 @@ from triton_fast import Client, ClosedError
 
 client = Client(sys.argv[1], channel=sys.argv[2])
 """
-
-
-@pytest.fixture(scope="module")
-def server(triton_server_factory):
-    with triton_server_factory(models=[*FURTHER_TEST_MODELS, "identity_fp32"]) as server:
-        yield server
-        server.kill()
 
 
 @pytest.fixture
@@ -58,7 +50,10 @@ class Interrupt(Exception):
 
 @pytest.fixture
 def alarms():
-    """Have a signal raise Interrupt in this thread, after some seconds and then again and again."""
+    """Have a signal raise Interrupt in this thread, after some seconds and then again and again.
+
+    It may be late by any time on a busy machine: set it where an Interrupt is expected already.
+    """
 
     armed = False
 
@@ -76,6 +71,11 @@ def alarms():
     yield set_timer
     set_timer(0)
     signal.signal(signal.SIGALRM, before)
+
+
+def soon_interrupted(alarms, seconds, work):
+    alarms(seconds)
+    return work()
 
 
 # The interpreter's end ----------------------------------------------------------------------------
@@ -141,21 +141,24 @@ def test_the_interpreter_ends_with_streams_open(run, script, client):
 
 def test_ctrl_c_in_a_waiting_iterator(run):
     script = """
-stream = client.stream("repeat_int32", repeat([1, 2], [0, 1500]))
+def interrupt_soon():
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+stream = client.stream("repeat_int32", repeat([1, 2], [0, 4000]))
 print(next(stream)["OUT"].item())
-threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 began = time.monotonic()
 try:
+    interrupt_soon()
     next(stream)
 except KeyboardInterrupt:
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3.5  # before the answer
     print("interrupted")
 print(next(stream)["OUT"].item(), list(stream))
-threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     with client.open_stream() as stream:
         stream.send("repeat_int32", ENDLESS)
         print(stream.receive()["OUT"].item())
+        interrupt_soon()
         stream.receive()
 except KeyboardInterrupt:
     print("again")
@@ -166,15 +169,14 @@ print(outs(client.stream("repeat_int32", repeat([3]))))
 
 def test_a_signal_leaves_other_threads_alone(client, alarms):
     with client.open_stream() as stream:
-        mine = stream.stream("repeat_int32", repeat([1, 2], [0, 600]))
+        mine = stream.stream("repeat_int32", repeat([1, 2], [0, 3000]))
         others = stream.stream("repeat_int32", repeat([3, 4, 5], [0, 300, 300]))
         found = []
         thread = threading.Thread(target=lambda: found.extend(outs(others)))
         assert next(mine)["OUT"].item() == 1
         thread.start()
-        alarms(0.1)
         with pytest.raises(Interrupt):
-            next(mine)
+            soon_interrupted(alarms, 0.1, lambda: next(mine))
         thread.join(LONG)
         assert found == [3, 4, 5]
         assert outs(mine) == [2]
@@ -237,9 +239,8 @@ def test_a_signal_while_sending(client, alarms):
                 stream.send("identity_fp32", {"INPUT0": x})
                 stream.receive()
 
-        alarms(0.01)
         with pytest.raises(Interrupt):
-            send()
+            soon_interrupted(alarms, 0.01, send)
     assert client.infer("identity_fp32", {"INPUT0": x[:1]})["OUTPUT0"].tolist() == [0]
 
 

@@ -1,0 +1,224 @@
+"""pytest plugin: tests that a Triton server may not survive, on servers of their own.
+
+Triton 2.51 crashes or hangs now and then when streams and calls are given up while it works, with
+any client. Tests that give them up are marked ``server_may_die`` and take their server from the
+fixture `shared_server`. When such a test fails and one of these servers has died, or no longer
+answers, the failure is the server's: it is started anew and the test is done once more, at most
+`ATTEMPTS` times in all. A test whose server is well is never repeated, and what one leaves behind
+in this process (an assertion that fails in its teardown) is never excused. The summary counts the
+deaths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from triton_fast.testing import TritonServer
+
+ATTEMPTS = 4
+# How long a server may take over a health call before it counts as hung, on a busy machine too.
+ANSWER_SECONDS = 15.0
+
+_PROPERTY = "server died"
+_SEEN = pytest.StashKey["Seen"]()
+_SERVERS = pytest.StashKey["Servers"]()
+
+
+class Servers:
+    """Servers that tests share: each is started once a session, when it is first asked for."""
+
+    def __init__(self, start: Callable[..., TritonServer]) -> None:
+        self._start = start
+        self._servers: dict[str, TritonServer] = {}
+
+    def __call__(self, **options: object) -> TritonServer:
+        """Return a running server with these options of `TritonServer`."""
+        name = repr(sorted(options.items()))
+        if name not in self._servers:
+            self._servers[name] = self._start(**options)
+        return self._servers[name]
+
+    def restart_the_dead(self, *, ask: bool) -> list[str]:
+        """Start those anew that have died, or do not answer if asked; say how each ended."""
+        found = []
+        for server in self._servers.values():
+            if server.is_alive:
+                wrong = what_is_wrong_with(server) if ask else ""
+            else:
+                wrong = "its process ended"
+            if wrong:
+                server.kill()
+                server.start()
+                found.append(wrong)
+        return found
+
+
+def what_is_wrong_with(server: TritonServer) -> str:
+    """Say how a server has died or that it hangs; "" if it is well.
+
+    It is well if it answers, over HTTP and over gRPC, whether it is ready, and infers and streams,
+    where it has the models to try that with. It is asked by the official client: what is wrong with
+    ours is not the server's fault.
+    """
+    try:
+        url = f"http://{server.http_url}/v2/health/ready"
+        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS):
+            pass
+        _ask_over_grpc(server.grpc_url)
+    except Exception as error:  # whichever way it fails, it is no answer
+        # It may be about to end: its ports close a moment before it is known to have died.
+        for _ in range(20):
+            if not server.is_alive:
+                return "its process ended"
+            time.sleep(0.1)
+        return f"it hangs ({type(error).__name__}: {error})"
+    return ""
+
+
+def _ask_over_grpc(url: str) -> None:
+    import queue
+
+    import numpy as np
+    import tritonclient.grpc as peer
+
+    def tensor(name: str, array: np.ndarray, datatype: str) -> peer.InferInput:
+        return peer.InferInput(name, array.shape, datatype).set_data_from_numpy(array)
+
+    limit = ANSWER_SECONDS
+    with contextlib.closing(peer.InferenceServerClient(url)) as client:
+        if not client.is_server_ready(client_timeout=limit):
+            raise AssertionError("not ready")
+        if client.is_model_ready("identity_fp32", client_timeout=limit):
+            one = tensor("INPUT0", np.ones(1, np.float32), "FP32")
+            client.infer("identity_fp32", [one], client_timeout=limit)
+        if client.is_model_ready("repeat_int32", client_timeout=limit):
+            answers: queue.Queue[object] = queue.Queue()
+            client.start_stream(
+                lambda result, error: answers.put(error or result), stream_timeout=limit
+            )
+            client.async_stream_infer(
+                "repeat_int32",
+                [
+                    tensor("IN", np.int32([1]), "INT32"),
+                    tensor("DELAY", np.uint32([0]), "UINT32"),
+                    tensor("WAIT", np.uint32([0]), "UINT32"),
+                ],
+            )
+            answer = answers.get(timeout=limit)
+            client.stop_stream()
+            if isinstance(answer, Exception):
+                raise answer
+
+
+@pytest.fixture(scope="session")
+def calm_servers(triton_server_factory: Callable[..., TritonServer]) -> Servers:
+    """Start servers for tests that leave them well: they wait for all answers, or are refused."""
+    return Servers(triton_server_factory)
+
+
+@pytest.fixture(scope="session")
+def mortal_servers(
+    triton_server_factory: Callable[..., TritonServer], request: pytest.FixtureRequest
+) -> Iterator[Servers]:
+    """Start servers for tests that are marked ``server_may_die``, and only for those."""
+    servers = Servers(triton_server_factory)
+    request.config.stash[_SERVERS] = servers
+    yield servers
+    del request.config.stash[_SERVERS]
+
+
+@pytest.fixture
+def shared_server(request: pytest.FixtureRequest) -> Servers:
+    """Take a server to share, as in ``shared_server(models=[...])``: of the group that is right."""
+    name = "mortal_servers" if _is_mortal(request.node) else "calm_servers"
+    servers: Servers = request.getfixturevalue(name)
+    return servers
+
+
+# --- Once more, and the count ---------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Deaths(), "triton_fast_deaths")
+
+
+class Deaths:
+    """Repeats tests whose server died, and counts."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if _is_mortal(item) and item.get_closest_marker("timeout") is None:
+                # The limit is for all attempts together.
+                item.add_marker(pytest.mark.timeout(120 * ATTEMPTS))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None):
+        if not _is_mortal(item):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        deaths: list[str] = []
+        for attempt in range(1, ATTEMPTS + 1):
+            seen = item.stash[_SEEN] = Seen()
+            reports = runtestprotocol(item, nextitem=nextitem, log=False)
+            deaths += seen.deaths
+            excused = seen.deaths and any(report.failed for report in reports) and not seen.ours
+            if not excused or attempt == ATTEMPTS:
+                break
+        for report in reports:
+            if report.when == "teardown":
+                report.user_properties += [(_PROPERTY, death) for death in deaths]
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]):
+        report = yield
+        if not _is_mortal(item):
+            return report
+        seen = item.stash[_SEEN]
+        servers = item.config.stash.get(_SERVERS, None)
+        if servers is not None and (report.failed or report.when == "call"):
+            deaths = servers.restart_the_dead(ask=report.failed)
+            if deaths:
+                seen.deaths += deaths
+                report.sections.append(("a server of this group died", "\n".join(deaths)))
+        if report.failed and report.when == "teardown":
+            seen.ours |= call.excinfo is not None and call.excinfo.errisinstance(AssertionError)
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.told += [
+            f"{report.nodeid}: {how}" for name, how in report.user_properties if name == _PROPERTY
+        ]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.line(f"servers that died: {len(self.told)}")
+        for line in self.told:
+            terminalreporter.line(f"  {line}")
+
+
+class Seen:
+    """What was seen during one attempt."""
+
+    def __init__(self) -> None:
+        self.deaths: list[str] = []
+        # Something of this process's was left behind, which no death of a server excuses.
+        self.ours = False
+
+
+def _is_mortal(item: pytest.Item) -> bool:
+    return item.get_closest_marker("server_may_die") is not None
