@@ -10,6 +10,9 @@
 #   WORKERS=...      how many of pytest's processes run them at a time; 0 for this one alone. Most
 #                    tests wait more than they compute
 #   HTTP2=...        where the native channel's nghttp2 is from: AUTO, SYSTEM, BUNDLED or OFF
+#   RUNS=... HOG=1   how often `make steady` runs the tests, and whether beside loops that keep all cores
+#                    busy; WHAT=python or core for a part of them. The group of tests that a server may
+#                    not survive: TESTS="server_may_die and not soak and not slow"
 #   FUZZ=...         how long to fuzz: 60s, a number of inputs, or 0 for not at all
 #   SOAK_FUZZ=...    the same for `make soak`; TRITON_FAST_SOAK_CALLS=... and TRITON_FAST_SOAK_KILLS=...
 #                    are how many calls its tests make, and how often they kill the server
@@ -19,6 +22,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 TESTS ?= not soak and not slow
 WORKERS ?= 2
+RUNS ?= 10
+HOG ?=
+WHAT ?= all
 FUZZ ?= 20s
 SOAK_FUZZ ?= 1000000
 # In CI nothing is left out for want of a package. tests/conftest.py agrees on what CI is.
@@ -29,8 +35,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench soak lint fuzz wheel clean check-core check-fuzz check-python \
-  check-planted check-benchmarks FORCE
+.PHONY: help demo test steady planted bench soak lint fuzz wheel clean build-core check-core check-fuzz \
+  check-python check-planted check-benchmarks FORCE
 
 STAMPS := .venv/.stamps
 RUN := .venv/bin/python
@@ -47,8 +53,8 @@ BUILDS := $(filter-out help lint clean,$(MAKECMDGOALS))
 WISHED := $(if $(IN_CI),,wished-)
 NEEDS := $(if $(BUILDS),compiler headers) \
   $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
-  $(if $(filter demo test bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
-  $(if $(filter test check-python,$(BUILDS)),$(WISHED)proxies) \
+  $(if $(filter demo test steady bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
+  $(if $(filter test steady check-python,$(BUILDS)),$(WISHED)proxies) \
   $(if $(filter bench check-benchmarks,$(BUILDS)),wished-grpcpp) \
   $(if $(filter fuzz soak check-planted $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(BUILDS)),libfuzzer)
 
@@ -66,6 +72,17 @@ demo: $(STAMPS)/group-demo $(STAMPS)/package $(STAMPS)/server ## a real model on
 	@env -u PYTHONPATH $(RUN) examples/digits/demo.py
 
 test: lint check-core check-fuzz check-python ## lint, and all tests but the soak (under 10 minutes)
+
+steady: build-core $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server ## all tests again and again, in random order (RUNS=10 HOG=1)
+	@echo "==> tests, $(RUNS) times"
+	@env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
+	  $(RUN) tests/steady.py --runs $(RUNS) $(if $(filter-out 0,$(HOG)),--hog) \
+	  $(if $(filter all core,$(WHAT)),--core build/core --ctest .build-venv/bin/ctest) \
+	  $(if $(filter core,$(WHAT)),--no-python) -- \
+	  -m "$(TESTS)" --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+planted: $(STAMPS)/group-test $(STAMPS)/package $(STAMPS)/server ## plant faults in the package, and see the tests catch them
+	@env -u PYTHONPATH $(RUN) tests/plant.py
 
 # From another folder, so that no process finds this one's triton_fast before the installed one.
 bench: $(STAMPS)/group-bench $(STAMPS)/shm-client $(STAMPS)/package $(STAMPS)/server ## measure beside tritonclient; writes results/
@@ -96,14 +113,17 @@ clean: ## remove all that make made here, the environments too
 
 # --- The parts of `make test` ---------------------------------------------------------------------
 
-check-core: .build-venv/.stamps/tools
-	@echo "==> the C++ core's own tests"
+build-core: .build-venv/.stamps/tools
+	@echo "==> building the C++ core's own tests"
 	@mkdir -p build/core
 	@{ $(CMAKE) -S . -B build/core -DTRITON_FAST_PYTHON=OFF -DTRITON_FAST_TESTS=ON \
 	    -DTRITON_FAST_HTTP2=$(HTTP2) -DTRITON_FAST_SANITIZE=address,undefined \
 	    -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" && \
 	  $(CMAKE) --build build/core --parallel 2; } >build/core/build.log 2>&1 || \
 	  { cat build/core/build.log; exit 1; }
+
+check-core: build-core
+	@echo "==> the C++ core's own tests"
 	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error
 
 check-fuzz: .build-venv/.stamps/tools

@@ -87,6 +87,14 @@ def test_the_level_ran(tmp_path, name):
     assert "none was skipped" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["ran", "by the body", "the whole file"])
+def test_what_workers_did_counts(tmp_path, name):
+    text = {**RUNS, **SKIPS}[name]
+    result = run(tmp_path, text, "-p", "xdist", "--numprocesses=1", "--require-server")
+    assert result.returncode == (0 if name in RUNS else 1), result.stdout
+    assert ("none was skipped" if name in RUNS else "no server") in result.stdout
+
+
 @pytest.mark.parametrize("name", SKIPS)
 def test_the_level_was_skipped(tmp_path, name):
     result = run(tmp_path, SKIPS[name], "--require-server")
