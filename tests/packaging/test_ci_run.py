@@ -45,7 +45,7 @@ exit {status}
     assert not result.stderr
     lines = result.stdout.splitlines()
     goals = "check-planted check-benchmarks test"
-    variables = "TESTS=not soak WORKERS=0"
+    variables = "TESTS=not soak"
     arguments = "PYTEST_ARGS=--require-server --junit-xml=build/ci/pytest.xml"
     assert lines[0] == f"make: --keep-going {goals} {variables} {arguments}, true, 1"
     return result.returncode, lines[-1]
