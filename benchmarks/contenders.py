@@ -18,7 +18,7 @@ import cpp_stub
 import numpy as np
 
 import triton_fast
-from triton_fast.messages import message_class, method_path
+from triton_fast.protocol.messages import message_class, method_path
 
 INPUT = "INPUT0"
 OUTPUT = "OUTPUT0"

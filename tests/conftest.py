@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_fast.channels.native import why_not_native
+from triton_fast.channels.native.channel import why_not_native
 
 pytest_plugins = ["event_loops", "mortal_servers", "server_level"]
 

@@ -16,14 +16,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aio_client import AsyncClient as AsyncClient
-    from .aio_model import AsyncModel as AsyncModel
-    from .aio_sequences import AsyncInferSequence as AsyncInferSequence
-    from .aio_streams import AsyncResponseStream as AsyncResponseStream
-    from .aio_streams import AsyncStream as AsyncStream
-    from .classification import Class as Class
-    from .client import Client as Client
-    from .datatypes import DATATYPES as DATATYPES
+    from .client.client import Client as Client
+    from .client.client_async import AsyncClient as AsyncClient
+    from .client.model import Model as Model
+    from .client.model_async import AsyncModel as AsyncModel
     from .errors import Aborted as Aborted
     from .errors import AlreadyExists as AlreadyExists
     from .errors import Cancelled as Cancelled
@@ -50,43 +46,47 @@ if TYPE_CHECKING:
     from .errors import Unimplemented as Unimplemented
     from .errors import Unknown as Unknown
     from .errors import WireError as WireError
-    from .generation import AsyncGeneration as AsyncGeneration
-    from .generation import Generation as Generation
-    from .health import Health as Health
-    from .health import HealthStatus as HealthStatus
-    from .keepalive import Keepalive as Keepalive
-    from .metadata import ModelConfig as ModelConfig
-    from .metadata import ModelMetadata as ModelMetadata
-    from .metadata import ServerMetadata as ServerMetadata
-    from .metadata import TensorMetadata as TensorMetadata
-    from .model import Model as Model
-    from .region import SharedMemoryRegion as SharedMemoryRegion
-    from .registry import RegisteredRegion as RegisteredRegion
-    from .request import RequestedOutput as RequestedOutput
-    from .response import InferResult as InferResult
-    from .sequences import InferSequence as InferSequence
-    from .signature import Signature as Signature
-    from .stale import StaleRegion as StaleRegion
-    from .streams import ResponseStream as ResponseStream
-    from .streams import Stream as Stream
-    from .tensor import Tensor as Tensor
-    from .text_events import Finished as Finished
-    from .text_events import Started as Started
-    from .text_events import Token as Token
-    from .text_events import Usage as Usage
-    from .text_models import PLAIN_TEXT as PLAIN_TEXT
-    from .text_models import TENSORRT_LLM as TENSORRT_LLM
-    from .text_models import VLLM as VLLM
-    from .text_models import TextMapping as TextMapping
-    from .tls import TLS as TLS
+    from .inference.classification import Class as Class
+    from .inference.request import RequestedOutput as RequestedOutput
+    from .inference.result import InferResult as InferResult
+    from .inference.signature import Signature as Signature
+    from .inference.tensor import Tensor as Tensor
+    from .management.health import Health as Health
+    from .management.health import HealthStatus as HealthStatus
+    from .management.metadata import ModelConfig as ModelConfig
+    from .management.metadata import ModelMetadata as ModelMetadata
+    from .management.metadata import ServerMetadata as ServerMetadata
+    from .management.metadata import TensorMetadata as TensorMetadata
+    from .options.keepalive import Keepalive as Keepalive
+    from .options.tls import TLS as TLS
+    from .protocol.datatypes import DATATYPES as DATATYPES
+    from .shared_memory.ownership import StaleRegion as StaleRegion
+    from .shared_memory.region import SharedMemoryRegion as SharedMemoryRegion
+    from .shared_memory.registration import RegisteredRegion as RegisteredRegion
+    from .streaming.sequence import InferSequence as InferSequence
+    from .streaming.sequence_async import AsyncInferSequence as AsyncInferSequence
+    from .streaming.stream import ResponseStream as ResponseStream
+    from .streaming.stream import Stream as Stream
+    from .streaming.stream_async import AsyncResponseStream as AsyncResponseStream
+    from .streaming.stream_async import AsyncStream as AsyncStream
+    from .text.events import Finished as Finished
+    from .text.events import Started as Started
+    from .text.events import Token as Token
+    from .text.events import Usage as Usage
+    from .text.generation import AsyncGeneration as AsyncGeneration
+    from .text.generation import Generation as Generation
+    from .text.mappings import PLAIN_TEXT as PLAIN_TEXT
+    from .text.mappings import TENSORRT_LLM as TENSORRT_LLM
+    from .text.mappings import VLLM as VLLM
+    from .text.mappings import TextMapping as TextMapping
 
 __version__ = "0.1.0"
 
 # The public names, by the module that owns them; tests hold the imports above to it.
 _NAMES = {
-    "classification": ("Class",),
-    "client": ("Client",),
-    "datatypes": ("DATATYPES",),
+    "inference.classification": ("Class",),
+    "client.client": ("Client",),
+    "protocol.datatypes": ("DATATYPES",),
     "errors": (
         "Aborted",
         "AlreadyExists",
@@ -115,32 +115,32 @@ _NAMES = {
         "Unknown",
         "WireError",
     ),
-    "generation": ("AsyncGeneration", "Generation"),
-    "health": ("Health", "HealthStatus"),
-    "keepalive": ("Keepalive",),
-    "metadata": (
+    "text.generation": ("AsyncGeneration", "Generation"),
+    "management.health": ("Health", "HealthStatus"),
+    "options.keepalive": ("Keepalive",),
+    "management.metadata": (
         "ModelConfig",
         "ModelMetadata",
         "ServerMetadata",
         "TensorMetadata",
     ),
-    "model": ("Model",),
-    "region": ("SharedMemoryRegion",),
-    "registry": ("RegisteredRegion",),
-    "request": ("RequestedOutput",),
-    "aio_client": ("AsyncClient",),
-    "aio_model": ("AsyncModel",),
-    "aio_sequences": ("AsyncInferSequence",),
-    "aio_streams": ("AsyncResponseStream", "AsyncStream"),
-    "response": ("InferResult",),
-    "sequences": ("InferSequence",),
-    "streams": ("ResponseStream", "Stream"),
-    "signature": ("Signature",),
-    "stale": ("StaleRegion",),
-    "tensor": ("Tensor",),
-    "text_events": ("Finished", "Started", "Token", "Usage"),
-    "text_models": ("PLAIN_TEXT", "TENSORRT_LLM", "VLLM", "TextMapping"),
-    "tls": ("TLS",),
+    "client.model": ("Model",),
+    "shared_memory.region": ("SharedMemoryRegion",),
+    "shared_memory.registration": ("RegisteredRegion",),
+    "inference.request": ("RequestedOutput",),
+    "client.client_async": ("AsyncClient",),
+    "client.model_async": ("AsyncModel",),
+    "streaming.sequence_async": ("AsyncInferSequence",),
+    "streaming.stream_async": ("AsyncResponseStream", "AsyncStream"),
+    "inference.result": ("InferResult",),
+    "streaming.sequence": ("InferSequence",),
+    "streaming.stream": ("ResponseStream", "Stream"),
+    "inference.signature": ("Signature",),
+    "shared_memory.ownership": ("StaleRegion",),
+    "inference.tensor": ("Tensor",),
+    "text.events": ("Finished", "Started", "Token", "Usage"),
+    "text.mappings": ("PLAIN_TEXT", "TENSORRT_LLM", "VLLM", "TextMapping"),
+    "options.tls": ("TLS",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from triton_fast.messages import message_class
+from triton_fast.protocol.messages import message_class
 
 CORPUS = Path(__file__).parent / "corpus" / "response"
 

@@ -10,7 +10,7 @@ import numpy as np
 from rogue import Rogue
 
 from triton_fast import Client
-from triton_fast.messages import message_class
+from triton_fast.protocol.messages import message_class
 
 ONE = {"INPUT0": np.ones(1, np.float32)}
 # How much later than its deadline a call may end on a machine that is busy with other things.

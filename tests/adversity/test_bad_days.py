@@ -27,7 +27,7 @@ from triton_fast import (
     Unavailable,
     WireError,
 )
-from triton_fast.messages import message_class
+from triton_fast.protocol.messages import message_class
 
 ONE = {"INPUT0": np.ones(1, np.float32)}
 

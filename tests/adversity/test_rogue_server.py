@@ -39,7 +39,7 @@ from triton_fast import (
     Unknown,
     WireError,
 )
-from triton_fast.messages import message_class
+from triton_fast.protocol.messages import message_class
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("nothing_is_left")]
 
@@ -841,7 +841,7 @@ def test_compressed_as_asked(encoding, compress):
     ],
 )
 def test_compressed_and_broken(broken, encoding, match, monkeypatch):
-    monkeypatch.setattr("triton_fast.channels.compression._MOST_BYTES", 1_000_000)
+    monkeypatch.setattr("triton_fast.channels.native.compression._MOST_BYTES", 1_000_000)
 
     def script(peer):
         sent = h2.message(broken, flags=1)

@@ -27,7 +27,7 @@ from triton_fast import (
     Unknown,
     WireError,
 )
-from triton_fast.messages import message_class
+from triton_fast.protocol.messages import message_class
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("nothing_is_left")]
 

@@ -9,7 +9,7 @@ from concurrent import futures
 
 import grpc
 
-from triton_fast.messages import message_class, method_path
+from triton_fast.protocol.messages import message_class, method_path
 
 
 class IdentityServer(grpc.GenericRpcHandler):

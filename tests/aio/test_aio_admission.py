@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from triton_fast import AsyncClient, DeadlineExceeded
-from triton_fast.admission import Admission
 from triton_fast.channels.base import CallOptions
+from triton_fast.client.admission import Admission
 
 NO_OPTIONS = CallOptions()
 

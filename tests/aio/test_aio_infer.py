@@ -26,8 +26,8 @@ from triton_fast import (
     Tensor,
     Unimplemented,
 )
-from triton_fast.connection import Connection  # noqa: F401 - both faces, in one process
-from triton_fast.response import Receiver
+from triton_fast.client.endpoint import Connection  # noqa: F401 - both faces, in one process
+from triton_fast.inference.result import Receiver
 
 pytestmark = pytest.mark.server
 
@@ -525,7 +525,7 @@ def test_health_without_a_server(run, channel):
 
 def test_the_first_management_call_does_not_hold_up_the_loop(run, new_client, monkeypatch):
     """protobuf and the messages are loaded beside it."""
-    from triton_fast import messages
+    from triton_fast.protocol import messages
 
     monkeypatch.setattr(messages, "_loaded", {})
 

@@ -23,7 +23,7 @@ from triton_fast import (
     ResourceExhausted,
     SharedMemoryRegion,
 )
-from triton_fast.placement import Placement
+from triton_fast.shared_memory.placement import Placement
 
 pytestmark = pytest.mark.server
 

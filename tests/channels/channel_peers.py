@@ -15,7 +15,7 @@ from concurrent import futures
 import grpc
 
 from triton_fast._core import _wire
-from triton_fast.messages import message_class
+from triton_fast.protocol.messages import message_class
 
 STATUS_NUMBERS = {code.value[0]: code for code in grpc.StatusCode}
 

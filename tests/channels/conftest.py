@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from triton_fast.channels.grpc import GrpcChannel
+from triton_fast.channels.grpcio.channel import GrpcChannel
 
 
 @pytest.fixture(scope="module")

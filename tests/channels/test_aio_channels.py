@@ -20,9 +20,9 @@ from channel_peers import Answer, Message, envelope
 from event_loops import new_loop
 
 from triton_fast import errors
-from triton_fast.channels.aio_grpc import AsyncGrpcChannel
-from triton_fast.channels.aio_native import AsyncNativeChannel
 from triton_fast.channels.base import CallOptions
+from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
+from triton_fast.channels.native.channel_async import AsyncNativeChannel
 
 HERE = Path(__file__).parent
 KINDS = {"native": AsyncNativeChannel, "grpc": AsyncGrpcChannel}

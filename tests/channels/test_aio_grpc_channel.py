@@ -11,8 +11,8 @@ from channel_peers import EchoServer
 from test_aio_channels import call, closing, run_python
 
 from triton_fast import errors
-from triton_fast.channels.aio_grpc import AsyncGrpcChannel
-from triton_fast.tls import TLS
+from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
+from triton_fast.options.tls import TLS
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ FORK = """
     from channel_peers import Answer, Message
     from test_aio_channels import call
     from triton_fast import errors
-    from triton_fast.channels.aio_grpc import AsyncGrpcChannel
-    from triton_fast.channels.grpc import GrpcChannel
+    from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
+    from triton_fast.channels.grpcio.channel import GrpcChannel
     from triton_fast.channels.base import CallOptions
 
     target = sys.argv[1]

@@ -13,9 +13,9 @@ from test_grpc_channel import call, path, run_python, settled, within
 
 from triton_fast import errors
 from triton_fast.channels.base import CallOptions
-from triton_fast.channels.grpc import GrpcChannel
-from triton_fast.channels.grpc_stream import GrpcStream
-from triton_fast.channels.native import NativeChannel
+from triton_fast.channels.grpcio.channel import GrpcChannel
+from triton_fast.channels.grpcio.stream import GrpcStream
+from triton_fast.channels.native.channel import NativeChannel
 
 KINDS = {"native": NativeChannel, "grpc": GrpcChannel}
 LARGE = 5 << 20

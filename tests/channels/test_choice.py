@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from triton_fast import TLS, Client, InvalidOption, Keepalive, MissingDependency
-from triton_fast.channels.choice import channel_factory
-from triton_fast.channels.native import native_address
+from triton_fast.channels.factory import channel_factory
+from triton_fast.channels.native.channel import native_address
 
 ONE_ADDRESS = [
     "localhost:8001",

@@ -19,10 +19,10 @@ from channel_peers import Answer, EchoServer, Ending, Message
 from interpreter import run_python
 
 from triton_fast import errors
-from triton_fast.channels import grpc as grpc_channel
 from triton_fast.channels.base import CallOptions
-from triton_fast.channels.grpc import GrpcChannel, Keepalive
-from triton_fast.tls import TLS
+from triton_fast.channels.grpcio.channel import GrpcChannel, Keepalive
+from triton_fast.channels.grpcio.common import channel as grpc_channel
+from triton_fast.options.tls import TLS
 
 HERE = Path(__file__).parent
 LARGE = grpc_channel._LARGE_REQUEST
@@ -431,7 +431,7 @@ INTERRUPTED = """
     import os, signal, sys, threading, time
     from channel_peers import Answer, Message
     from triton_fast.channels.base import CallOptions
-    from triton_fast.channels.grpc import GrpcChannel
+    from triton_fast.channels.grpcio.channel import GrpcChannel
 
     channel = GrpcChannel(sys.argv[1])
     message = b"30".ljust(int(sys.argv[2]))
@@ -569,7 +569,7 @@ def test_closing_in_a_signal_handler_during_a_call(server):
         from channel_peers import Answer, Message
         from triton_fast import errors
         from triton_fast.channels.base import CallOptions
-        from triton_fast.channels.grpc import GrpcChannel
+        from triton_fast.channels.grpcio.channel import GrpcChannel
 
         channel = GrpcChannel(sys.argv[1])
         channel.call("/test.Echo/Echo", Message(), Answer(), CallOptions())
@@ -638,7 +638,7 @@ def test_a_program_may_end_without_closing(server, way):
         import sys, threading, time
         from channel_peers import Answer, Ending, Message
         from triton_fast.channels.base import CallOptions
-        from triton_fast.channels.grpc import GrpcChannel
+        from triton_fast.channels.grpcio.channel import GrpcChannel
 
         channel = GrpcChannel(sys.argv[1])
         call = ("/test.Echo/Sleep", Message(b"30"), Answer(), CallOptions())
@@ -662,7 +662,7 @@ def test_peak_memory_of_a_large_call(server):
         from pathlib import Path
         from channel_peers import FreshMessage
         from triton_fast.channels.base import CallOptions
-        from triton_fast.channels.grpc import GrpcChannel
+        from triton_fast.channels.grpcio.channel import GrpcChannel
 
         class Sink:
             def begin(self, byte_size): assert byte_size == size
@@ -1050,8 +1050,8 @@ def test_grpcio_is_imported_by_the_first_call(server):
     script = """
         import sys
         from triton_fast.channels.base import CallOptions
-        from triton_fast.channels.grpc import GrpcChannel, Keepalive
-        from triton_fast.tls import TLS
+        from triton_fast.channels.grpcio.channel import GrpcChannel, Keepalive
+        from triton_fast.options.tls import TLS
 
         GrpcChannel(sys.argv[1], tls=TLS(), keepalive=Keepalive(10)).close()
         channel = GrpcChannel(sys.argv[1])
@@ -1078,7 +1078,7 @@ def test_without_grpcio(planted, says):
         {planted}
         from triton_fast import errors
         from triton_fast.channels.base import CallOptions
-        from triton_fast.channels.grpc import GrpcChannel
+        from triton_fast.channels.grpcio.channel import GrpcChannel
         from types import SimpleNamespace as S
 
         for way in ("call", "start"):

@@ -14,8 +14,8 @@ PRELUDE = """
     from channel_peers import Answer, Ending, Message
     from triton_fast import errors
     from triton_fast.channels.base import CallOptions
-    from triton_fast.channels.grpc import GrpcChannel
-    from triton_fast.tls import TLS
+    from triton_fast.channels.grpcio.channel import GrpcChannel
+    from triton_fast.options.tls import TLS
 
     target = sys.argv[1]
 

@@ -22,7 +22,7 @@ PRELUDE = """
     from channel_peers import Answer, Ending, Message, Relay
     from triton_fast import errors
     from triton_fast.channels.base import CallOptions
-    from triton_fast.channels.native import NativeChannel
+    from triton_fast.channels.native.channel import NativeChannel
 
     # Python 3.12 and later warn of what is tested here.
     warnings.filterwarnings("ignore", "(?s).*fork.*", DeprecationWarning)

@@ -15,10 +15,10 @@ from channel_peers import Answer, Ending, Message
 from test_grpc_channel import HERE, path, within
 
 from triton_fast import errors
-from triton_fast.channels import native
 from triton_fast.channels.base import CallOptions
-from triton_fast.channels.native import NativeChannel
-from triton_fast.channels.threads import _MOST_THREADS
+from triton_fast.channels.native.call_threads import _MOST_THREADS
+from triton_fast.channels.native.channel import NativeChannel
+from triton_fast.channels.native.channel import channel as native
 
 pytestmark = pytest.mark.native
 
@@ -236,7 +236,7 @@ BEGIN = """
     from channel_peers import Answer, Ending, Message
     from triton_fast import errors
     from triton_fast.channels.base import CallOptions
-    from triton_fast.channels.native import NativeChannel
+    from triton_fast.channels.native.channel import NativeChannel
 
     channel = NativeChannel(sys.argv[1])
 

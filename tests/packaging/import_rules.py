@@ -1,56 +1,40 @@
 """Who may import whom. Reads source text and imports nothing of what it looks at.
 
-`violations(root)` reads ``triton_fast/`` and ``csrc/`` below a folder and returns one sentence for
-each broken rule. Imports point down only; type-checking imports too, except those from outside.
+`violations(root)` reads ``triton_fast/`` and ``csrc/`` below a folder and returns a sentence for each
+broken rule. Imports point down only, and in no circle. What only type checkers see may point up: an
+annotation names what a function is given, and loads nothing.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# From the ground up. A module may import those of the lines above its own, and no other. A folder
-# stands for all that is in it.
-LAYERS = [
-    ("errors", "datatypes"),
-    ("_core",),
-    ("classification", "deadline", "forks", "headers", "keepalive", "messages", "target", "tls"),
-    ("channels", "channels.base", "metadata", "tensor"),
-    (
-        "channels.aio_pace",
-        "channels.compression",
-        "channels.grpc_fork",
-        "channels.grpcio",
-        "channels.threads",
-        "unary",
-    ),
-    ("channels.grpc_streaming",),
-    ("channels.aio_line", "channels.grpc_stream", "channels.loops", "channels.native_stream"),
-    ("channels.aio_grpc_stream", "future", "query", "request", "signature"),
-    ("channels.aio_grpc", "channels.grpc", "channels.native", "health", "settings"),
-    ("call_settings", "management", "registry", "signatures", "text_models"),
-    ("channels.aio_native_stream", "stale"),
-    ("channels.aio_native",),
-    ("channels.choice", "pool", "regions"),
-    ("response",),
-    ("answers", "placement", "text_events"),
-    ("attempt", "sharing"),
-    ("generation", "streams"),
-    ("admission", "aio_sharing", "aio_streams", "connection"),
-    ("aio_connection", "sequences"),
-    ("aio_sequences", "split"),
-    ("aio_split", "model"),
-    ("aio_model", "aio_regions"),
-    ("aio_client", "client"),
-    ("region",),
-    ("",),  # triton_fast itself
-    ("testing",),
+# The rooms, from the ground up. A room may import from itself and from those above it in this list.
+ROOMS = [
+    "errors",
+    "_core",
+    "options",
+    "channels",
+    "protocol",
+    "management",
+    "inference",
+    "shared_memory",
+    "streaming",
+    "text",
+    "client",
+    "",  # triton_fast itself
+    "testing",
 ]
+# Rooms of which each knows nothing of the other, though they lie beside each other.
+APART = {"streaming": "text", "text": "streaming", "channels.native": "channels.grpcio"}
+APART |= {other: one for one, other in APART.items()}
 # Packages that one module may load, and the one. Everywhere else: under TYPE_CHECKING at most.
-RESERVED = {"grpc": "channels.grpcio", "google.protobuf": "messages"}
+RESERVED = {"grpc": "channels.grpcio.common", "google.protobuf": "protocol.messages"}
 # Never: another client, and generated code (not protobuf's own), tied to one release of it.
 FORBIDDEN = re.compile(r"tritonclient\b|grpc_tools\b|(?!google\.protobuf\.).*_pb2(_grpc)?\b")
 # These run inside the server, or are read by it: no layer of ours.
@@ -78,6 +62,7 @@ def violations(root: Path) -> list[str]:
     """Return what is wrong below a folder, in sentences."""
     package = root / "triton_fast"
     found = []
+    needs: dict[str, set[str]] = {}
     for path in sorted(package.rglob("*.py*")):
         if path.suffix not in {".py", ".pyi", ".pyx", ".pxd"}:
             continue
@@ -85,15 +70,43 @@ def violations(root: Path) -> list[str]:
         module = module.removesuffix("__init__").removesuffix(".")
         if module.startswith(NOT_OURS) and module not in NOT_OURS:
             continue
+        imports: Callable[[str, Path], Iterable[Import]]
         imports = _python_imports if path.suffix in {".py", ".pyi"} else _cython_imports
         for one in imports(module, path):
             sentence = _broken_rule(one, package)
             if sentence:
                 found.append(f"{path.relative_to(root)}: {sentence}")
+            elif one.target.split(".")[0] == "triton_fast" and not one.typing_only:
+                target = _module_of(one.target.split(".")[1:], package)
+                if target != module:
+                    needs.setdefault(module, set()).add(target)
+    for circle in _circles(needs):
+        path = "/".join(circle[0].split("."))
+        found.append(f"triton_fast/{path}.py: {' imports '.join(circle)}, in a circle")
     for path in sorted((root / "csrc").rglob("*")):
         if path.suffix in {".hpp", ".h", ".cpp", ".cc", ".c"}:
             found += [f"{path.relative_to(root)}: {one}" for one in _broken_includes(path, root)]
     return found
+
+
+def _circles(needs: dict[str, set[str]]) -> list[list[str]]:
+    """Return the ways back to where one came from, each once."""
+    done: set[str] = set()
+    circles = []
+
+    def follow(module: str, way: list[str]) -> None:
+        if module in way:
+            circle = way[way.index(module) :]
+            first = circle.index(min(circle))
+            circles.append([*circle[first:], *circle[:first], circle[first]])
+        elif module not in done:
+            for target in sorted(needs.get(module, ())):
+                follow(target, [*way, module])
+            done.add(module)
+
+    for module in sorted(needs):
+        follow(module, [])
+    return circles
 
 
 def _broken_rule(one: Import, package: Path) -> str:
@@ -110,14 +123,26 @@ def _broken_rule(one: Import, package: Path) -> str:
     if one.target.split(".")[0] != "triton_fast":
         return ""
     target = _module_of(one.target.split(".")[1:], package)
-    importer_layer, target_layer = _layer(one.module), _layer(target)
-    if importer_layer is None:
-        return f"{name} has no layer: give it one in {Path(__file__).name}"
-    if _layer_name(one.module) == _layer_name(target) and _is_folder(one.module, package):
+    here, there = _room(one.module), _room(target)
+    if here is None:
+        return f"{name} is in no room: give it one in {Path(__file__).name}"
+    if one.typing_only and here not in {"errors", "_core"}:
         return ""
-    if target_layer is None or target_layer >= importer_layer:
+    if there is None or ROOMS.index(there) > ROOMS.index(here):
         return f"{name} imports {target or 'triton_fast'}, which is not below it"
+    for room, other in APART.items():
+        if _inside(one.module, room) and _inside(target, other):
+            return f"{name} imports {target}, of which {room} knows nothing"
     return ""
+
+
+def _room(module: str) -> str | None:
+    first = module.partition(".")[0]
+    return first if first in ROOMS else None
+
+
+def _inside(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
 
 
 def _module_of(parts: list[str], package: Path) -> str:
@@ -130,26 +155,16 @@ def _module_of(parts: list[str], package: Path) -> str:
     return ".".join(parts)
 
 
-def _layer_name(module: str) -> str | None:
-    names = {name for layer in LAYERS for name in layer}
-    while module not in names:
-        if "." not in module:
-            return None
-        module = module.rpartition(".")[0]
-    return module
+def _python_imports(module: str, path: Path) -> tuple[Import, ...]:
+    return _imports_in(path.read_text(encoding="utf-8"), module, path.stem, path.suffix)
 
 
-def _layer(module: str) -> int | None:
-    name = _layer_name(module)
-    return next((rank for rank, layer in enumerate(LAYERS) if name in layer), None)
+@functools.cache  # the tests read the whole package again for each import that they plant
+def _imports_in(text: str, module: str, stem: str, suffix: str) -> tuple[Import, ...]:
+    return tuple(_find_imports(ast.parse(text), module, stem, suffix))
 
 
-def _is_folder(module: str, package: Path) -> bool:
-    return package.joinpath(*(_layer_name(module) or "").split(".")).is_dir() and module != ""
-
-
-def _python_imports(module: str, path: Path) -> Iterator[Import]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _find_imports(tree: ast.Module, module: str, stem: str, suffix: str) -> Iterator[Import]:
     typing_only = {
         inner
         for node in ast.walk(tree)
@@ -159,7 +174,7 @@ def _python_imports(module: str, path: Path) -> Iterator[Import]:
     }
     # What a relative import starts from: the folder that the module is in.
     here = ["triton_fast", *module.split(".")] if module else ["triton_fast"]
-    if path.stem != "__init__":
+    if stem != "__init__":
         here = here[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -177,7 +192,7 @@ def _python_imports(module: str, path: Path) -> Iterator[Import]:
         else:
             continue
         for target in targets:
-            yield Import(module, target, node in typing_only or path.suffix == ".pyi")
+            yield Import(module, target, node in typing_only or suffix == ".pyi")
 
 
 def _cython_imports(module: str, path: Path) -> Iterator[Import]:

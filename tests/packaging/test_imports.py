@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,84 +13,95 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Where a line is planted, the line, and what must be said of it.
 PLANTED = {
-    "upward": ("triton_fast/tensor.py", "from .client import Client", "tensor imports client"),
-    "upward, the package": ("triton_fast/tensor.py", "import triton_fast", "imports triton_fast"),
-    "upward, in a function": (
-        "triton_fast/response.py",
-        "def f():\n    from .connection import Connection",
-        "response imports connection",
+    "upward": (
+        "triton_fast/inference/tensor.py",
+        "from ..client.client import Client",
+        "inference.tensor imports client.client",
     ),
-    "upward, for types": (
-        "triton_fast/request.py",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .client import Client",
-        "request imports client",
+    "upward, the package": (
+        "triton_fast/inference/tensor.py",
+        "import triton_fast",
+        "imports triton_fast",
+    ),
+    "upward, in a function": (
+        "triton_fast/inference/result.py",
+        "def f():\n    from ..client.endpoint import Connection",
+        "inference.result imports client.endpoint",
     ),
     "upward, absolute": (
         "triton_fast/channels/base.py",
-        "import triton_fast.connection",
-        "channels.base imports connection",
+        "import triton_fast.client.endpoint",
+        "channels.base imports client.endpoint",
     ),
     "upward, by name": (
-        "triton_fast/metadata.py",
-        "import importlib\nimportlib.import_module('triton_fast.model')",
-        "metadata imports model",
+        "triton_fast/management/metadata.py",
+        "import importlib\nimportlib.import_module('triton_fast.client.model')",
+        "management.metadata imports client.model",
     ),
-    "sideways": ("triton_fast/errors.py", "from . import datatypes", "errors imports datatypes"),
-    "the core, a layer": (
+    "upward, the room": (
+        "triton_fast/streaming/demux.py",
+        "from .. import client",
+        "streaming.demux imports client",
+    ),
+    "apart": (
+        "triton_fast/text/events.py",
+        "from ..streaming.demux import Inbox",
+        "text.events imports streaming.demux",
+    ),
+    "in a circle": (
+        "triton_fast/inference/classification.py",
+        "def f():\n    from .result import InferResult",
+        "classification imports inference.result imports inference.classification, in a circle",
+    ),
+    "the core, a room": (
         "triton_fast/_core/__init__.py",
-        "from ..tensor import Tensor",
-        "_core imports tensor",
+        "from ..inference.tensor import Tensor",
+        "_core imports inference.tensor",
     ),
-    "compiled, a layer": (
+    "compiled, a room": (
         "triton_fast/_core/_wire.pyx",
         "from ..channels.base import Outgoing",
         "_core._wire imports channels.base",
     ),
     "compiled, absolute": (
         "triton_fast/_core/_wire.pyx",
-        "from triton_fast.client import Client",
-        "_core._wire imports client",
+        "from triton_fast.client.client import Client",
+        "_core._wire imports client.client",
     ),
     "compiled, numpy": ("triton_fast/_core/_wire.pyx", "cimport numpy", "imports numpy"),
-    "grpc": ("triton_fast/client.py", "import grpc", "only channels.grpcio may"),
+    "grpc": ("triton_fast/client/client.py", "import grpc", "only channels.grpcio.common may"),
     "grpc, inside": (
-        "triton_fast/tls.py",
+        "triton_fast/options/tls.py",
         "from grpc.experimental import insecure_channel_credentials",
-        "only channels.grpcio may",
-    ),
-    "grpc, in the other channel": (
-        "triton_fast/channels/native.py",
-        "def f():\n    import grpc",
-        "only channels.grpcio may",
+        "only channels.grpcio.common may",
     ),
     "one channel, the other": (
-        "triton_fast/channels/native.py",
-        "from .grpc import GrpcChannel",
-        "channels.native imports channels.grpc",
+        "triton_fast/channels/native/channel.py",
+        "from ..grpcio.channel import GrpcChannel",
+        "channels.native.channel imports channels.grpcio.channel",
     ),
-    "a channel, the choice": (
-        "triton_fast/channels/grpc.py",
-        "def f():\n    from .choice import channel_factory",
-        "channels.grpc imports channels.choice",
+    "protobuf": (
+        "triton_fast/management/metadata.py",
+        "from google import protobuf",
+        "only protocol.messages may",
     ),
-    "protobuf": ("triton_fast/metadata.py", "from google import protobuf", "only messages may"),
     "protobuf, in a function": (
-        "triton_fast/channels/grpc.py",
+        "triton_fast/channels/grpcio/channel.py",
         "def f():\n    from google.protobuf import message",
-        "only messages may",
+        "only protocol.messages may",
     ),
     "generated code": (
-        "triton_fast/messages.py",
+        "triton_fast/protocol/messages.py",
         "from . import inference_pb2",
-        "imports triton_fast.inference_pb2",
+        "imports triton_fast.protocol.inference_pb2",
     ),
     "another client": ("triton_fast/testing/server.py", "import tritonclient.http", "nothing may"),
     "the test server": (
-        "triton_fast/client.py",
-        "from .testing import TritonServer",
-        "client imports testing",
+        "triton_fast/client/client.py",
+        "from ..testing import TritonServer",
+        "client.client imports testing",
     ),
-    "no layer": ("triton_fast/novelty.py", "from .errors import WireError", "has no layer"),
+    "no room": ("triton_fast/novelty.py", "from .errors import WireError", "is in no room"),
     "Python.h": ("csrc/src/wire/strings.cpp", "#include <Python.h>", "knows no Python"),
     "wire knows shm": (
         "csrc/include/triton_fast/wire/varint.hpp",
@@ -118,19 +130,23 @@ PLANTED = {
     ),
 }
 ALLOWED = {
+    "upward, for types": (
+        "triton_fast/inference/request.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..client.client import *",
+    ),
     "for types": (
-        "triton_fast/client.py",
+        "triton_fast/client/client.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import grpc\n",
     ),
-    "the channel's own": ("triton_fast/channels/grpcio.py", "import grpc"),
+    "the channel's own": ("triton_fast/channels/grpcio/common.py", "import grpc"),
     "the messages' own": (
-        "triton_fast/messages.py",
+        "triton_fast/protocol/messages.py",
         "def f():\n    import google.protobuf.message",
     ),
     "inside testing": ("triton_fast/testing/server.py", "from .models import write_test_models"),
     "of channels, the choice": (
-        "triton_fast/channels/choice.py",
-        "def f():\n    from .native import NativeChannel",
+        "triton_fast/channels/factory.py",
+        "def f():\n    from .native.channel import NativeChannel",
     ),
     "compiled, another's classes": (
         "triton_fast/_core/_http2.pyx",
@@ -160,9 +176,13 @@ def planted(tmp_path, before):
 
     def violations_with(name: str, line: str) -> list[str]:
         for folder in ("triton_fast", "csrc"):
-            shutil.copytree(ROOT / folder, tmp_path / folder, ignore=_no_sources)
-        with (tmp_path / name).open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n")
+            shutil.copytree(
+                ROOT / folder, tmp_path / folder, ignore=_no_sources, copy_function=os.symlink
+            )
+        path = tmp_path / name
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.unlink(missing_ok=True)
+        path.write_text(f"{text}\n{line}\n", encoding="utf-8")
         return sorted(set(violations(tmp_path)) - set(before))
 
     return violations_with
@@ -174,7 +194,7 @@ def _no_sources(_folder: str, names: list[str]) -> list[str]:
 
 
 def test_imports_point_down(before):
-    assert (ROOT / "triton_fast" / "client.py").is_file()
+    assert (ROOT / "triton_fast" / "client" / "client.py").is_file()
     assert (ROOT / "csrc" / "include" / "triton_fast" / "wire").is_dir()
     assert before == []
 

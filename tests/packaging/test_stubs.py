@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from environments import ROOT
 
-from triton_fast.channels.native import why_not_native
+from triton_fast.channels.native.channel import why_not_native
 
 CORE = Path("triton_fast", "_core")
 PACKAGE = "triton_fast._core"

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import parse_wheel_filename
 
 import triton_fast
-from triton_fast.channels.native import why_not_native
+from triton_fast.channels.native.channel import why_not_native
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LARGEST = 2_000_000  # bytes; it was 200,000 in 2026
@@ -48,7 +48,7 @@ def test_it_has_what_it_needs(names):
         "triton_fast/__init__.py",
         "triton_fast/py.typed",
         "triton_fast/inference.descriptors",
-        "triton_fast/channels/grpc.py",
+        "triton_fast/channels/grpcio/channel.py",
         "triton_fast/_core/_wire.pyi",
         "triton_fast/testing/plugin.py",
         "triton_fast/testing/backends/identity.cpp",

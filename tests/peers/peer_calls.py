@@ -9,9 +9,9 @@ import time
 from peer_server import SERVICE
 
 from triton_fast.channels.base import CallOptions
-from triton_fast.channels.choice import channel_factory
-from triton_fast.headers import checked_headers
-from triton_fast.unary import MessageIn, MessageOut
+from triton_fast.channels.factory import channel_factory
+from triton_fast.options.headers import checked_headers
+from triton_fast.protocol.grpc.queries import MessageIn, MessageOut
 
 
 class Bytes:

@@ -13,7 +13,7 @@ from peer_calls import Caller, told
 
 from triton_fast import errors
 from triton_fast.errors import StatusCode
-from triton_fast.keepalive import Keepalive
+from triton_fast.options.keepalive import Keepalive
 
 SLACK = 3.0  # seconds that a loaded machine may take
 

@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from triton_fast import messages
+from triton_fast.protocol import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -19,9 +19,8 @@ from google.protobuf.internal import api_implementation
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from triton_fast import messages
 from triton_fast.errors import MissingDependency, TritonFastError, WireError
-from triton_fast.metadata import (
+from triton_fast.management.metadata import (
     ModelConfig,
     ModelInput,
     ModelMetadata,
@@ -29,6 +28,7 @@ from triton_fast.metadata import (
     ServerMetadata,
     TensorMetadata,
 )
+from triton_fast.protocol import messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,7 +233,7 @@ def test_round_trip_finds_a_planted_fault() -> None:
 
 USE_OURS = """
 from triton_fast import messages
-from triton_fast.metadata import ModelConfig
+from triton_fast.management.metadata import ModelConfig
 
 ours = messages.message_class("ModelInferRequest")(model_name="resnet")
 ours.inputs.add(name="x", datatype="FP32", shape=[2])

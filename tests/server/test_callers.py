@@ -28,7 +28,7 @@ from triton_fast import (
     TritonFastError,
     Unimplemented,
 )
-from triton_fast.datatypes import dtype_of
+from triton_fast.protocol.datatypes import dtype_of
 
 pytestmark = pytest.mark.server
 

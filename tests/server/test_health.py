@@ -12,7 +12,7 @@ from server_threads import of_threads
 from stream_inputs import wait_until
 
 from triton_fast import Client, ClosedError, HealthStatus
-from triton_fast.messages import message_class, method_path
+from triton_fast.protocol.messages import message_class, method_path
 from triton_fast.testing import TEST_MODELS, write_test_models
 
 pytestmark = pytest.mark.server

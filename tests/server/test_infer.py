@@ -22,7 +22,7 @@ from triton_fast import (
     ServerError,
     Tensor,
 )
-from triton_fast.datatypes import dtype_of
+from triton_fast.protocol.datatypes import dtype_of
 
 pytestmark = pytest.mark.server
 
@@ -269,7 +269,7 @@ def test_a_model_handle_refuses_before_sending(client):
 
 
 def inferences(client, model):
-    from triton_fast.messages import decode  # noqa: F401
+    from triton_fast.protocol.messages import decode  # noqa: F401
 
     options = client._connection.options("ModelStatistics")
     message = client._connection.exchange("ModelStatistics", {"name": model}, options)

@@ -33,7 +33,7 @@ from triton_fast import (
     Tensor,
     TritonFastError,
 )
-from triton_fast.placement import Placement
+from triton_fast.shared_memory.placement import Placement
 
 pytestmark = pytest.mark.server
 
@@ -559,11 +559,11 @@ def test_a_client_killed_while_it_registers(triton_server):
     program = textwrap.dedent(
         f"""
         import os, signal
-        import triton_fast.registry
+        import triton_fast.shared_memory.registration
         from triton_fast import Client
         def killed(*ignored):
             os.kill(os.getpid(), signal.SIGKILL)
-        triton_fast.registry.Registry.register = killed
+        triton_fast.shared_memory.registration.Registry.register = killed
         Client({triton_server.grpc_url!r}, shared_memory=True).empty(1, "u1")
         """
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from stream_inputs import ENDLESS, counts, outs, repeat, reset, square, wait_until
 
-import triton_fast.streams
+import triton_fast.streaming.stream
 from triton_fast import (
     Client,
     ClosedError,
@@ -548,7 +548,7 @@ def test_one_thread_sends_while_another_reads(client):
 
 
 def test_answers_that_nobody_reads_stop_the_reading(client, monkeypatch):
-    monkeypatch.setattr(triton_fast.streams, "PATIENCE_NS", 800_000_000)
+    monkeypatch.setattr(triton_fast.streaming.stream, "PATIENCE_NS", 800_000_000)
     with client.open_stream(buffer_size=20_000) as stream:
         unread = stream.stream("square_int32", square(2000))
         other = stream.stream("repeat_int32", repeat([1], [400]))

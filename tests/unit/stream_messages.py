@@ -6,7 +6,7 @@ import numpy as np
 
 from triton_fast._core import _wire
 from triton_fast.channels.base import Answer
-from triton_fast.messages import message_class
+from triton_fast.protocol.messages import message_class
 
 
 def message(request_id, value=None, *, final=False, error=""):

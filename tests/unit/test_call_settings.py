@@ -6,8 +6,8 @@ from itertools import permutations
 
 import pytest
 
-from triton_fast.call_settings import CallSettings
-from triton_fast.request import UNSET
+from triton_fast.client.call_settings import CallSettings
+from triton_fast.inference.request import UNSET
 
 OWN = {
     "nothing": (None, None, None, UNSET),

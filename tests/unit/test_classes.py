@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from triton_fast import Class, InferResult, InvalidOption, RequestedOutput, WireError
-from triton_fast.request import prepare
+from triton_fast.inference.request import prepare
 
 
 def answer(elements, shape=None):

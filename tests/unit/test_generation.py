@@ -25,11 +25,11 @@ from triton_fast import (
     Usage,
     WireError,
 )
-from triton_fast.generation import AsyncGeneration, Generation, TextRequest
-from triton_fast.messages import message_class
-from triton_fast.metadata import ModelConfig, ModelMetadata, TensorMetadata
-from triton_fast.request import UNSET
-from triton_fast.text_events import TextDecoder
+from triton_fast.inference.request import UNSET
+from triton_fast.management.metadata import ModelConfig, ModelMetadata, TensorMetadata
+from triton_fast.protocol.messages import message_class
+from triton_fast.text.events import TextDecoder
+from triton_fast.text.generation import AsyncGeneration, Generation, TextRequest
 
 PIECES = TextMapping(
     prompt="p", text="t", finish_reason="r", prompt_tokens="i", completion_tokens="o"

@@ -19,9 +19,9 @@ from triton_fast import (
     WireError,
 )
 from triton_fast.channels.base import CallOptions
-from triton_fast.deadline import deadline_after, seconds
-from triton_fast.health import check_health, check_health_async
-from triton_fast.messages import message_class
+from triton_fast.management.health import check_health, check_health_async
+from triton_fast.options.deadline import deadline_after, seconds
+from triton_fast.protocol.messages import message_class
 
 LIVE = message_class("ServerLiveResponse")(live=True)
 READY = message_class("ServerReadyResponse")(ready=True)

@@ -37,8 +37,8 @@ def test_nothing_is_loaded_before():
 import sys
 import triton_fast.testing.plugin
 assert "numpy" not in sys.modules
-assert "triton_fast.client" not in sys.modules
+assert "triton_fast.client.client" not in sys.modules
 from triton_fast import *
-assert Client.__module__ == "triton_fast.client"
+assert Client.__module__ == "triton_fast.client.client"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

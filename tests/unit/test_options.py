@@ -9,10 +9,10 @@ import time
 import pytest
 
 from triton_fast import errors
-from triton_fast.deadline import deadline_after, microseconds, seconds
 from triton_fast.errors import InvalidOption, ServerError, StatusCode, TritonFastError
-from triton_fast.headers import checked_headers
-from triton_fast.request import RequestedOutput, prepare
+from triton_fast.inference.request import RequestedOutput, prepare
+from triton_fast.options.deadline import deadline_after, microseconds, seconds
+from triton_fast.options.headers import checked_headers
 
 
 def test_timeouts():

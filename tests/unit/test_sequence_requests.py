@@ -17,8 +17,8 @@ from triton_fast import (
     RequestedOutput,
     Tensor,
 )
-from triton_fast.request import UNSET
-from triton_fast.sequences import (
+from triton_fast.inference.request import UNSET
+from triton_fast.streaming.sequence import (
     NO_SEQUENCE,
     SequenceRequests,
     checked_timeout,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from triton_fast import InvalidTensor, ModelConfig, ModelMetadata, Signature, TensorMetadata
-from triton_fast.metadata import ModelInput
-from triton_fast.tensor import input_tensor
+from triton_fast.inference.tensor import input_tensor
+from triton_fast.management.metadata import ModelInput
 
 METADATA = ModelMetadata(
     "m",

@@ -15,20 +15,14 @@ import numpy as np
 import pytest
 from stream_messages import message
 
-from triton_fast import (
-    Cancelled,
-    ClosedError,
-    DeadlineExceeded,
-    ResourceExhausted,
-    Unavailable,
-    aio_streams,
-    streams,
-)
-from triton_fast.aio_streams import AsyncStream
+from triton_fast import Cancelled, ClosedError, DeadlineExceeded, ResourceExhausted, Unavailable
 from triton_fast.channels.base import CallOptions
-from triton_fast.messages import message_class
-from triton_fast.streams import Stream
-from triton_fast.tensor import input_tensor
+from triton_fast.inference.tensor import input_tensor
+from triton_fast.protocol.messages import message_class
+from triton_fast.streaming import stream as streams
+from triton_fast.streaming import stream_async as aio_streams
+from triton_fast.streaming.stream import Stream
+from triton_fast.streaming.stream_async import AsyncStream
 
 LONG = 10.0
 ONE = {"x": np.zeros(1, np.float32)}

@@ -13,9 +13,9 @@ import pytest
 
 from triton_fast import DATATYPES, InvalidTensor, Tensor
 from triton_fast._core import _wire
-from triton_fast.datatypes import datatype_of, dtype_of
-from triton_fast.messages import decode
-from triton_fast.tensor import copied_bytes, input_tensor, memory_of
+from triton_fast.inference.tensor import copied_bytes, input_tensor, memory_of
+from triton_fast.protocol.datatypes import datatype_of, dtype_of
+from triton_fast.protocol.messages import decode
 
 
 def encoded(value):
@@ -75,7 +75,7 @@ def test_bfloat16_without_ml_dtypes_is_received_as_its_bits():
 import sys
 sys.modules["ml_dtypes"] = None
 import numpy as np
-from triton_fast.datatypes import dtype_of
+from triton_fast.protocol.datatypes import dtype_of
 assert dtype_of("BF16") == np.uint16, dtype_of("BF16")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -253,7 +253,7 @@ def served() -> dict[str, bytes]:
     """Have a real server answer."""
     import grpc
 
-    from triton_fast.messages import message_class, method_path
+    from triton_fast.protocol.messages import message_class, method_path
     from triton_fast.testing import TritonServer
 
     numbers = struct.pack("<3f", 1.5, -0.0, float("inf"))

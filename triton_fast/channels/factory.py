@@ -1,0 +1,112 @@
+"""Which channel a client gets. Imports each channel's module only when it is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..errors import InvalidOption
+from ..options.deadline import seconds
+from ..options.target import checked_target
+from .base import AsyncChannel, Channel
+
+if TYPE_CHECKING:
+    from ..options.keepalive import Keepalive
+    from ..options.tls import TLS
+
+__all__ = ["AsyncChannelFactory", "ChannelFactory", "async_channel_factory", "channel_factory"]
+
+ChannelFactory: TypeAlias = Callable[[], Channel]
+AsyncChannelFactory: TypeAlias = Callable[[], AsyncChannel]
+
+
+def channel_factory(
+    target: str,
+    choice: str,
+    *,
+    tls: TLS | bool | None,
+    keepalive: Keepalive | None,
+    busy_poll: float,
+    options: Mapping[str, Any] | None,
+) -> ChannelFactory:
+    """Return what makes a client's channel, in this process and in forked children.
+
+    Parameters
+    ----------
+    target, choice, tls, keepalive, busy_poll, options
+        ``url``, ``channel`` and the rest of `triton_fast.Client`.
+
+    Raises
+    ------
+    InvalidOption
+        If they do not go together.
+    """
+    busy = seconds(busy_poll, "busy_poll") or 0.0
+    obstacle = _why_grpcio(target, choice, tls, options)
+    if obstacle is not None:
+        if busy:
+            raise InvalidOption(f"busy_poll is the native channel's; {obstacle}")
+        from .grpcio.channel import GrpcChannel  # noqa: PLC0415
+
+        return lambda: GrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
+    from .native.channel import NativeChannel  # noqa: PLC0415
+
+    return lambda: NativeChannel(target, keepalive=keepalive, busy_poll_ns=round(busy * 1e9))
+
+
+def async_channel_factory(
+    target: str,
+    choice: str,
+    *,
+    tls: TLS | bool | None,
+    keepalive: Keepalive | None,
+    options: Mapping[str, Any] | None,
+) -> AsyncChannelFactory:
+    """Return what makes a coroutines' client's channel; see `channel_factory`.
+
+    Parameters
+    ----------
+    target, choice, tls, keepalive, options
+        ``url``, ``channel`` and the rest of `triton_fast.AsyncClient`.
+    """
+    if _why_grpcio(target, choice, tls, options) is not None:
+        from .grpcio.channel_async import AsyncGrpcChannel  # noqa: PLC0415
+
+        return lambda: AsyncGrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
+    from .native.channel_async import AsyncNativeChannel  # noqa: PLC0415
+
+    return lambda: AsyncNativeChannel(target, keepalive=keepalive)
+
+
+def _why_grpcio(
+    target: str, choice: str, tls: TLS | bool | None, options: Mapping[str, Any] | None
+) -> str | None:
+    """Return why a client uses grpcio; None if it uses the native channel."""
+    if choice not in {"auto", "native", "grpc"}:
+        raise InvalidOption(f"channel is 'auto', 'native' or 'grpc', not {choice!r}")
+    checked_target(target)
+    obstacle = _obstacle(target, tls, options)
+    if choice == "native":
+        if obstacle is not None:
+            raise InvalidOption(f"channel='native': {obstacle}; use channel='grpc'")
+        return None
+    if choice == "grpc":
+        return "this client uses grpcio"
+    if obstacle is None:
+        from .native.channel import why_not_native  # noqa: PLC0415
+
+        obstacle = why_not_native()
+    return obstacle
+
+
+def _obstacle(target: str, tls: TLS | bool | None, options: Mapping[str, Any] | None) -> str | None:
+    """Return why only grpcio can do what is asked; None if the native channel can."""
+    from .native.channel import native_address  # noqa: PLC0415
+
+    if tls:
+        return "it does not speak TLS"
+    if options:
+        return "channel_options are grpcio's"
+    if native_address(target) is None:
+        return f"target {target!r} is not one address"
+    return None

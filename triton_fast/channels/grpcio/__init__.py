@@ -1,0 +1,1 @@
+"""The grpcio package as a channel."""

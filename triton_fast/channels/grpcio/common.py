@@ -1,0 +1,254 @@
+"""What both channels that go through grpcio take from it: options, credentials, errors.
+
+The only module that may import grpc, which the first call does. Owns no channel.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ...errors import (
+    ClosedError,
+    DeadlineExceeded,
+    Internal,
+    InvalidOption,
+    MissingDependency,
+    StatusCode,
+    TritonFastError,
+    server_error,
+)
+from ...options.keepalive import Keepalive
+from ...options.target import checked_target
+from ...options.tls import TLS
+from ..base import CallOptions
+
+__all__ = ["ChannelOption", "ChannelOptions", "Endpoint", "algorithm", "import_grpc"]
+
+ChannelOption: TypeAlias = int | str | bytes | None
+"""Value of a grpcio channel option; None leaves the option as grpcio has it."""
+ChannelOptions: TypeAlias = Mapping[str, ChannelOption] | Sequence[tuple[str, ChannelOption]]
+
+# What every channel starts from; the user's options replace these one by one. Only the last is for
+# speed. Of the twenty others that could be (HTTP/2 frame, window and write buffer sizes, BDP probe,
+# TCP read chunks and receive buffer, TX zero-copy, retries, minimal stack) none gained more than
+# two runs differ, at 64 B, 602,112 B, 4 MB and 16 MB (ratios 0.93 to 1.11 to none of them, without
+# a pattern but for the BDP probe: switching it off cost 11 % at 602,112 B and 4 MB). Triton 2.51
+# with the C++ identity backend, grpcio 1.85, two cores, 2026-11-21.
+_DEFAULT_OPTIONS: Mapping[str, ChannelOption] = {
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    # An error message travels as a header, and Triton's can hold a whole Python traceback. grpcio's
+    # own limit of 8 KiB turns those into RESOURCE_EXHAUSTED and loses what the server said.
+    "grpc.max_metadata_size": 4 << 20,
+    # A connection of our own: channels with equal options would share one otherwise, so that a
+    # large tensor of one client holds up another's small one, and a forked child would write to
+    # its parent's.
+    "grpc.use_local_subchannel_pool": 1,
+    # A server that was down for a while is left alone by grpcio for up to two minutes; with these a
+    # restarted one is back within a second (0.7 s instead of 4.0 s after 20 s down, 2026-11-21).
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
+    # grpcio's name for it; to channels for coroutines it means nothing. Who reads a stream of
+    # answers to one message gets them from grpcio's core, and not from another thread.
+    "SingleThreadedUnaryStream": 1,
+}
+
+_REFUSED_HEADERS = "Invalid metadata"  # in grpcio's words
+_NOT_REACHED = (
+    "failed to connect to all addresses",
+    "errors resolving",
+    "DNS resolution failed",
+    "empty address list",
+)
+
+
+class Endpoint:
+    """One server, and how grpcio is to talk to it.
+
+    Parameters
+    ----------
+    target, tls, options, keepalive
+        As in `triton_fast.channels.grpcio.channel.GrpcChannel`.
+
+    Attributes
+    ----------
+    target : str
+        As given.
+    options : tuple of (str, int, str or bytes)
+        Of grpcio's channel.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: TLS | bool | None = None,
+        options: ChannelOptions | None = None,
+        keepalive: Keepalive | None = None,
+    ) -> None:
+        self.target = target
+        self._address = checked_target(target)
+        if isinstance(tls, bool):
+            tls = TLS() if tls else None
+        if tls is not None:
+            if not isinstance(tls, TLS):
+                raise InvalidOption(f"tls is a TLS or True, not {tls!r}")
+            tls.read()  # so that a missing file is found here, not by the first call
+        self._tls = tls
+        merged = dict(_DEFAULT_OPTIONS)
+        if keepalive is not None:
+            merged.update(_keepalive_options(keepalive))
+        if tls is not None and tls.server_name is not None:
+            merged["grpc.ssl_target_name_override"] = tls.server_name
+            merged["grpc.default_authority"] = tls.server_name
+        merged.update(_checked_options(options))
+        self.options = tuple((name, value) for name, value in merged.items() if value is not None)
+
+    def connect(self, kind: Any) -> Any:
+        """Return a new grpcio channel; ``kind`` is the module ``grpc`` or ``grpc.aio``."""
+        if self._tls is None:
+            return kind.insecure_channel(self._address, self.options)
+        pem = self._tls.read()
+        credentials = import_grpc().ssl_channel_credentials(
+            pem.root_certificates, pem.private_key, pem.certificate_chain
+        )
+        return kind.secure_channel(self._address, credentials, self.options)
+
+    def remaining(self, options: CallOptions) -> float | None:
+        """Return the seconds to the deadline, or raise if there are none."""
+        if options.deadline_ns is None:
+            return None
+        remaining = (options.deadline_ns - time.monotonic_ns()) * 1e-9
+        if remaining <= 0:
+            raise DeadlineExceeded(
+                "the deadline passed before the request was sent",
+                call=options.call,
+                target=self.target,
+            )
+        return remaining
+
+    def failure(
+        self, error: Any, options: CallOptions, ended: str | None, *, cancelled: bool = False
+    ) -> TritonFastError:
+        """Return our error for one of grpcio's, or for a grpcio call that has failed.
+
+        Parameters
+        ----------
+        error : grpc.RpcError, grpc.Future, grpc.aio.BaseError, ValueError or TypeError
+            What came.
+        options : CallOptions
+            Of the call.
+        ended : str or None
+            Why no call can be made any more, if the channel was closed.
+        cancelled : bool
+            Whether it was the caller who cancelled this call.
+        """
+        if isinstance(error, BaseException):
+            # Its traceback ends in grpcio's frames, and those hold the whole request.
+            error.__traceback__ = None
+        if isinstance(error, ValueError | TypeError) or not hasattr(error, "code"):
+            return self._refusal(error, options, ended)
+        status = error.code().value[0]
+        if status == StatusCode.INTERNAL and error.details() == _REFUSED_HEADERS:
+            return self._refusal(error, options, ended)
+        if status == StatusCode.CANCELLED and ended is not None and not cancelled:
+            return ClosedError(ended)
+        message = error.details() or ""
+        if status == StatusCode.UNAVAILABLE:
+            message += self._advice(message)
+        return server_error(status, message, call=options.call, target=self.target)
+
+    def _refusal(self, error: Any, options: CallOptions, ended: str | None) -> TritonFastError:
+        """Return the error for a call that grpcio would not begin."""
+        if ended is not None:
+            return ClosedError(ended)
+        if isinstance(error, ValueError):
+            # Older ones say which header they refuse with its value, and that may be a secret.
+            error.args = (_REFUSED_HEADERS,)
+        if not options.headers:
+            return Internal(f"grpcio: {error}", call=options.call, target=self.target)
+        names = ", ".join(sorted({str(header[0]) for header in options.headers}))
+        return InvalidOption(
+            f"{options.call or 'the call'} cannot be sent with these headers: {names}"
+        )
+
+    def _advice(self, message: str) -> str:
+        """Say what to look at, where grpcio reached no server at all."""
+        if not message.startswith(_NOT_REACHED):
+            return ""
+        if self._address.startswith("unix:"):
+            where = "that the socket is its gRPC one"
+        else:
+            where = "that this is its gRPC port (8001 unless set otherwise; 8000 is HTTP)"
+        if "andshake" in message or "ssl" in message.lower():
+            where += ", and that server and client agree on TLS and certificates"
+        elif "Socket closed" in message:
+            where += ", and whether it expects TLS"
+        proxies = [
+            name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)
+        ]
+        if proxies and not self._address.startswith("unix:"):
+            where += f", and the proxy in {proxies[0]}, which grpcio goes through"
+        return f" (check that the server runs, {where})"
+
+
+def algorithm(grpc: Any, options: CallOptions) -> Any:
+    """Return how grpcio is to compress a call's request; None for not at all."""
+    if options.compression is None:
+        return None
+    return grpc.Compression.Gzip if options.compression == "gzip" else grpc.Compression.Deflate
+
+
+def import_grpc() -> Any:
+    """Return grpcio's package, or say how to get it."""
+    try:
+        import grpc  # noqa: PLC0415  the point of it: not before the first call
+    except ImportError as error:
+        why = "is not installed" if error.name == "grpc" else f"cannot be imported ({error})"
+        raise MissingDependency(
+            f"the gRPC channel needs grpcio, which {why}; install it with: pip install grpcio"
+        ) from error
+    return grpc
+
+
+def _checked_options(
+    options: ChannelOptions | None,
+) -> dict[str, ChannelOption]:
+    """Return the user's channel options by name, or say which one grpcio would choke on."""
+    checked: dict[str, ChannelOption] = {}
+    if options is None:
+        return checked
+    if not isinstance(options, Mapping | Sequence):
+        raise InvalidOption(f"channel options are a mapping or (name, value) pairs: {options!r}")
+    for pair in options.items() if isinstance(options, Mapping) else options:
+        try:
+            name, value = pair
+        except (TypeError, ValueError):
+            raise InvalidOption(f"a channel option is a (name, value) pair, not {pair!r}") from None
+        if not isinstance(name, str) or not name:
+            raise InvalidOption(f"the name of a channel option is a str, not {name!r}")
+        if isinstance(value, float):
+            raise InvalidOption(f"channel option {name}: grpcio takes int or str, not {value!r}")
+        if isinstance(value, int):
+            value = int(value)
+            if not -(2**31) <= value < 2**31:
+                raise InvalidOption(f"channel option {name}: {value} does not fit into 32 bits")
+        checked[name] = value
+    return checked
+
+
+def _keepalive_options(keepalive: Keepalive) -> dict[str, ChannelOption]:
+    """Return the settings as grpcio channel options."""
+    options: dict[str, ChannelOption] = {
+        "grpc.keepalive_time_ms": round(keepalive.time * 1000),
+        "grpc.keepalive_timeout_ms": round(keepalive.timeout * 1000),
+        # What grpcio goes by in fact, and 60 s unless set (tried with 1.60, 1.73 and 1.85).
+        "grpc.http2.ping_timeout_ms": round(keepalive.timeout * 1000),
+        "grpc.keepalive_permit_without_calls": int(keepalive.permit_without_calls),
+    }
+    if keepalive.max_pings_without_data is not None:
+        options["grpc.http2.max_pings_without_data"] = keepalive.max_pings_without_data
+    return options

@@ -1,0 +1,1 @@
+"""HTTP/2 on sockets of our own."""

@@ -1,0 +1,371 @@
+"""The native channel for coroutines: HTTP/2 in the event loop, without threads and without grpcio.
+
+Owns the lines to one server: which call is on which, and when one is made or dropped. For servers
+at one address, in plain text; everything else is the grpcio channel's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..._core import _wire
+from ...errors import (
+    ClosedError,
+    DeadlineExceeded,
+    InvalidOption,
+    StatusCode,
+    Unavailable,
+    server_error,
+)
+from ..base import CallOptions, Incoming, Outgoing
+from ..event_loop import in_thread, running_loop, seconds_left
+from .channel import import_native, metadata, native_address
+from .connection_async import Line
+from .loop_budget import Pace
+
+if TYPE_CHECKING:
+    from ..._core import _http2
+    from ...options.keepalive import Keepalive
+    from .stream_async import AsyncNativeStream
+
+__all__ = ["AsyncNativeChannel"]
+
+# Calls that send as much have lines to themselves as long as there are some, so that the small ones
+# need not wait behind their frames.
+_LARGE = 64 << 10
+_MOST_LARGE_LINES = 8
+# Of several megabytes, compressing takes longer than the loop should wait.
+_SLOW = 1 << 20
+# Shorter than the idle timeouts of the load balancers that people put in between (60 s and up).
+_IDLE_S = 50.0
+
+
+class AsyncNativeChannel:
+    """A way to one server over HTTP/2 sockets of our own, for coroutines.
+
+    Parameters
+    ----------
+    target, keepalive
+        As in `triton_fast.channels.native.channel.NativeChannel`.
+
+    Raises
+    ------
+    InvalidOption
+        If the target is not one address.
+    MissingDependency
+        If triton_fast was built without nghttp2.
+
+    Notes
+    -----
+    Constructing one opens nothing and needs no running loop. It belongs to the loop of its first
+    call, until that is closed. Small calls share one connection, streams another one, and large
+    calls have up to eight to themselves. Payloads are sent from where they lie; those of a call
+    that is given up are kept until the last frame that was begun with them is sent.
+    """
+
+    def __init__(self, target: str, *, keepalive: Keepalive | None = None) -> None:
+        self._native = import_native()
+        address = native_address(target)
+        if address is None:
+            raise InvalidOption(
+                f"target {target!r}: the native channel takes one address, 'host:port' or "
+                "'unix:/path'; use channel='grpc' for others"
+            )
+        self.target = target
+        self._name = f"the channel to {target}"
+        self._address = address
+        self._keepalive = (
+            (0, 0)
+            if keepalive is None
+            else (round(keepalive.time * 1e9), round(keepalive.timeout * 1e9))
+        )
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pace: Pace  # of that loop
+        self._small: list[Line] = []
+        self._large: list[Line] = []
+        self._streaming: list[Line] = []
+        self._opening: dict[int, list[asyncio.Task[Line]]] = {}  # by the id of the list it is for
+
+    async def call(
+        self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
+    ) -> None:
+        """Make one unary call; see `triton_fast.channels.base.AsyncChannel.call`."""
+        loop = self._enter_loop(options)
+        encoding = options.compression or ""
+        if encoding:
+            outgoing = await self._compressed(outgoing, encoding, options)
+        parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
+        headers = metadata(options.headers) if options.headers else ()
+        byte_size = outgoing.byte_size
+        lines, most = (self._large, _MOST_LARGE_LINES) if byte_size >= _LARGE else (self._small, 1)
+        retried = False
+        while True:
+            line = self._free_line(lines, most) or await self._new_line(lines, most, options)
+            try:
+                exchange = line.multiplexer.open(
+                    method, outgoing, parser, headers, encoding, options.deadline_ns
+                )
+            except RuntimeError:
+                line.retire()  # the server is going away; the next line may be to another one
+                continue
+            exchange.waiter = loop.create_future()
+            line.begin(byte_size)
+            try:
+                if options.deadline_ns is None:
+                    await exchange.waiter
+                else:
+                    await self._wait(loop, exchange, line, options)
+            except BaseException:
+                line.multiplexer.close(exchange)
+                line.flush_soon()
+                raise
+            finally:
+                line.finish(byte_size)
+            status, message, compressed, coding, gathered, unseen = line.multiplexer.end(exchange)
+            if status == StatusCode.OK:
+                break
+            if self._closed:
+                raise ClosedError(f"{self._name} was closed during the call")
+            if not unseen or retried:
+                raise server_error(status, message, call=options.call, target=self.target)
+            # A line that idled was dead. Once more: the server cannot have acted on the request.
+            retried = True
+            line.retire()
+        if gathered is None:
+            return
+        if compressed:
+            from .compression import decompressed  # noqa: PLC0415 - rare
+
+            gathered = await in_thread(
+                options,
+                self.target,
+                decompressed,
+                gathered,
+                coding,
+                options,
+                self.target,
+                phase="before the answer was decompressed",
+            )
+        incoming.begin(len(gathered))
+        incoming.feed(gathered)
+        incoming.finish()
+
+    async def _wait(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        exchange: _http2.Exchange,
+        line: Line,
+        options: CallOptions,
+    ) -> None:
+        """Return when a call is over; raise if its deadline passes first."""
+        left = seconds_left(options.deadline_ns)
+        assert left is not None
+        timer = loop.call_later(left, _expire, exchange.waiter)
+        try:
+            await exchange.waiter
+        finally:
+            timer.cancel()
+        if not line.multiplexer.done(exchange):
+            raise DeadlineExceeded(
+                "the deadline passed before the answer was complete",
+                call=options.call,
+                target=self.target,
+            )
+
+    async def _compressed(self, outgoing: Outgoing, encoding: str, options: CallOptions) -> Any:
+        from .compression import Compressed  # noqa: PLC0415 - rare
+
+        if outgoing.byte_size < _SLOW:
+            return Compressed(outgoing.render(), encoding)
+        return await in_thread(
+            options,
+            self.target,
+            lambda: Compressed(outgoing.render(), encoding),
+            borrowed=True,
+        )
+
+    def open_stream(self, method: str, options: CallOptions) -> AsyncNativeStream:
+        """Return a call with many messages; see `base.AsyncChannel.open_stream`."""
+        from .stream_async import AsyncNativeStream  # noqa: PLC0415 - for those who stream
+
+        if self._closed:
+            raise ClosedError(f"{self._name} is closed")
+        return AsyncNativeStream(
+            self._stream_line, method, options, self.target, lambda: self._closed
+        )
+
+    async def _stream_line(self, options: CallOptions) -> Line:
+        """Return the line that streams share."""
+        self._enter_loop(options)
+        lines = self._streaming
+        return self._free_line(lines, 1) or await self._new_line(lines, 1, options)
+
+    async def close(self) -> None:
+        """End running calls with `ClosedError` and give everything back. Idempotent."""
+        if self._closed:
+            return
+        if self._loop is not None:
+            running_loop(self._loop, self._name)
+        self._closed = True
+        self._drop_lines()
+
+    def abandon(self) -> None:
+        """Refuse calls in a forked child; the connections were closed there by the fork."""
+        self._closed = True
+        # Not to be unregistered: what the loop watches them with is the parent's, too.
+        self._forget_lines()
+
+    def _enter_loop(self, options: CallOptions) -> asyncio.AbstractEventLoop:
+        """Check that a call can be made here and now; return the running event loop."""
+        if self._closed:
+            raise ClosedError(f"{self._name} is closed")
+        loop = running_loop(self._loop, self._name)
+        if loop is not self._loop:
+            self._forget_lines()  # the loop that watched them is closed
+            self._loop = loop
+            self._pace = Pace(loop)
+        if options.deadline_ns is not None and options.deadline_ns <= time.monotonic_ns():
+            raise DeadlineExceeded(
+                "the deadline passed before the request was sent",
+                call=options.call,
+                target=self.target,
+            )
+        return loop
+
+    def _free_line(self, lines: list[Line], most: int) -> Line | None:
+        """Return a line for a call; None if one is to be made, or being made, for it."""
+        assert self._loop is not None
+        found: Line | None = None
+        stale = []
+        for line in lines:
+            idle = line.calls == 0
+            if not line.usable or (idle and self._loop.time() - line.idle_since > _IDLE_S):
+                stale.append(line)
+            elif found is None or line.byte_size < found.byte_size:
+                found = line
+        for line in stale:
+            lines.remove(line)
+            line.retire()
+        if found is None or (found.calls and len(lines) < most):
+            return None
+        return found
+
+    async def _new_line(self, lines: list[Line], most: int, options: CallOptions) -> Line:
+        """Return a line after one was made, for this call or for one that waits too."""
+        while True:
+            if self._closed:
+                raise ClosedError(f"{self._name} was closed during the call")
+            opening = self._opening.setdefault(id(lines), [])
+            if len(lines) + len(opening) < most or not (lines or opening):
+                assert self._loop is not None
+                task = self._loop.create_task(self._open(lines))
+                opening.append(task)
+                task.add_done_callback(opening.remove)
+                task.add_done_callback(_look_at)
+            elif opening:
+                task = opening[0]
+            else:
+                return min(lines, key=lambda line: line.byte_size)
+            # Others may wait for it too: it goes on if this call is given up.
+            await asyncio.wait((task,), timeout=seconds_left(options.deadline_ns))
+            if not task.done():
+                raise DeadlineExceeded(
+                    "the deadline passed while connecting", call=options.call, target=self.target
+                )
+            if task.cancelled():
+                raise ClosedError(f"{self._name} was closed during the call")
+            error = task.exception()
+            if error is not None:
+                raise Unavailable(_said(error), call=options.call, target=self.target) from error
+            # All who waited are here at once: each takes the line with the least on it.
+            line = self._free_line(lines, most) or task.result()
+            if line.usable:
+                return line
+
+    async def _open(self, lines: list[Line]) -> Line:
+        """Connect, and return the line. Raises OSError or RuntimeError."""
+        loop = asyncio.get_running_loop()
+        failure: Exception | None = None
+        for host in await self._hosts(loop):
+            try:
+                connecting = self._native.Connecting(
+                    host,
+                    self._address.port,
+                    self._address.unix_path.encode("utf-8", "surrogateescape"),
+                )
+                while not connecting.step():
+                    await _writable(loop, connecting.descriptor)
+            except RuntimeError as error:
+                failure = error
+                continue
+            multiplexer = self._native.Multiplexer(connecting, self._address.authority)
+            line = Line(loop, multiplexer, self._pace, self._keepalive)
+            lines.append(line)
+            return line
+        raise failure or OSError(f"{self._address.host} has no address")
+
+    async def _hosts(self, loop: asyncio.AbstractEventLoop) -> list[str]:
+        """Return the addresses that the host's name has now."""
+        host, port = self._address.host, self._address.port
+        if self._address.unix_path:
+            return [host]
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                socket.inet_pton(family, host)
+                return [host]
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [str(address[0]) for *_, address in found]
+
+    def _drop_lines(self) -> None:
+        for tasks in self._opening.values():
+            for task in tasks:
+                task.cancel()
+        for lines in (self._small, self._large, self._streaming):
+            for line in lines:
+                line.hang_up()
+        self._forget_lines()
+
+    def _forget_lines(self) -> None:
+        self._small, self._large, self._streaming = [], [], []
+        self._opening = {}
+        self._loop = None
+
+    def __del__(self) -> None:
+        loop = getattr(self, "_loop", None)
+        if loop is None or loop.is_closed():
+            return
+        # Any thread may be here, and the loop has the lines.
+        for line in (*self._small, *self._large, *self._streaming):
+            if not line.multiplexer.inherited:
+                with contextlib.suppress(RuntimeError):  # closed just now
+                    loop.call_soon_threadsafe(line.hang_up)
+
+
+def _said(error: BaseException) -> str:
+    return str(error).removeprefix("triton_fast's native code failed: ")
+
+
+def _look_at(task: asyncio.Task[Line]) -> None:
+    """Look at a result that nobody may look at any more, or asyncio would complain."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    """Return when a socket can be written to."""
+    waiter: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(descriptor, _expire, waiter)
+    try:
+        await waiter
+    finally:
+        loop.remove_writer(descriptor)

@@ -1,0 +1,123 @@
+"""A stream on the native channel: one call with many messages each way, for threads that block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ...errors import ClosedError, DeadlineExceeded, StatusCode, TritonFastError, server_error
+from ..base import Answer, CallOptions, Outgoing
+
+if TYPE_CHECKING:
+    from ..._core import _http2
+    from ..._core._wire import Response
+
+__all__ = ["NativeStream", "stream_failure"]
+
+
+class NativeStream:
+    """A stream on a connection of its own; see `triton_fast.channels.base.ChannelStream`.
+
+    Parameters
+    ----------
+    call : _http2.StreamCall
+        The call.
+    options : CallOptions
+        That it was made with.
+    target : str
+        For errors.
+    closed : callable
+        Whether the channel was closed.
+    """
+
+    def __init__(
+        self,
+        call: _http2.StreamCall,
+        options: CallOptions,
+        target: str,
+        closed: Callable[[], bool],
+    ) -> None:
+        self._call = call
+        self._options = options
+        self._target = target
+        self._closed = closed
+        self._half_closed = False
+
+    def send(
+        self, outgoing: Outgoing, deadline_ns: int | None = None, *, last: bool = False
+    ) -> None:
+        """Send one message; see `triton_fast.channels.base.ChannelStream.send`."""
+        self._check_open()
+        if self._half_closed:
+            raise ClosedError(f"{self._options.call}: the stream is half closed")
+        self._half_closed = last
+        if self._call.send(outgoing, deadline_ns, last):
+            return
+        failure = self._failure()
+        if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
+            raise DeadlineExceeded(
+                "the deadline passed while the request was being sent",
+                call=self._options.call,
+                target=self._target,
+            ) from failure
+        raise failure or ClosedError(
+            f"{self._options.call}: the server has ended the stream, and takes no more requests"
+        )
+
+    def half_close(self) -> None:
+        """Say that no more messages will be sent. Idempotent."""
+        self._check_open()
+        self._half_closed = True
+        self._call.half_close()
+
+    def receive(self, deadline_ns: int | None = None) -> list[Answer]:
+        """Wait for messages; see `triton_fast.channels.base.ChannelStream.receive`."""
+        self._check_open()
+        responses = self._call.receive(deadline_ns)
+        if responses is None:
+            raise DeadlineExceeded(
+                "the deadline passed before there was an answer",
+                call=self._options.call,
+                target=self._target,
+            )
+        if not responses:
+            failure = self._failure()
+            if failure is not None:
+                raise failure
+        return answers(responses)
+
+    def cancel(self) -> None:
+        """End the call; see `triton_fast.channels.base.ChannelStream.cancel`."""
+        self._call.cancel()
+
+    def _check_open(self) -> None:
+        # Also in a forked child: it was abandoned there.
+        if self._closed():
+            raise ClosedError(f"the channel to {self._target} is closed")
+
+    def _failure(self) -> TritonFastError | None:
+        """Return how the call went wrong; None if it did not, or is not over."""
+        if not self._call.over():
+            return None
+        try:
+            status, message, _, _, _ = self._call.outcome()
+        except TritonFastError as error:
+            return error
+        return stream_failure(status, message, self._options, self._target, self._closed())
+
+
+def answers(responses: list[Response]) -> list[Answer]:
+    """Return a stream's messages as the contract has them."""
+    return [Answer(response.error_message, response) for response in responses]
+
+
+def stream_failure(
+    status: int, message: str, options: CallOptions, target: str, closed: bool
+) -> TritonFastError | None:
+    """Return the error for a stream's status; None if it ended well."""
+    if status == StatusCode.OK:
+        return None
+    if status == StatusCode.CANCELLED and closed:
+        return ClosedError(f"the channel to {target} was closed during the call")
+    return server_error(status, message, call=options.call, target=target)

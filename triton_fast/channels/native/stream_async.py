@@ -1,0 +1,254 @@
+"""A stream on the native channel for coroutines: one call with many messages each way."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from ...errors import Cancelled, ClosedError, DeadlineExceeded, TritonFastError, Unavailable
+from ..base import Answer, CallOptions, Outgoing
+from ..event_loop import seconds_left
+from .channel import metadata
+from .stream import answers, stream_failure
+
+if TYPE_CHECKING:
+    from ..._core import _http2
+    from .connection_async import Line
+
+__all__ = ["AsyncNativeStream"]
+
+
+class AsyncNativeStream:
+    """A stream among others on a line; see `triton_fast.channels.base.AsyncChannelStream`.
+
+    What is not received is not asked for: a mebibyte on, the server waits.
+
+    Parameters
+    ----------
+    line : coroutine function
+        Returns the line that it is to be on.
+    method, options
+        As in `triton_fast.channels.base.Channel.open_stream`.
+    target : str
+        For errors.
+    closed : callable
+        Whether the channel was closed.
+    """
+
+    def __init__(
+        self,
+        line: Callable[[CallOptions], Awaitable[Line]],
+        method: str,
+        options: CallOptions,
+        target: str,
+        closed: Callable[[], bool],
+    ) -> None:
+        self._new_line = line
+        self._target = target
+        self._closed = closed
+        self._method = method
+        self._options = options
+        self._line: Line | None = None
+        self._exchange: _http2.Exchange | None = None
+        self._bell = _Bell()
+        self._timer: asyncio.TimerHandle | None = None
+        self._half_closed = False
+        self._over = False
+        self._failure: TritonFastError | None = None  # how it ended, if not well
+
+    async def send(
+        self, outgoing: Outgoing, deadline_ns: int | None = None, *, last: bool = False
+    ) -> None:
+        """Send one message; see `triton_fast.channels.base.AsyncChannelStream.send`."""
+        self._check()
+        if self._half_closed:
+            raise ClosedError(f"{self._options.call}: the stream is half closed")
+        if self._over:
+            raise self._ended_by_server()
+        try:
+            line, exchange = await self._begin()
+            self._half_closed = last
+            line.multiplexer.send(exchange, outgoing)
+            if last:
+                line.multiplexer.half_close(exchange)
+            line.flush()
+            while not self._over and not line.multiplexer.sent(exchange):
+                if line.multiplexer.done(exchange):
+                    self._end()
+                    break
+                await self._news(deadline_ns, "while the request was being sent")
+        except TritonFastError as error:
+            if not self._over:
+                self._give_up(error)
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+        if self._over:
+            raise self._failure or self._ended_by_server()
+
+    async def half_close(self) -> None:
+        """Say that no more messages will be sent. Idempotent."""
+        self._check()
+        if self._half_closed or self._over:
+            return
+        line, exchange = await self._begin()
+        self._half_closed = True
+        line.multiplexer.half_close(exchange)
+        line.flush_soon()
+
+    async def receive(self, deadline_ns: int | None = None) -> list[Answer]:
+        """Wait for messages; see `triton_fast.channels.base.AsyncChannelStream.receive`."""
+        while True:
+            if self._exchange is not None and self._line is not None:
+                responses = self._line.multiplexer.messages(self._exchange)
+                if responses:
+                    self._line.flush_soon()  # that as many may come again
+                    return answers(responses)
+                if not self._over and self._line.multiplexer.done(self._exchange):
+                    self._end()
+            if self._over:
+                if self._failure is not None:
+                    raise self._failure
+                return []
+            self._check()
+            await self._news(deadline_ns, "before there was an answer")
+
+    def cancel(self) -> None:
+        """End the call; see `triton_fast.channels.base.AsyncChannelStream.cancel`."""
+        if not self._over:
+            self._give_up(
+                Cancelled("the call was cancelled", call=self._options.call, target=self._target)
+            )
+
+    def _ended_by_server(self) -> ClosedError:
+        return ClosedError(
+            f"{self._options.call}: the server has ended the stream, and takes no more requests"
+        )
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed():
+            raise ClosedError(f"the channel to {self._target} is closed")
+
+    async def _begin(self) -> tuple[Line, _http2.Exchange]:
+        """Return the call, which begins with its first message."""
+        if self._line is not None and self._exchange is not None:
+            return self._line, self._exchange
+        line = await self._new_line(self._options)
+        self._check()  # whether it was given up meanwhile
+        try:
+            exchange = line.multiplexer.open(
+                self._method,
+                None,
+                None,
+                metadata(self._options.headers),
+                "",
+                self._options.deadline_ns,
+            )
+        except RuntimeError as error:
+            raise Unavailable(str(error), call=self._options.call, target=self._target) from error
+        exchange.waiter = self._bell
+        left = seconds_left(self._options.deadline_ns)
+        if left is not None:
+            # The timer must not keep a stream that nobody reads any more.
+            self._timer = asyncio.get_running_loop().call_later(left, _expire, weakref.ref(self))
+        self._line, self._exchange = line, exchange
+        line.begin(0)
+        return line, exchange
+
+    async def _news(self, deadline_ns: int | None, phase: str) -> None:
+        """Wait until something has happened to the call."""
+        if not await self._bell.wait(seconds_left(deadline_ns)):
+            raise self._late(phase)
+
+    def _late(self, phase: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"the deadline passed {phase}", call=self._options.call, target=self._target
+        )
+
+    def expire(self) -> None:
+        """End the call, for its own deadline has passed."""
+        if not self._over:
+            self._give_up(self._late("before the stream was over"))
+
+    def _give_up(self, failure: TritonFastError) -> None:
+        self._failure = failure
+        self._conclude()
+        if self._line is not None and self._exchange is not None:
+            self._line.multiplexer.close(self._exchange)
+            self._line.flush_soon()
+            self._line.finish(0)
+
+    def _end(self) -> None:
+        """Take note of how the call ended."""
+        assert self._line is not None
+        assert self._exchange is not None
+        options, target = self._options, self._target
+        try:
+            status, message, *_ = self._line.multiplexer.end(self._exchange)
+            self._failure = stream_failure(status, message, options, target, self._closed())
+            if self._failure is not None and self._closed():
+                self._failure = ClosedError(f"the channel to {target} is closed")
+        except TritonFastError as error:
+            self._failure = error
+        self._conclude()
+        self._line.finish(0)
+
+    def _conclude(self) -> None:
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._bell.set_result(None)
+
+    def __del__(self) -> None:
+        line = getattr(self, "_line", None)
+        if line is not None and not self._over and self._exchange is not None:
+            line.drop(self._exchange, self._timer)
+
+
+class _Bell:
+    """Wakes all who wait; stands where an `_http2.Exchange` has a future to be woken."""
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[bool]] = set()
+
+    def done(self) -> bool:
+        """Whether there is nobody to be woken; as a future has it."""
+        return not self._waiters
+
+    def set_result(self, _: None) -> None:
+        """Wake all; as a future has it."""
+        for waiter in self._waiters:
+            _resolve(waiter, woken=True)
+        self._waiters.clear()
+
+    async def wait(self, timeout: float | None) -> bool:
+        """Return whether it rang in time; timeout is in seconds."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiters.add(waiter)
+        timer = None
+        if timeout is not None:
+            timer = loop.call_later(timeout, functools.partial(_resolve, waiter, woken=False))
+        try:
+            return await waiter
+        finally:
+            self._waiters.discard(waiter)
+            if timer is not None:
+                timer.cancel()
+
+
+def _expire(stream: weakref.ref[AsyncNativeStream]) -> None:
+    alive = stream()
+    if alive is not None:
+        alive.expire()
+
+
+def _resolve(waiter: asyncio.Future[bool], *, woken: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(woken)

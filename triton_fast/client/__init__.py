@@ -1,0 +1,1 @@
+"""The faces that people import, and the server behind each."""

@@ -1,0 +1,325 @@
+"""Connection: one server's channel, and how calls are made on it.
+
+Owns the channel, what is known of models, and the use of shared memory. The faces above it (client,
+model) turn arguments into `Prepared` requests and `CallOptions`; this carries them out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from ..channels.base import CallOptions, Channel, Compression
+from ..channels.factory import ChannelFactory
+from ..channels.forks import inherit, renew_after_fork
+from ..errors import ClosedError, InvalidTensor, TritonFastError, Unimplemented
+from ..inference.request import UNSET, Prepared, input_tensors
+from ..inference.result import InferResult
+from ..inference.signatures import Signatures
+from ..options.headers import HeaderSource
+from ..shared_memory.sharing import SharedFactory, array_layout
+from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
+from .call_settings import CallSettings
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from google.protobuf.message import Message
+
+    from ..inference.signature import Signature
+    from ..inference.tensor import InputTensor
+    from ..protocol.operations import Query
+    from ..shared_memory.placement import SharedMemory
+    from ..streaming.stream import Stream
+
+__all__ = ["Connection", "HeaderHook"]
+
+HeaderHook: TypeAlias = Callable[[str], HeaderSource | None]
+T = TypeVar("T")
+
+# How long closing waits for the server to let go of shared memory.
+FAREWELL_S = 2.0
+
+
+class Connection:
+    """One server, as a client and its models see it.
+
+    Parameters
+    ----------
+    url : str
+        For errors.
+    new_channel : callable
+        Makes the channel; called again in a forked child.
+    settings : CallSettings
+        Of all calls.
+    new_shared : callable, optional
+        Makes what puts tensors into shared memory; called again in a forked child. Left out, all
+        goes over the wire.
+
+    Attributes
+    ----------
+    url : str
+        As given.
+    signatures : Signatures
+        What is known of models.
+
+    Notes
+    -----
+    Thread-safe. No lock is held while a call waits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        new_channel: ChannelFactory,
+        settings: CallSettings[HeaderHook],
+        new_shared: SharedFactory | None = None,
+    ) -> None:
+        self.url = url
+        self.signatures = Signatures()
+        self._settings = settings
+        self._closed = False
+        self._lock = threading.Lock()
+        self._new_channel = new_channel
+        self._channel = new_channel()
+        self._new_shared = new_shared
+        self._shared = self._open_shared()
+        renew_after_fork(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Give the channel back; running calls end with `ClosedError`. Idempotent."""
+        try:
+            if self._shared is not None:
+                self._shared.close()  # before the channel goes, on which the server is told
+        finally:
+            with self._lock:
+                self._closed = True
+                channel = self._channel
+            channel.close()
+
+    def _open_shared(self) -> SharedMemory | None:
+        if self._new_shared is None:
+            return None
+        return self._new_shared(self.ask, lambda: self.options("close", FAREWELL_S))
+
+    def _open_channel(self) -> Channel:
+        if self._closed:
+            raise ClosedError(f"the client of {self.url} is closed")
+        return self._channel
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child."""
+        # The parent's lock may have been held, and its channel's threads do not exist here. The
+        # old channel is kept: taking it down would wait for them.
+        self._lock = threading.Lock()
+        self._channel.abandon()
+        inherit(self._channel)
+        self._channel = self._new_channel()
+        if self._new_shared is not None:
+            inherit(self._shared)
+            self._shared = self._open_shared()
+        if self._closed:
+            self._channel.close()
+
+    def deadline_ns(self, timeout: float | None) -> int | None:
+        """Return when a call must be over that begins now, with this timeout or the client's."""
+        return self._settings.deadline_ns(timeout)
+
+    def options(
+        self,
+        call: str,
+        timeout: float | None = UNSET,
+        headers: HeaderSource | None = None,
+        compression: Compression | None = UNSET,
+    ) -> CallOptions:
+        """Return a call's options: the client's, and over them the call's own.
+
+        Raises
+        ------
+        InvalidOption
+            If one makes no sense.
+        """
+        settings = self._settings
+        deadline_ns = self.deadline_ns(timeout)
+        hook = settings.header_hook
+        hooked = None if hook is None else hook(call)
+        return settings.options(call, deadline_ns, hooked, headers, compression)
+
+    def ask(self, query: Query[T], options: CallOptions) -> T:
+        """Make a management call.
+
+        Raises
+        ------
+        ServerError, WireError, ClosedError
+            As `triton_fast.channels.base.Channel.call`.
+        """
+        return query.ask(self.exchange, options)
+
+    def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
+        """Make a management call, and return the answer's message; see `ask`."""
+        from ..protocol.grpc.queries import exchange  # noqa: PLC0415 - management only
+
+        return exchange(self._open_channel(), method, fields, options)
+
+    def infer(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        options: CallOptions,
+        out: Out | None,
+    ) -> InferResult:
+        """Run a model and wait; see `triton_fast.Client.infer`."""
+        channel = self._open_channel()
+        tensors = self._inputs(prepared, inputs, options)
+        return self._infer(channel, prepared, tensors, request_id, options, out)
+
+    def _infer(
+        self,
+        channel: Channel,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        request_id: str,
+        options: CallOptions,
+        out: Out | None,
+    ) -> InferResult:
+        shared = self._shared
+        repeats = 0
+        while True:
+            placement = None if shared is None else shared.place(prepared, tensors, out, options)
+            attempt = Attempt(prepared, tensors, request_id, out, placement)
+            try:
+                try:
+                    channel.call(MODEL_INFER, attempt.request, attempt.response, options)
+                except BaseException as error:
+                    if shared is None or placement is None:
+                        raise
+                    if not shared.try_again(prepared, placement, error, repeats):
+                        raise
+                    repeats += 1
+                    continue
+                result = attempt.result()
+            finally:
+                attempt.release()
+            if shared is not None:
+                shared.learn(prepared, tensors, result)
+            return result
+
+    def submit(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        options: CallOptions,
+        out: Out | None,
+    ) -> Future[InferResult]:
+        """Run a model without waiting; see `triton_fast.Client.submit`."""
+        from .future import CallFuture  # noqa: PLC0415 - concurrent.futures takes its time
+
+        channel = self._open_channel()
+        tensors = self._inputs(prepared, inputs, options)
+        shared = self._shared
+        placement = None if shared is None else shared.place(prepared, tensors, out, options)
+        attempt = Attempt(prepared, tensors, request_id, out, placement)
+        future: CallFuture[InferResult] = CallFuture()
+
+        def on_done(error: BaseException | None) -> None:
+            result = None
+            again = False
+            if error is None:
+                try:
+                    result = attempt.result()
+                except Exception as failure:  # noqa: BLE001 - it is the future's now
+                    error = failure
+            elif shared is not None and placement is not None:
+                again = shared.try_again(prepared, placement, error, 0)
+            attempt.release()
+            if again:
+                # Rare, and on a thread of its own: the channel's, which tell the end of calls,
+                # must not wait for one.
+                threading.Thread(target=repeat, name="triton_fast", daemon=True).start()
+                return
+            if shared is not None and result is not None:
+                shared.learn(prepared, tensors, result)
+            future.settle(result, error)
+
+        def repeat() -> None:
+            result, error = None, None
+            try:
+                result = self._infer(channel, prepared, tensors, request_id, options, out)
+            except BaseException as failure:  # noqa: BLE001 - it is the future's now
+                error = failure
+            future.settle(result, error)
+
+        try:
+            call = channel.start(MODEL_INFER, attempt.request, attempt.response, options, on_done)
+            future.attach(call)
+        except BaseException:
+            attempt.release()
+            raise
+        return future
+
+    def open_stream(self, options: CallOptions, buffer_size: int) -> Stream:
+        """Return a stream for requests; see `triton_fast.Client.open_stream`."""
+        from ..streaming.stream import Stream  # noqa: PLC0415 - for those who stream
+
+        channel_stream = self._open_channel().open_stream(MODEL_STREAM_INFER, options)
+        return Stream(channel_stream, options, self.url, self._inputs, buffer_size)
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        """Return an array to send without a copy; see `triton_fast.Client.empty`."""
+        self._open_channel()
+        dimensions, kind = array_layout(shape, dtype)
+        if self._shared is None:
+            return np.empty(dimensions, kind)
+        return self._shared.empty(dimensions, kind, self.options("empty"))
+
+    def _inputs(
+        self, prepared: Prepared, inputs: Mapping[str, Any], options: CallOptions
+    ) -> list[InputTensor]:
+        """Return a call's inputs, held against the model's signature if it is known."""
+        tensors = input_tensors(inputs)
+        signature = self.signatures.get(prepared)
+        if signature is not None:
+            self._check(signature, prepared, tensors, options)
+        return tensors
+
+    def _check(
+        self,
+        signature: Signature,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        options: CallOptions,
+    ) -> None:
+        try:
+            signature.check(tensors, prepared.output_names)
+        except InvalidTensor as refusal:
+            # The model may have been replaced since: ask again before refusing.
+            try:
+                current = self.fetch_signature(prepared, options)
+            except TritonFastError:
+                raise refusal from None
+            if current == signature:
+                raise
+            if current is not None:
+                current.check(tensors, prepared.output_names)
+
+    def fetch_signature(self, prepared: Prepared, options: CallOptions) -> Signature | None:
+        """Ask the server for a signature, within the deadline of the call that wants it."""
+        from ..management.server import model_config, model_metadata  # noqa: PLC0415 - management only
+
+        name, version = prepared.model_name, prepared.model_version
+        metadata = self.ask(model_metadata(name, version), options)
+        try:
+            config = self.ask(model_config(name, version), options)
+        except Unimplemented:
+            config = None  # not a Triton: the metadata is all there is
+        return self.signatures.learn(prepared, metadata, config)

@@ -1,0 +1,310 @@
+"""Requests: a caller's arguments, checked and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from .._core import _wire
+from ..errors import InvalidOption, InvalidTensor
+from ..options.deadline import microseconds
+from .tensor import InputTensor, input_tensor
+
+__all__ = [
+    "UNSET",
+    "Outputs",
+    "Prepared",
+    "PreparedCalls",
+    "RequestedOutput",
+    "encode_request",
+    "input_tensors",
+    "prepare",
+    "prepare_streamed",
+    "shared_memory_parameters",
+]
+
+UNSET: Any = object()
+"""Stands for the client's own setting where None has a meaning."""
+
+# Of models that are called by name; somebody may put a counter into the name.
+_MOST_PREPARED = 256
+
+# Parameters that have an argument of their own, and what that is.
+_RESERVED = {
+    "priority": "the argument priority=",
+    "timeout": "the argument queue_timeout=",
+    "binary_data_output": "nothing: it belongs to HTTP",
+    "headers": "the argument headers=",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that a call asks for, with parameters of its own.
+
+    Parameters
+    ----------
+    name : str
+        As the model calls it.
+    parameters : mapping of str to bool, int, float or str, optional
+        Such as the region, offset and byte size that have it written to shared memory.
+    class_count : int, optional
+        Ask for the best so many classes in place of the tensor; `InferResult.classes` reads them.
+        With a model that batches, so many for each row; no more than there are elements. For
+        outputs of numbers only: a Triton 2.51 that is asked for the classes of BYTES crashes.
+
+    Raises
+    ------
+    InvalidOption
+        If ``class_count`` is not 1 or more, or comes with shared memory, which has no classes.
+
+    Source
+    ------
+    inference.proto, ModelInferRequest.InferRequestedOutputTensor; Triton's "classification
+    extension".
+    """
+
+    name: str
+    parameters: Mapping[str, Any] | None = field(default=None, hash=False)
+    class_count: int | None = None
+
+    def __post_init__(self) -> None:
+        count = self.class_count
+        if count is None:
+            return
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 1 << 31:
+            raise InvalidOption(
+                f"output {self.name!r}: class_count is a number of classes, 1 or more, not "
+                f"{count!r}"
+            )
+        for name in ("classification", "shared_memory_region"):
+            if name in (self.parameters or ()):
+                raise InvalidOption(
+                    f"output {self.name!r}: class_count and the parameter {name!r} exclude each "
+                    "other"
+                )
+
+
+Outputs: TypeAlias = Iterable[str | RequestedOutput]
+RequestedPair: TypeAlias = tuple[str, Mapping[str, Any] | None]
+"""An output's name and parameters."""
+
+
+def shared_memory_parameters(region: str, offset: int, byte_size: int) -> dict[str, str | int]:
+    """Return the parameters that say where in shared memory a tensor is; both numbers in bytes.
+
+    Source
+    ------
+    Triton's "system shared memory extension".
+    """
+    return {
+        "shared_memory_region": region,
+        "shared_memory_offset": offset,
+        "shared_memory_byte_size": byte_size,
+    }
+
+
+def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
+    """Return a call's inputs as tensors; see `triton_fast.Client.infer` for what they may be."""
+    if not isinstance(inputs, Mapping):
+        raise InvalidTensor(f"inputs is a mapping of name to array, not a {type(inputs).__name__}")
+    return [input_tensor(name, value) for name, value in inputs.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What stays the same from one call of a model to the next.
+
+    Parameters
+    ----------
+    model_name, model_version : str
+        Which model; the server chooses an empty version.
+    output_names : tuple of str
+        Outputs that are asked for; none for all that the model gives.
+    header : _wire.Header
+        All of it, encoded.
+    call : str
+        What errors call it.
+    requested : sequence of (str, mapping or None)
+        The outputs that are asked for, with their parameters.
+    settings : mapping
+        What else the header was made of.
+    """
+
+    model_name: str
+    model_version: str
+    output_names: tuple[str, ...]
+    header: _wire.Header
+    call: str
+    requested: Sequence[RequestedPair]
+    settings: Mapping[str, Any]
+
+    def asking_for(self, outputs: Sequence[RequestedPair]) -> _wire.Header:
+        """Return a header like this one's, but for the outputs."""
+        return _wire.Header(self.model_name, self.model_version, outputs=outputs, **self.settings)
+
+
+class PreparedCalls:
+    """What stays the same of calls by name, kept from call to call where it is plain.
+
+    Thread-safe.
+    """
+
+    __slots__ = ("_plain",)
+
+    def __init__(self) -> None:
+        self._plain: dict[tuple[str, str], Prepared] = {}
+
+    def get(
+        self,
+        model: str,
+        version: str,
+        outputs: Outputs | None,
+        parameters: Mapping[str, Any] | None,
+        priority: int,
+        queue_timeout: float | None,
+    ) -> Prepared:
+        """Return what `prepare` makes of the same arguments."""
+        plain = outputs is None and parameters is None and not priority and queue_timeout is None
+        if plain and type(model) is str and type(version) is str:
+            known = self._plain.get((model, version))
+            if known is not None:
+                return known
+        prepared = prepare(model, version, outputs, parameters, priority, queue_timeout)
+        if plain:
+            if len(self._plain) >= _MOST_PREPARED:
+                self._plain.clear()
+            self._plain[model, version] = prepared
+        return prepared
+
+
+def prepare(
+    model_name: str,
+    model_version: str,
+    outputs: Outputs | None,
+    parameters: Mapping[str, Any] | None,
+    priority: int,
+    queue_timeout: float | None,
+    method: str = "ModelInfer",
+) -> Prepared:
+    """Encode what a request has beside its id and its tensors.
+
+    ``method`` is what errors call it.
+
+    Raises
+    ------
+    InvalidOption
+        If a value cannot be sent, or a parameter has an argument of its own.
+    """
+    if not model_name:
+        raise InvalidOption("the model's name is empty")
+    for name in parameters or ():
+        if name in _RESERVED:
+            raise InvalidOption(f"parameter {name!r} is reserved; use {_RESERVED[name]}")
+    requested = _requested(outputs)
+    settings: dict[str, Any] = {
+        "parameters": dict(parameters) if parameters else None,
+        "priority": priority,
+        "queue_timeout_us": microseconds(queue_timeout, "queue_timeout"),
+    }
+    header = _wire.Header(model_name, model_version, outputs=requested, **settings)
+    return Prepared(
+        model_name,
+        model_version,
+        tuple(name for name, _ in requested),
+        header,
+        f"{method}({model_name!r})",
+        requested,
+        settings,
+    )
+
+
+# Has a decoupled model's last answer sent though it has nothing in it, so that one knows it is the
+# last.
+_FINAL_ANSWER = {"triton_enable_empty_final_response": True}
+
+
+def prepare_streamed(
+    model_name: str,
+    model_version: str,
+    outputs: Outputs | None,
+    parameters: Mapping[str, Any] | None,
+    priority: int,
+    queue_timeout: float | None,
+) -> Prepared:
+    """Encode a request for a stream, which always asks for the model's final answer; see `prepare`.
+
+    Raises
+    ------
+    InvalidOption
+        Also if an output is to be in shared memory, where answers would overwrite each other.
+
+    Source
+    ------
+    Triton's "decoupled models": triton_enable_empty_final_response, triton_final_response.
+    """
+    prepared = prepare(
+        model_name,
+        model_version,
+        outputs,
+        {**_FINAL_ANSWER, **(parameters or {})},
+        priority,
+        queue_timeout,
+        "ModelStreamInfer",
+    )
+    shared = prepared.header.shared_memory_outputs
+    if shared:
+        raise InvalidOption(
+            f"output {shared[0]!r} of a stream cannot be in shared memory: each answer would "
+            "overwrite the one before"
+        )
+    return prepared
+
+
+def _requested(outputs: Outputs | None) -> list[RequestedPair]:
+    if outputs is None:
+        return []
+    if isinstance(outputs, str | RequestedOutput):
+        raise InvalidOption(f"outputs is a sequence of names; write [{outputs!r}]")
+    requested: list[RequestedPair] = []
+    for output in outputs:
+        if isinstance(output, RequestedOutput):
+            requested.append((output.name, _own_parameters(output)))
+        elif isinstance(output, str):
+            requested.append((output, None))
+        else:
+            raise InvalidOption(f"an output is asked for by its name, not by {output!r}")
+    return requested
+
+
+def _own_parameters(output: RequestedOutput) -> Mapping[str, Any] | None:
+    if output.class_count is None:
+        return output.parameters
+    return {**(output.parameters or {}), "classification": output.class_count}
+
+
+def encode_request(
+    header: _wire.Header, request_id: str, tensors: Iterable[InputTensor]
+) -> _wire.Request:
+    """Encode a request around tensors that stay where they are.
+
+    Returns
+    -------
+    _wire.Request
+        Holds the tensors' memory until its ``release()``, which is the caller's to call.
+
+    Raises
+    ------
+    InvalidTensor
+        If the message would be longer than the two gibibytes that protobuf allows.
+    """
+    request = _wire.Request(header, request_id)
+    try:
+        for name, datatype, shape, payload, parameters in tensors:
+            request.add_input(name, datatype, shape, payload, parameters)
+        request.byte_size  # noqa: B018 - completes the message, which checks its length
+    except BaseException:
+        request.release()
+        raise
+    return request

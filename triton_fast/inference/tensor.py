@@ -1,0 +1,363 @@
+"""Tensors on their way out: what a caller may pass as an input, and the memory that it stands for.
+
+Owns `Tensor` and the rules by which arrays, lists and foreign tensors become payloads. Copies only
+what cannot be sent as it lies: other byte orders, strided arrays, strings.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._core import _wire
+from ..errors import InvalidTensor
+from ..protocol.datatypes import DATATYPES, datatype_of
+
+__all__ = ["InputTensor", "Tensor", "copied_bytes", "input_tensor", "memory_of"]
+
+
+class InputTensor(NamedTuple):
+    """An input in the form in which it is encoded.
+
+    ``payload`` is anything with a C-contiguous buffer: the caller's own memory wherever possible.
+    None stands for a tensor in shared memory, which ``parameters`` then place.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    payload: Any
+    parameters: Mapping[str, Any] | None = None
+
+    @property
+    def byte_size(self) -> int:
+        """Of what is sent for it; none if it is in shared memory already."""
+        payload = self.payload
+        if payload is None:
+            return 0
+        return payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
+
+
+class Tensor:
+    """Raw memory with a datatype and a shape of its own, for what numpy has no dtype for.
+
+    Parameters
+    ----------
+    data : buffer or None
+        The elements in C order, little-endian: ``bytes``, ``memoryview``, an array of any dtype.
+        Borrowed until the call is over. For BYTES, each element is a four-byte length and its
+        bytes. None if ``parameters`` say where in shared memory the elements are.
+    datatype : str
+        Triton's spelling, as in ``"BF16"``.
+    shape : sequence of int
+        With the batch dimension, if the model has one.
+    parameters : mapping, optional
+        Parameters of this tensor (``shared_memory_region`` and the like).
+
+    Raises
+    ------
+    InvalidTensor
+        If there is no such datatype, a dimension is negative, or the memory has not the number of
+        bytes that datatype and shape take.
+
+    Examples
+    --------
+    Half of a float32's bits are a bfloat16:
+
+    >>> import numpy as np
+    >>> bits = (np.array([1.0, 2.5], np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    >>> Tensor(bits, "BF16", [2])
+    Tensor(BF16, [2], 4 bytes)
+
+    Source
+    ------
+    inference.proto, ModelInferRequest.InferInputTensor; Triton's "binary tensor data extension".
+    """
+
+    __slots__ = ("data", "datatype", "parameters", "shape")
+
+    def __init__(
+        self,
+        data: Any,
+        datatype: str,
+        shape: Sequence[int],
+        *,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        if datatype not in DATATYPES:
+            raise InvalidTensor(
+                f"there is no datatype {datatype!r}; there are {', '.join(DATATYPES)}"
+            )
+        dimensions = _shape(shape)
+        self.data = data
+        self.datatype = datatype
+        self.shape = dimensions
+        self.parameters = parameters
+        if data is None:
+            if not parameters or "shared_memory_region" not in parameters:
+                raise InvalidTensor(
+                    "a tensor without data needs parameters that say where in shared memory it is"
+                )
+            return
+        self.data = _contiguous_buffer(data)
+        byte_size = self.data.nbytes
+        if datatype == "BYTES":
+            count = _wire.count_encoded(self.data)
+            if count < 0:
+                raise InvalidTensor(
+                    f"the {byte_size} bytes are no BYTES tensor: each element is a four-byte "
+                    "little-endian length and that many bytes, and the last one is cut off"
+                )
+            if count != math.prod(dimensions):
+                raise InvalidTensor(
+                    f"BYTES {list(dimensions)} has {math.prod(dimensions)} elements, and the "
+                    f"{byte_size} bytes hold {count}"
+                )
+        else:
+            expected = math.prod(dimensions) * _wire.datatype_size(datatype)
+            if byte_size != expected:
+                raise InvalidTensor(
+                    f"{datatype} {list(dimensions)} takes {expected} bytes, and the memory has "
+                    f"{byte_size}"
+                )
+
+    def __repr__(self) -> str:
+        size = "in shared memory" if self.data is None else f"{self.data.nbytes} bytes"
+        return f"Tensor({self.datatype}, {list(self.shape)}, {size})"
+
+
+def input_tensor(name: str, value: Any) -> InputTensor:
+    """Return an input in the form in which it is encoded.
+
+    Parameters
+    ----------
+    name : str
+        The input's name, for errors and for the request.
+    value : array_like, list, or Tensor
+        See `triton_fast.Client.infer`.
+
+    Returns
+    -------
+    InputTensor
+
+    Raises
+    ------
+    InvalidTensor
+        If no tensor can be made of it; the message names the input.
+    """
+    try:
+        if isinstance(value, np.ndarray):
+            return _from_array(name, value)
+        if isinstance(value, Tensor):
+            return InputTensor(name, value.datatype, value.shape, value.data, value.parameters)
+        if isinstance(value, list | tuple):
+            return _from_list(name, value)
+        return _from_foreign(name, value)
+    except InvalidTensor as error:
+        raise InvalidTensor(f"input {name!r}: {error}") from error
+
+
+# Elements of a list or an array of strings that are looked at; enough to go by.
+_MOST_COUNTED = 4096
+# What an element costs beside its bytes, in the time that as many bytes take to copy.
+_BYTES_PER_ELEMENT = 64
+
+
+def memory_of(value: Any) -> int:
+    """Return about how many bytes an input takes on its way; quickly, whatever it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "OT":
+        return value.nbytes
+    if isinstance(value, Tensor):
+        return 0 if value.data is None else int(value.data.nbytes)
+    if isinstance(value, list | tuple | np.ndarray):
+        return _memory_of_strings(value)
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    try:
+        return memoryview(value).nbytes
+    except (TypeError, BufferError, ValueError):
+        return 0
+
+
+def copied_bytes(value: Any) -> int:
+    """Return about how many bytes `input_tensor` writes for an input; 0 if it borrows them."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "OTSU":
+            return memory_of(value) + value.size * _BYTES_PER_ELEMENT
+        return 0 if value.flags.c_contiguous and value.dtype.isnative else value.nbytes
+    if isinstance(value, Tensor):
+        return 0
+    if isinstance(value, list | tuple):
+        return memory_of(value)
+    try:
+        view = memoryview(value)
+    except (TypeError, BufferError, ValueError):
+        return memory_of(value)  # nobody knows
+    return 0 if view.c_contiguous else view.nbytes
+
+
+def _memory_of_strings(values: Any) -> int:
+    flat = values.reshape(-1) if isinstance(values, np.ndarray) else values
+    first = flat[:_MOST_COUNTED]
+    total = 0
+    for element in first:
+        if isinstance(element, str | bytes):
+            total += len(element) + _BYTES_PER_ELEMENT
+        elif isinstance(element, list | tuple):
+            total += _memory_of_strings(element)
+    return total if len(first) == len(flat) else total * len(flat) // len(first)
+
+
+def _from_array(name: str, array: np.ndarray[Any, Any]) -> InputTensor:
+    shape = array.shape
+    datatype = datatype_of(array.dtype)
+    if datatype is None:
+        swapped = array.dtype.newbyteorder("=")
+        datatype = datatype_of(swapped)
+        if datatype is None:
+            raise InvalidTensor(
+                f"no datatype holds elements of dtype {array.dtype}; there are "
+                f"{', '.join(DATATYPES)}. Convert it with astype()"
+            )
+        array = array.astype(swapped)
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidTensor("a masked array would lose its mask; send array.filled(...)")
+    if datatype == "BYTES":
+        return InputTensor(name, datatype, shape, _encode_strings(array))
+    if not array.flags.c_contiguous:
+        # Not ascontiguousarray, which makes a 0-d array one-dimensional.
+        array = array.copy(order="C")
+    return InputTensor(name, datatype, shape, array)
+
+
+def _encode_strings(array: np.ndarray[Any, Any]) -> Any:
+    kind = array.dtype.kind
+    if kind == "T":
+        array = array.astype(np.object_)
+        kind = "O"
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.c_contiguous:
+        array = array.copy(order="C")
+    if kind == "O":
+        return _encode_in_pieces(_wire.encode_objects, array.reshape(-1))
+    width = array.dtype.itemsize // (4 if kind == "U" else 1)
+    if width == 0:
+        return _wire.encode_sequence([b""] * array.size)
+    return _wire.encode_fixed(array, width, unicode=kind == "U")
+
+
+# Elements that are encoded in one go, a millisecond's worth: no other thread runs meanwhile.
+_PIECE = 1 << 14
+
+
+def _encode_in_pieces(encode: Callable[[Any], Any], values: Any) -> Any:
+    if len(values) < 4 * _PIECE:
+        return encode(values)
+    try:
+        pieces = [encode(values[n : n + _PIECE]) for n in range(0, len(values), _PIECE)]
+    except InvalidTensor:
+        return encode(values)  # which says where in all of it the element is
+    return b"".join(pieces)
+
+
+def _from_list(name: str, values: Sequence[Any]) -> InputTensor:
+    if values and not isinstance(values[0], str | bytes):
+        if isinstance(values[0], list | tuple):
+            return InputTensor(name, "BYTES", *_nested(values))
+        raise InvalidTensor(
+            f"a list is sent as BYTES and holds str or bytes, not {type(values[0]).__name__}. "
+            "For numbers, say which: numpy.array(values, dtype=numpy.float32)"
+        )
+    encoded = _encode_in_pieces(_wire.encode_sequence, values)
+    return InputTensor(name, "BYTES", (len(values),), encoded)
+
+
+def _nested(values: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
+    try:
+        array = np.array(values, dtype=np.object_)
+    except ValueError as error:
+        raise InvalidTensor("the list's rows are not all of one length") from error
+    if any(isinstance(element, list | tuple) for element in array.flat):
+        raise InvalidTensor("the list's rows are not all of one length")
+    return array.shape, _encode_in_pieces(_wire.encode_objects, array.reshape(-1))
+
+
+def _from_foreign(name: str, value: Any) -> InputTensor:
+    """Make a tensor of an object that is no numpy array, on its own memory where that can be."""
+    if isinstance(value, str | bytes):
+        raise InvalidTensor(
+            f"a single {type(value).__name__} has no shape; send [value] for a tensor of one "
+            "element, or numpy.frombuffer(value, numpy.uint8) for its bytes as numbers"
+        )
+    if isinstance(value, np.generic):
+        return _from_array(name, np.asarray(value))
+    try:
+        view = memoryview(value)
+    except TypeError:
+        view = None
+    except BufferError as error:
+        raise InvalidTensor(f"a {type(value).__name__} lends no memory: {error}") from error
+    if view is not None:
+        return _from_array(name, np.asarray(view))
+    if hasattr(value, "__dlpack__"):
+        return _from_dlpack(name, value)
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        return _from_array(name, np.asarray(value))
+    raise InvalidTensor(
+        f"a {type(value).__name__} is no tensor; send an array, an object with the buffer protocol "
+        "or DLPack, a list of str or bytes, or a Tensor"
+    )
+
+
+_DLPACK_CPU = 1
+_DLPACK_CUDA_HOST = 3  # pinned memory, which the CPU reads like any other
+
+
+def _from_dlpack(name: str, value: Any) -> InputTensor:
+    kind = type(value).__name__
+    device, _ = value.__dlpack_device__()
+    if int(device) not in {_DLPACK_CPU, _DLPACK_CUDA_HOST}:
+        raise InvalidTensor(
+            f"the {kind} is on device {getattr(value, 'device', int(device))}, not on the CPU; "
+            "copy it there first"
+        )
+    try:
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+            # DLPack has bfloat16 and numpy's reader of it has not: the bits go through as int16.
+            bits = np.from_dlpack(value.view(sys.modules["torch"].int16))
+            return _from_array(name, bits)._replace(datatype="BF16")
+        return _from_array(name, np.from_dlpack(value))
+    except (BufferError, RuntimeError, TypeError) as error:
+        # torch says here that a tensor requires gradients, numpy that it knows no such dtype.
+        raise InvalidTensor(f"the {kind} lends no memory through DLPack: {error}") from error
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        dimensions = tuple(operator.index(dimension) for dimension in shape)
+    except (TypeError, ValueError) as error:
+        raise InvalidTensor(f"a shape is a sequence of whole numbers, not {shape!r}") from error
+    if any(dimension < 0 for dimension in dimensions):
+        raise InvalidTensor(f"shape {list(dimensions)} has a negative dimension")
+    return dimensions
+
+
+def _contiguous_buffer(data: Any) -> Any:
+    """Return the memory as bytes, copied if it is strided; keeps its owner alive."""
+    try:
+        array = data if isinstance(data, np.ndarray) else np.asarray(memoryview(data))
+    except (TypeError, BufferError, ValueError) as error:
+        raise InvalidTensor(
+            f"a {type(data).__name__} has no buffer; a Tensor's data is bytes, a memoryview, or "
+            "an array"
+        ) from error
+    if array.dtype.hasobject:
+        raise InvalidTensor("an array of objects holds pointers, not the bytes of a tensor")
+    return array if array.flags.c_contiguous else array.copy(order="C")

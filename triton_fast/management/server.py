@@ -1,0 +1,118 @@
+"""What can be asked of a server about itself and its models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DeadlineExceeded, InvalidOption, NotFound, ServerError, Unavailable
+from ..protocol.operations import Query
+
+if TYPE_CHECKING:
+    from .metadata import ModelConfig, ModelMetadata, ServerMetadata
+
+__all__ = [
+    "model_config",
+    "model_metadata",
+    "model_ready",
+    "server_live",
+    "server_metadata",
+    "server_ready",
+]
+
+
+def server_live() -> Query[bool]:
+    """Return the question whether the server is up; not, if none is reached.
+
+    Source
+    ------
+    inference.proto, ServerLive.
+    """
+    return Query("ServerLive", {}, _live, _not_reached)
+
+
+def server_ready() -> Query[bool]:
+    """Return the question whether the server takes requests; not, if none is reached.
+
+    Source
+    ------
+    inference.proto, ServerReady.
+    """
+    return Query("ServerReady", {}, _ready, _not_reached)
+
+
+def model_ready(name: str, version: str) -> Query[bool]:
+    """Return the question whether a model takes requests; not, if there is no such.
+
+    Source
+    ------
+    inference.proto, ModelReady.
+    """
+    return Query("ModelReady", _model(name, version), _ready, _not_there)
+
+
+def server_metadata() -> Query[ServerMetadata]:
+    """Return the question for the server's name, version and extensions.
+
+    Source
+    ------
+    inference.proto, ServerMetadata.
+    """
+    from .metadata import ServerMetadata  # noqa: PLC0415 - management only
+
+    return Query("ServerMetadata", {}, ServerMetadata.from_message)
+
+
+def model_metadata(name: str, version: str) -> Query[ModelMetadata]:
+    """Return the question for what a model takes and gives.
+
+    Source
+    ------
+    inference.proto, ModelMetadata.
+    """
+    from .metadata import ModelMetadata  # noqa: PLC0415 - management only
+
+    return Query("ModelMetadata", _model(name, version), ModelMetadata.from_message)
+
+
+def model_config(name: str, version: str) -> Query[ModelConfig]:
+    """Return the question for how the server is set up to run a model.
+
+    Source
+    ------
+    inference.proto, ModelConfig; Triton's "model configuration extension".
+    """
+    from .metadata import ModelConfig  # noqa: PLC0415 - management only
+
+    def read(message: Any) -> ModelConfig:
+        return ModelConfig.from_message(message.config)
+
+    return Query("ModelConfig", _model(name, version), read)
+
+
+def _model(name: str, version: str) -> dict[str, str]:
+    fields = {"name": name, "version": version}
+    for field, value in fields.items():
+        if not isinstance(value, str):
+            raise InvalidOption(f"a model's {field} is a str, not {value!r}")
+    return fields
+
+
+def _live(message: Any) -> bool:
+    return bool(message.live)
+
+
+def _ready(message: Any) -> bool:
+    return bool(message.ready)
+
+
+def _not_reached(error: ServerError) -> bool:
+    if isinstance(error, DeadlineExceeded):
+        return False
+    # A restricted server is there, and wants a header.
+    if isinstance(error, Unavailable) and "restricted" not in error.message:
+        return False
+    raise error
+
+
+def _not_there(error: ServerError) -> bool:
+    return False if isinstance(error, NotFound) else _not_reached(error)

@@ -1,0 +1,138 @@
+"""What a connection under TLS needs to know. Owns the settings and their checks, not the sockets.
+
+Imports errors and nothing else of the package: every channel takes its settings from here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from ..errors import InvalidOption
+
+__all__ = ["TLS", "PemSource", "TLSMaterial"]
+
+PemSource: TypeAlias = bytes | str | os.PathLike[str]
+"""PEM text as bytes, or the path of a file that holds it."""
+
+_PRIVATE_KEY_LABELS = (b"PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY")
+_CERTIFICATE_LABELS = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE")
+
+
+@dataclass(frozen=True, slots=True)
+class TLSMaterial:
+    """The bytes behind a `TLS`, read and looked over; None for what was not given."""
+
+    root_certificates: bytes | None
+    private_key: bytes | None = field(repr=False)
+    certificate_chain: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """Ask for TLS, and say whom to trust and who we are.
+
+    Parameters
+    ----------
+    root_certificates : bytes or path, optional
+        PEM certificates of the authorities that may have signed the server's. Left out, those that
+        the transport ships or finds on the system.
+    private_key : bytes or path, optional
+        PEM key of this client's own certificate (mutual TLS); not one under a passphrase.
+    certificate_chain : bytes or path, optional
+        PEM certificate of this client, followed by any intermediate ones.
+    server_name : str, optional
+        Name that the server's certificate must carry, where it is not the one in the target: behind
+        an address, a tunnel or a Unix socket. It is also what the server sees as ``:authority``.
+
+    Raises
+    ------
+    InvalidOption
+        If a key comes without its certificate or the other way round, or something is not PEM.
+
+    Notes
+    -----
+    Files are read when a connection is set up, not here, so that renewed certificates are found by
+    the next one. The repr shows no key.
+
+    Examples
+    --------
+    >>> TLS(server_name="triton.internal")
+    TLS(root_certificates=None, certificate_chain=None, server_name='triton.internal')
+    """
+
+    root_certificates: PemSource | None = None
+    private_key: PemSource | None = field(default=None, repr=False)
+    certificate_chain: PemSource | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):
+            given, missing = (
+                ("private_key", "certificate_chain")
+                if self.certificate_chain is None
+                else ("certificate_chain", "private_key")
+            )
+            raise InvalidOption(f"TLS: {given} was given without {missing}; a server needs both")
+        if self.server_name is not None and (
+            not isinstance(self.server_name, str) or not self.server_name.strip()
+        ):
+            raise InvalidOption(f"TLS: server_name is a host name, not {self.server_name!r}")
+        for name in ("root_certificates", "private_key", "certificate_chain"):
+            source = getattr(self, name)
+            if isinstance(source, bytes):
+                _check_pem(name, source, "")
+            elif isinstance(source, str) and "-----BEGIN" in source:
+                raise InvalidOption(f"TLS: {name} is PEM text as str; pass bytes, or a path")
+            elif source is not None and not isinstance(source, str | os.PathLike):
+                raise InvalidOption(
+                    f"TLS: {name} is PEM as bytes or a path, not {type(source).__name__}"
+                )
+
+    def read(self) -> TLSMaterial:
+        """Return the certificates and key as bytes, reading the files behind paths.
+
+        Returns
+        -------
+        TLSMaterial
+            What a transport takes.
+
+        Raises
+        ------
+        InvalidOption
+            If a file cannot be read or does not hold what it should.
+        """
+        return TLSMaterial(
+            root_certificates=_read("root_certificates", self.root_certificates),
+            private_key=_read("private_key", self.private_key),
+            certificate_chain=_read("certificate_chain", self.certificate_chain),
+        )
+
+
+def _read(name: str, source: PemSource | None) -> bytes | None:
+    if source is None or isinstance(source, bytes):
+        return source
+    path = Path(source)
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise InvalidOption(f"TLS: cannot read {name} from {path}: {error.strerror}") from error
+    _check_pem(name, pem, f" in {path}")
+    return pem
+
+
+def _check_pem(name: str, pem: bytes, where: str) -> None:
+    # Of a bad key a transport says no more than that the handshake failed, at the first call.
+    if name == "private_key":
+        if b"-----BEGIN ENCRYPTED PRIVATE KEY" in pem or b"Proc-Type: 4,ENCRYPTED" in pem:
+            raise InvalidOption(
+                f"TLS: the private_key{where} is under a passphrase; decrypt it first "
+                "(openssl pkey -in key.pem -out plain.pem)"
+            )
+        labels, what = _PRIVATE_KEY_LABELS, "private key"
+    else:
+        labels, what = _CERTIFICATE_LABELS, "certificate"
+    if not any(b"-----BEGIN " + label + b"-----" in pem for label in labels):
+        raise InvalidOption(f"TLS: no {what} in PEM form in {name}{where}")

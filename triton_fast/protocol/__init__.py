@@ -1,0 +1,1 @@
+"""What an operation is and what it looks like on the wire."""

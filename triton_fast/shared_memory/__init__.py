@@ -1,0 +1,1 @@
+"""Tensors in memory that the server has mapped."""

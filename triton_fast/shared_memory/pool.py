@@ -1,0 +1,424 @@
+"""The pool: shared memory regions that one server has mapped, cut into slots that calls lease.
+
+Owns the regions from their creation until the server was told to let go of them. A slot belongs to
+its lease, and a lease to the arrays on it: when the last of these dies, the slot can be leased
+again. That is done in C++ and takes no lock of Python's, for arrays die anywhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import enum
+import errno
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .._core._shm import Arenas, Lease, Segment
+from ..channels.base import CallOptions
+from ..errors import (
+    ClosedError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    SharedMemoryError,
+    TritonFastError,
+    Unimplemented,
+)
+from .ownership import region_name, remove_orphans
+from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, Registry
+
+__all__ = ["Patience", "Pool", "Refused", "Slot", "WouldBlock"]
+
+_log = logging.getLogger("triton_fast")
+
+# What the first region has room for; each further one is as large as all before it together.
+_FIRST_REGION = 16 << 20
+_PAGE = 4096
+# A region of which more than one part in as many is in quarantine is replaced.
+_WORN = 4
+# How long closing waits for a thread that is registering a region.
+_FAREWELL_S = 2.0
+
+_DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
+_ELSEWHERE = (
+    "it must run on this machine and see the same /dev/shm: in a container, start it with "
+    "--ipc=host (or the client with --ipc=container:NAME), as the same user or as root"
+)
+
+
+class Refused(FailedPrecondition):
+    """The server does not take our regions, and would not if it were asked again."""
+
+
+class Patience(enum.Enum):
+    """How long those that need shared memory can do without the result."""
+
+    NONE = enum.auto()
+    """Only what is at hand."""
+    WORK = enum.auto()
+    """Also calls to the server, and large copies."""
+    WAIT = enum.auto()
+    """Also waiting for slots to come back, where shared memory is required."""
+
+
+class WouldBlock(Exception):
+    """What was asked for takes more patience.
+
+    Attributes
+    ----------
+    generation : int
+        If it takes a slot that has to come back: for `Pool.wait`.
+    late : DeadlineExceeded or None
+        If so, the error for a call whose deadline passes before that.
+    """
+
+    def __init__(self, generation: int = 0, late: DeadlineExceeded | None = None) -> None:
+        super().__init__("this takes longer than there is time for")
+        self.generation = generation
+        self.late = late
+
+
+class Slot(NamedTuple):
+    """A place in a region that the server knows.
+
+    ``lease`` keeps it; None if that is up to an array of the caller's.
+    """
+
+    region: str
+    arena: int
+    offset: int
+    byte_size: int
+    lease: Lease | None
+
+
+@dataclass(slots=True)
+class _Region:
+    name: str
+    segment: Segment
+    arena: int
+    retired: bool = False  # no more of its slots are leased
+    lost: bool = False  # the server does not know it any more
+
+
+class Pool:
+    """Slots in memory that this process shares with one server.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where regions are registered.
+    limit : int, bytes
+        How much all regions may have together, those included that the server has not let go of.
+    farewell : callable
+        Returns the options of the calls that closing takes; not asked if there are none to make.
+
+    Notes
+    -----
+    Thread-safe. Opens nothing before the first lease. Files are unlinked as soon as the server has
+    mapped them, so that none is left behind, however the process ends.
+    """
+
+    def __init__(self, registry: Registry, limit: int, farewell: Callable[[], CallOptions]) -> None:
+        self._registry = registry
+        self._limit = limit
+        self._farewell = farewell
+        self._arenas = Arenas()
+        self._regions: dict[int, _Region] = {}  # by arena
+        self._leaving: dict[str, int] = {}  # bytes of those that the server still has, by name
+        self._lock = threading.Lock()  # of the two above, and of growing
+        self._closed = False
+        _pools.add(self)
+
+    def lease(
+        self,
+        sizes: Sequence[int],
+        options: CallOptions,
+        patience: Patience,
+        *,
+        required: bool,
+    ) -> list[Slot] | None:
+        """Return a slot for each size, all or none.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+            In bytes.
+        options : CallOptions
+            Of the call that needs them; its deadline ends the wait.
+        patience : Patience
+            What may be done for it.
+        required : bool
+            Whether the call cannot do without, and waits for slots to come back if there are none.
+
+        Returns
+        -------
+        list of Slot, or None
+            None if there is no room, and they are not required.
+
+        Raises
+        ------
+        Refused
+            If the server takes no regions of ours.
+        DeadlineExceeded
+            If no room was found until then; the message says what is in the way.
+        ResourceExhausted
+            If the call needs more than the limit.
+        SharedMemoryError
+            If the system has not as much.
+        WouldBlock
+            If it takes more patience.
+        """
+        while True:
+            generation = self._arenas.generation
+            slots = self.take(sizes)
+            if slots is not None:
+                return slots
+            if patience is Patience.NONE:
+                raise WouldBlock
+            if self._grow(sizes, options, patient=required):
+                continue
+            if not required:
+                return None
+            late = DeadlineExceeded(
+                f"no shared memory came free for {sum(sizes)} bytes: {self.summary()}",
+                call=options.call,
+            )
+            if options.deadline_ns is not None and time.monotonic_ns() >= options.deadline_ns:
+                raise late
+            if patience is Patience.WORK:
+                raise WouldBlock(generation, late)
+            self.wait(generation, options.deadline_ns)
+
+    def wait(self, generation: int, deadline_ns: int | None) -> None:
+        """Wait for a deadline, or until a slot has come back since a `WouldBlock` was raised."""
+        self._arenas.wait(generation, deadline_ns)
+
+    def take(self, sizes: Iterable[int]) -> list[Slot] | None:
+        """Return a slot for each size without waiting; None if not all can be had so."""
+        slots = []
+        for size in sizes:
+            lease = self._arenas.take(size)
+            if lease is None:
+                return None  # the others go back as the list dies
+            region = self._regions.get(lease.arena)
+            if region is None:
+                raise ClosedError("the client was closed")
+            slots.append(Slot(region.name, lease.arena, lease.offset, lease.byte_size, lease))
+        return slots
+
+    def locate(self, address: int, byte_size: int) -> Slot | None:
+        """Return the place of memory that lies in a slot of ours; None if it does not."""
+        found = self._arenas.find(address, byte_size)
+        if found is None:
+            return None
+        arena, offset = found
+        region = self._regions.get(arena)
+        if region is None or region.lost:
+            return None
+        return Slot(region.name, arena, offset, byte_size, None)
+
+    def quarantine(self, slots: Iterable[Slot]) -> None:
+        """Never lease slots again, for the server may still write to them or read from them."""
+        for slot in slots:
+            self._arenas.quarantine(slot.arena, slot.offset)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take no more slots from regions that the server has lost: it was started anew."""
+        # Without the lock, which somebody may hold who waits for that server.
+        lost = set(names)
+        for region in list(self._regions.values()):
+            if region.name in lost:
+                region.lost = region.retired = True
+                with contextlib.suppress(KeyError):  # dropped just now
+                    self._arenas.retire(region.arena)
+
+    def _grow(self, sizes: Sequence[int], options: CallOptions, *, patient: bool) -> bool:
+        """Add a region if there may be one; say whether there is more room now."""
+        wanted = sum(-(-size // _PAGE) * _PAGE for size in sizes)
+        if wanted > self._limit:
+            raise ResourceExhausted(
+                f"the call needs {wanted} bytes of shared memory at once, and the client may have "
+                f"{self._limit}: raise its shared_memory_limit",
+                call=options.call,
+            )
+        seen = len(self._regions)
+        # Who holds it may be waiting for the server.
+        if not self._lock.acquire(timeout=_left(options) if patient else 0):
+            return False
+        try:
+            if self._closed:
+                raise ClosedError("the client was closed")
+            if len(self._regions) > seen:
+                return True  # another thread did it meanwhile
+            dropped = self._drop_unused(options)
+            used = self._used()
+            if used + wanted > self._limit:
+                return dropped
+            self._retire_worn()
+            live = sum(
+                region.segment.byte_size for region in self._regions.values() if not region.retired
+            )
+            byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
+            self._add(_segment(byte_size, wanted), options)
+            return True
+        finally:
+            self._lock.release()
+
+    def _used(self) -> int:
+        live = sum(region.segment.byte_size for region in self._regions.values())
+        return live + sum(self._leaving.values())
+
+    def _add(self, segment: Segment, options: CallOptions) -> None:
+        remove_orphans()
+        name = region_name()
+        try:
+            self._registry.register(name, segment.key, segment.byte_size, 0, options)
+        except Unimplemented as error:
+            raise Refused(f"the server does not take shared memory; {_DISABLED}") from error
+        except (Internal, InvalidArgument, PermissionDenied) as error:
+            raise Refused(f"the server cannot map our memory; {_ELSEWHERE}") from error
+        finally:
+            # The server has mapped it, or never will: either way the name has done its work.
+            segment.unlink()
+        _expect_the_end()
+        arena = self._arenas.add(segment)
+        self._regions[arena] = _Region(name, segment, arena)
+
+    def _retire_worn(self) -> None:
+        """Lease no more of regions that have much in quarantine, so that they come to be unused.
+
+        Others would only be added, for calls that are given up again and again.
+        """
+        for region in self._regions.values():
+            quarantined = self._arenas.figures(region.arena)["quarantined_bytes"]
+            if not region.retired and quarantined * _WORN >= region.segment.byte_size:
+                self._arenas.retire(region.arena)
+                region.retired = True
+
+    def _drop_unused(self, options: CallOptions) -> bool:
+        """Give up regions that are of no more use; say whether there were any."""
+        unused = [
+            region
+            for region in self._regions.values()
+            if (region.retired or self._arenas.figures(region.arena)["quarantined"])
+            and self._arenas.idle(region.arena)
+        ]
+        for region in unused:
+            # Our mapping goes, and the server's may stay: what it still writes there, of a call
+            # that was given up, nobody reads.
+            self._arenas.retire(region.arena)
+            if not self._arenas.idle(region.arena):
+                region.retired = True  # a slot was leased just now
+                continue
+            self._arenas.remove(region.arena)
+            del self._regions[region.arena]
+            if not region.lost:
+                self._leaving[region.name] = region.segment.byte_size
+        self._unregister(options)
+        return bool(unused)
+
+    def _unregister(self, options: CallOptions) -> None:
+        """Have the server let go of what we have given up. What it keeps counts as used."""
+        if not self._leaving:
+            return
+        try:
+            for name in list(self._leaving):
+                try:
+                    self._registry.unregister(name, options)
+                except (Internal, InvalidArgument, FailedPrecondition) as error:
+                    # Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it
+                    # off, and list it until then.
+                    _log.debug("region %s is still in use: %s", name, error)
+            known = self._registry.regions(options)
+        except TritonFastError as error:
+            _log.debug("regions %s stay registered for now: %s", list(self._leaving), error)
+            return
+        for name in list(self._leaving):
+            if name not in known:
+                del self._leaving[name]
+
+    def summary(self) -> str:
+        """Say how much there is, and who has it."""
+        figures = self._arenas.figures()
+        leased, count = figures["leased_bytes"], figures["leased"]
+        parts = [f"{leased} bytes are leased, in {count} slots of arrays and calls"]
+        if figures["quarantined"]:
+            parts.append(
+                f"{figures['quarantined_bytes']} bytes are not used any more, because calls were "
+                "given up that the server may still be at"
+            )
+        leaving = sum(self._leaving.values())
+        if leaving:
+            parts.append(f"{leaving} bytes are of regions that the server has not let go of")
+        return f"of the client's {self._limit} bytes, " + "; ".join(parts)
+
+    def close(self) -> None:
+        """Have the server let go of all regions. Arrays in them stay as they are. Idempotent."""
+        closed, self._closed = self._closed, True
+        if closed or not self._lock.acquire(timeout=_FAREWELL_S):
+            return
+        try:
+            for region in self._regions.values():
+                self._arenas.retire(region.arena)
+                if not region.lost:
+                    self._leaving[region.name] = region.segment.byte_size
+            self._regions.clear()
+            if self._leaving:
+                options = self._farewell()
+                self._unregister(options)
+                end = time.monotonic() + LETTING_GO_S
+                while self._leaving and time.monotonic() < end:
+                    time.sleep(LETTING_GO_PAUSE_S)
+                    self._unregister(options)
+        finally:
+            self._lock.release()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_expecting = -1  # the process that has told multiprocessing
+
+
+# The last to be registered is the first to run: the channels are still open then.
+@atexit.register
+def _close_all() -> None:
+    for pool in list(_pools):
+        if not pool._arenas.inherited:
+            pool.close()
+
+
+def _expect_the_end() -> None:
+    """Have the processes of multiprocessing close their pools too: they run nothing of atexit's."""
+    global _expecting  # noqa: PLW0603 - one for the process
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and _expecting != os.getpid():
+        _expecting = os.getpid()
+        util.Finalize(None, _close_all, exitpriority=0)
+
+
+def _left(options: CallOptions) -> float:
+    """Return how many seconds a call has left, as locks want it."""
+    if options.deadline_ns is None:
+        return -1
+    return min(max((options.deadline_ns - time.monotonic_ns()) * 1e-9, 0.0), threading.TIMEOUT_MAX)
+
+
+def _segment(byte_size: int, wanted: int) -> Segment:
+    """Return a new segment of a size, or of as much as there is and is wanted at least."""
+    while True:
+        try:
+            return Segment.create(-(-byte_size // _PAGE) * _PAGE)
+        except SharedMemoryError as error:
+            if error.errno not in {errno.ENOSPC, errno.ENOMEM} or byte_size <= wanted:
+                raise
+            byte_size = max(wanted, byte_size // 4)

@@ -1,0 +1,147 @@
+"""The server's register of shared memory regions: what can be asked of it, and what it answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Internal, InvalidOption
+from ..protocol.operations import Ask, Query
+
+if TYPE_CHECKING:
+    from ..channels.base import CallOptions
+
+__all__ = [
+    "LETTING_GO_PAUSE_S",
+    "LETTING_GO_S",
+    "RegisteredRegion",
+    "Registry",
+    "ask_again",
+    "registered",
+    "registration",
+    "removal",
+]
+
+# How long to ask again, and how often, while the server says that a region is in use: it lets go of
+# a call's regions a moment after it has answered.
+LETTING_GO_S = 0.3
+LETTING_GO_PAUSE_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredRegion:
+    """A region of system shared memory, as the server lists it.
+
+    Parameters
+    ----------
+    name : str
+        What requests call it.
+    key : str
+        The POSIX name under which the server opened it.
+    offset, byte_size : int, bytes
+        Which part of the segment the region is.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryStatusResponse.RegionStatus.
+    """
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int
+
+
+def registration(name: str, key: str, byte_size: int, offset: int) -> Query[None]:
+    """Return what has the server map a segment, or a part of it that begins at a page.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryRegister.
+    """
+    fields = {"name": _checked(name), "key": key, "byte_size": byte_size, "offset": offset}
+    return Query("SystemSharedMemoryRegister", fields, _nothing)
+
+
+def removal(name: str) -> Query[None]:
+    """Return what has the server let go of a region. It says nothing of one it does not know.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryUnregister.
+    """
+    return Query("SystemSharedMemoryUnregister", {"name": _checked(name)}, _nothing)
+
+
+def ask_again(error: Internal, since: float) -> bool:
+    """Say whether to ask for a removal once more, of which a server says that it cannot be yet.
+
+    Parameters
+    ----------
+    error : Internal
+        What the server said.
+    since : float, seconds
+        When it was asked first, of `time.monotonic`.
+
+    Notes
+    -----
+    Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it off.
+    """
+    return "currently in use" in str(error) and time.monotonic() - since <= LETTING_GO_S
+
+
+def registered() -> Query[dict[str, RegisteredRegion]]:
+    """Return the question for all regions of all clients, by name.
+
+    Source
+    ------
+    inference.proto, SystemSharedMemoryStatus.
+    """
+    return Query("SystemSharedMemoryStatus", {}, _regions)
+
+
+class Registry:
+    """The register of one server, for those that wait. Thread-safe.
+
+    Parameters
+    ----------
+    ask : callable
+        Makes the calls. All methods raise what it raises.
+    """
+
+    __slots__ = ("_ask",)
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def register(
+        self, name: str, key: str, byte_size: int, offset: int, options: CallOptions
+    ) -> None:
+        """Have the server map a segment; see `registration`."""
+        self._ask(registration(name, key, byte_size, offset), options)
+
+    def unregister(self, name: str, options: CallOptions) -> None:
+        """Have the server let go of a region; see `removal`."""
+        self._ask(removal(name), options)
+
+    def regions(self, options: CallOptions) -> dict[str, RegisteredRegion]:
+        """Return all regions of all clients, by name."""
+        return self._ask(registered(), options)
+
+
+def _checked(name: str) -> str:
+    if not name:  # the server would take it for all regions of all clients
+        raise InvalidOption("a region's name is empty")
+    return name
+
+
+def _nothing(message: Any) -> None:
+    """Read an answer that says nothing."""
+
+
+def _regions(message: Any) -> dict[str, RegisteredRegion]:
+    return {
+        name: RegisteredRegion(name, region.key, region.offset, region.byte_size)
+        for name, region in message.regions.items()
+    }

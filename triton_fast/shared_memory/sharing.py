@@ -1,0 +1,77 @@
+"""What a client's arguments say of shared memory. Imports what it takes only if it is used."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from ..channels.native.channel import native_address
+from ..errors import InvalidOption, InvalidTensor
+
+if TYPE_CHECKING:
+    from ..channels.base import CallOptions
+    from ..protocol.operations import Ask
+    from .placement import SharedMemory
+
+__all__ = ["SharedFactory", "array_layout", "shared_factory"]
+
+SharedFactory: TypeAlias = "Callable[[Ask, Callable[[], CallOptions]], SharedMemory]"
+"""Given what makes management calls, and what returns the options of those that closing takes."""
+
+
+def shared_factory(
+    url: str, shared_memory: bool | Literal["auto"], limit: int
+) -> SharedFactory | None:
+    """Return what makes a client's use of shared memory; None for a client without.
+
+    Parameters
+    ----------
+    url, shared_memory, limit
+        ``url``, ``shared_memory`` and ``shared_memory_limit`` of `triton_fast.Client`.
+
+    Raises
+    ------
+    InvalidOption
+        If they make no sense, or not together.
+    """
+    checked: Any = shared_memory
+    if checked not in (True, False, "auto"):
+        raise InvalidOption(f"shared_memory is 'auto', True or False, not {shared_memory!r}")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise InvalidOption(f"shared_memory_limit is a number of bytes, not {limit!r}")
+    if not shared_memory or not limit:
+        return None
+    required = shared_memory is True
+    if native_address(url) is None:
+        # Each of several servers would have to know our regions.
+        if required:
+            raise InvalidOption(f"shared_memory=True: target {url!r} is not one address")
+        return None
+    from .placement import SharedMemory  # noqa: PLC0415 - only where it is used
+    from .pool import Pool  # noqa: PLC0415
+    from .registration import Registry  # noqa: PLC0415
+
+    return lambda ask, farewell: SharedMemory(
+        Pool(Registry(ask), limit, farewell), required=required, url=url
+    )
+
+
+def array_layout(shape: int | Sequence[int], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and dtype of an array that is asked for; see `triton_fast.Client.empty`.
+
+    Raises
+    ------
+    InvalidTensor
+        If there are no such arrays in shared memory.
+    """
+    try:
+        kind = np.dtype(dtype)
+        dimensions = (shape,) if isinstance(shape, int) else tuple(map(operator.index, shape))
+    except TypeError as error:
+        raise InvalidTensor(f"empty({shape!r}, {dtype!r}): {error}") from error
+    if kind.hasobject or min(dimensions, default=0) < 0:
+        raise InvalidTensor(f"there are no shared arrays of {kind} {list(dimensions)}")
+    return dimensions, kind

@@ -1,0 +1,236 @@
+"""Which answer of a stream belongs to which of its requests, and when a request is over. No I/O.
+
+Owns what is known of a stream's requests from when they are made until their last answer. Whoever
+uses it guards it, and passes it the stream's answers in the order in which they came.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import deque
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from ..channels.base import Answer
+from ..errors import ServerError, StatusCode, TritonFastError, WireError, server_error
+from ..inference.result import InferResult, result_of
+
+__all__ = ["Answers", "Inbox", "Pending", "request_error"]
+
+Inbox: TypeAlias = "deque[InferResult | TritonFastError]"
+"""What has come for a request, or for several, and was not read yet."""
+
+# A stream has no status beside a request's error, only Triton's text; these are the texts of its
+# frontend and core, by what they stand for. What a model says itself is none of them.
+_STATUS_BY_TEXT: tuple[tuple[StatusCode, re.Pattern[str]], ...] = (
+    (
+        StatusCode.NOT_FOUND,
+        re.compile(
+            r"unknown model|is not found|has no available versions"
+            r"|Unable to find (?:system )?shared memory region"
+        ),
+    ),
+    (
+        StatusCode.UNIMPLEMENTED,
+        re.compile(r"doesn't support|does not support|not supported|disabled"),
+    ),
+    (
+        StatusCode.UNAVAILABLE,
+        re.compile(
+            r"not at ready state|Server not ready|shutting down|maximum queue size"
+            r"|Request timeout expired|protocol is restricted"
+        ),
+    ),
+    (StatusCode.CANCELLED, re.compile(r"\bcancell?ed\b", re.IGNORECASE)),
+    (
+        StatusCode.INVALID_ARGUMENT,
+        re.compile(
+            r"^(?:\[[^\]]*\] )?(?:unexpected |expected |batch-size must|input |inference input"
+            r"|inference request |Invalid |invalid |unable to parse "
+            r"|parameter keys starting with )|must specify the START flag"
+        ),
+    ),
+)
+_PREFIX = re.compile(r"^\[request id: [^\]]*\] ")
+
+# What an answer takes beside its tensors, about.
+_ANSWER_SIZE = 1024
+
+# The server's word that no more answers to a request come; Triton sends it since 2.35.
+_FINAL = "triton_final_response"
+
+
+def request_error(text: str, call: str, target: str) -> ServerError:
+    """Return the error for a text that stands in a stream in place of an answer.
+
+    Parameters
+    ----------
+    text : str
+        ModelStreamInferResponse.error_message.
+    call, target : str
+        See `triton_fast.errors.ServerError`.
+
+    Returns
+    -------
+    ServerError
+        The subclass that the call would have raised if it were no stream, as far as the text tells;
+        `Internal` for what a model says.
+    """
+    message = _PREFIX.sub("", text)
+    for status, pattern in _STATUS_BY_TEXT:
+        if pattern.search(message):
+            return server_error(status, message, call=call, target=target)
+    return server_error(StatusCode.INTERNAL, message, call=call, target=target)
+
+
+class Pending:
+    """A request whose last answer has not come.
+
+    Attributes
+    ----------
+    id : str
+        The caller's; empty if it gave none.
+    wire_id : str
+        What the server knows it by.
+    call : str
+        What errors call it.
+    inbox : Inbox
+        Where its answers go; the caller's.
+    answered : bool
+        Whether something came that was no error.
+    over : bool
+        Whether nothing more comes.
+    unwanted : bool
+        Whether nobody reads what still comes.
+    """
+
+    __slots__ = ("answered", "call", "id", "inbox", "over", "unwanted", "wire_id")
+
+    def __init__(self, request_id: str, wire_id: str, call: str, inbox: Inbox) -> None:
+        self.id = request_id
+        self.wire_id = wire_id
+        self.call = call
+        self.inbox = inbox
+        self.answered = False
+        self.over = False
+        self.unwanted = False
+
+
+class Answers:
+    """The requests of one stream.
+
+    Parameters
+    ----------
+    target : str
+        For errors.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._pending: dict[str, Pending] = {}
+        self._prefix = secrets.token_hex(4)
+        self._count = 0
+        self._unread = 0  # bytes, at most: what was read since it was counted is in it
+        # By their ids, those of requests that are over: they may hold what nobody has read.
+        self._left: dict[int, Inbox] = {}
+        self._most_left = 100  # before those that are empty are forgotten
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, request_id: str, call: str, inbox: Inbox) -> Pending:
+        """Take note of a request before it is sent.
+
+        The server is told the caller's id, if no other request on the stream has it just now.
+        """
+        self._count += 1
+        wire_id = request_id or f"{self._prefix}-{self._count}"
+        if wire_id in self._pending:
+            wire_id = f"{request_id}-{self._prefix}-{self._count}"
+        pending = self._pending[wire_id] = Pending(request_id, wire_id, call, inbox)
+        return pending
+
+    def withdraw(self, pending: Pending) -> None:
+        """Forget a request that was not sent."""
+        pending.over = True
+        self._pending.pop(pending.wire_id, None)
+
+    def deliver(self, answers: Iterable[Answer]) -> None:
+        """Put answers where they are read.
+
+        Raises
+        ------
+        WireError
+            If one belongs to no request: nothing on the stream can be trusted then.
+        ServerError
+            If the server says that something is wrong, and not with which request.
+        """
+        for error, response in answers:
+            result = result_of(response)
+            pending = self._pending.get(result.id)
+            if pending is None:
+                if error:
+                    raise request_error(error, "ModelStreamInfer", self._target)
+                raise WireError(
+                    f"an answer came on the stream for a request {result.id!r}, which was not made "
+                    "or has had its last answer"
+                )
+            # A server that does not say whether more come sends one answer to each request.
+            final = result.parameters.get(_FINAL, True)
+            result.id = pending.id
+            pending.answered = pending.answered or not error
+            if not pending.unwanted:
+                if error:
+                    pending.inbox.append(request_error(error, pending.call, self._target))
+                elif len(result) or not final:
+                    pending.inbox.append(result)
+                    self._unread += _byte_size(result)
+            if final:
+                pending.over = True
+                del self._pending[pending.wire_id]
+                self._left[id(pending.inbox)] = pending.inbox
+        if len(self._left) > self._most_left:
+            self._forget_empty()
+
+    def fail(self, error: TritonFastError) -> None:
+        """End all requests: the stream is over."""
+        for pending in self._pending.values():
+            if not pending.unwanted:
+                pending.inbox.append(error)
+            pending.over = True
+        self._pending.clear()
+
+    def unread(self, limit: int) -> int:
+        """Return the bytes of the answers that nobody has read yet; exact from a limit up."""
+        if self._unread >= limit:
+            self._forget_empty()
+            inboxes = {id(pending.inbox): pending.inbox for pending in self._pending.values()}
+            inboxes.update(self._left)
+            # Others may take what is there at any time: it is counted in a copy.
+            self._unread = sum(
+                _byte_size(item) for inbox in inboxes.values() for item in tuple(inbox)
+            )
+        return self._unread
+
+    def _forget_empty(self) -> None:
+        self._left = {key: inbox for key, inbox in self._left.items() if inbox}
+        self._most_left = 2 * len(self._left) + 100
+
+    def took(self, item: InferResult | TritonFastError, limit: int) -> int:
+        """Take note of an answer that was read; see `unread`, which is exact below the limit too.
+
+        Only of use from when `unread` has been at the limit on.
+        """
+        self._unread -= _byte_size(item)
+        if self._unread >= limit:
+            return self._unread
+        return self.unread(self._unread)  # not all that were read may have been counted
+
+
+def _byte_size(item: InferResult | TritonFastError) -> int:
+    size = _ANSWER_SIZE
+    if isinstance(item, InferResult):
+        for array in item.values():
+            size += sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes
+    return size

@@ -1,0 +1,168 @@
+"""Sequences for coroutines: `triton_fast.streaming.sequence`, on an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import TritonFastError
+from ..inference.request import UNSET
+from ..inference.result import InferResult
+from ..options.headers import checked_headers
+from .sequence import (
+    FAREWELL_S,
+    NO_SEQUENCE,
+    SequenceRequest,
+    SequenceRequests,
+    checked_timeout,
+    only_answer,
+    unary_only,
+)
+
+if TYPE_CHECKING:
+    from ..client.endpoint_async import AsyncConnection
+    from ..options.headers import HeaderSource
+    from .stream_async import AsyncResponseStream, AsyncStream
+
+__all__ = ["AsyncInferSequence"]
+
+
+class AsyncInferSequence:
+    """Requests that a model with state sees as one sequence; made by `AsyncClient.sequence`.
+
+    See `triton_fast.InferSequence`, whose names it has as coroutines, ``stream`` too: the order of
+    a sequence's requests counts, and so each is sent before the next one can be made.
+
+    Notes
+    -----
+    An asynchronous context manager. One task at a time.
+    """
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        requests: SequenceRequests,
+        stream: AsyncStream | None,
+        timeout: float | None,
+        headers: HeaderSource | None,
+    ) -> None:
+        self._connection = connection
+        self._requests = requests
+        self._stream = stream
+        self._timeout = checked_timeout(timeout)
+        self._headers = checked_headers(headers)
+
+    @property
+    def id(self) -> int | str:
+        """What the server knows the sequence by."""
+        return self._requests.id
+
+    async def infer(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        end: bool = False,
+        request_id: str = "",
+        timeout: float | None = UNSET,
+    ) -> InferResult:
+        """Make the next request, and wait for its answer; see `triton_fast.InferSequence.infer`."""
+        request = self._requests.next(inputs, end=end)
+        if self._stream is None:
+            return await self._infer(request, inputs, request_id, timeout)
+        async with await self._send(request, inputs, request_id, timeout) as answers:
+            return only_answer([answer async for answer in answers], self._requests)
+
+    async def stream(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        end: bool = False,
+        request_id: str = "",
+        timeout: float | None = UNSET,
+    ) -> AsyncResponseStream:
+        """Make the next request, and return its answers; see `triton_fast.InferSequence.stream`.
+
+        Examples
+        --------
+        >>> async for answer in await sequence.stream(inputs):  # doctest: +SKIP
+        ...     print(answer["OUTPUT"])
+        """
+        return await self._send(self._requests.next(inputs, end=end), inputs, request_id, timeout)
+
+    async def aclose(self) -> None:
+        """End the sequence on the server; see `triton_fast.InferSequence.close`. Idempotent."""
+        await self._close(UNSET)
+
+    async def _infer(
+        self,
+        request: SequenceRequest,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        timeout: float | None,
+    ) -> InferResult:
+        limit = self._timeout if timeout is UNSET else timeout
+        options = await self._connection.options(request.prepared.call, limit, self._headers)
+        with request:
+            return await self._connection.infer(request.prepared, inputs, request_id, options, None)
+
+    async def _send(
+        self,
+        request: SequenceRequest,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        timeout: float | None,
+    ) -> AsyncResponseStream:
+        if self._stream is None:
+            raise unary_only()
+        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
+        answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
+        with request:
+            _, request.pending = await answers.send()
+        return answers
+
+    async def _close(self, timeout: float | None) -> None:
+        try:
+            farewell = self._requests.farewell()
+            if farewell is not None:
+                await self._end(*farewell, timeout)
+        finally:
+            self._requests.closed = True
+            if self._stream is not None:
+                await self._stream.aclose()
+
+    async def _end(
+        self,
+        request: SequenceRequest,
+        inputs: Mapping[str, Any],
+        in_doubt: bool,
+        timeout: float | None,
+    ) -> None:
+        try:
+            if self._stream is None:
+                await self._infer(request, inputs, "", timeout)
+                return
+            async with await self._send(request, inputs, "", timeout) as answers:
+                async for _ in answers:
+                    pass
+        except NO_SEQUENCE:
+            if not in_doubt:
+                raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.aclose()
+            return
+        try:
+            await self._close(FAREWELL_S)
+        except TritonFastError as failure:
+            # The error that is on its way is the one to see; this one is told with it.
+            error.add_note(f"and sequence {self.id!r} could not be ended: {failure}")

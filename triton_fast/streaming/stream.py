@@ -1,0 +1,561 @@
+"""Streams, the blocking face: requests that many answers come to, one call for one or for many.
+
+Owns the channel's stream from its opening to its end. Threads that wait for answers take turns at
+reading; whoever reads hands out what came for the others.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import (
+    Cancelled,
+    ClosedError,
+    DeadlineExceeded,
+    InvalidOption,
+    ResourceExhausted,
+    TritonFastError,
+    Unavailable,
+)
+from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
+from ..inference.result import InferResult
+from ..options.deadline import deadline_after, seconds
+from .demux import Answers, Inbox, Pending
+
+if TYPE_CHECKING:
+    from ..channels.base import Answer, CallOptions, ChannelStream
+    from ..inference.tensor import InputTensor
+
+__all__ = [
+    "FAREWELL_NS",
+    "PATIENCE_NS",
+    "ResponseStream",
+    "Stream",
+    "checked_buffer_size",
+    "described",
+    "ended_early",
+    "late",
+    "neglected",
+    "readers_own",
+]
+
+PATIENCE_NS = 30 * 10**9
+"""How long a reader lets answers lie that others do not read, before it says so."""
+
+FAREWELL_NS = 200_000_000
+"""How long the end of a call is waited for, once its last answer is there."""
+
+# How long a thread waits for another one before it looks itself: a signal's handler may raise while
+# that one is about to wake it.
+_LOOK_S = 1.0
+
+
+class ResponseStream(Iterator[InferResult]):
+    """The answers to one request, in order; made by `Client.stream` and `Stream.stream`.
+
+    Ends after the model's final response, which is not among the answers if it has no outputs. An
+    error of the request is raised where its answer would have been; a model may go on after one.
+
+    Attributes
+    ----------
+    id : str
+        The request's, as the caller gave it.
+
+    Notes
+    -----
+    A context manager, and closed when it is not used any more. One thread at a time.
+    """
+
+    def __init__(
+        self, stream: Stream, pending: Pending, deadline_ns: int | None, own: bool
+    ) -> None:
+        self.id = pending.id
+        self.pending = pending  # for those in this package who keep account of it
+        self._stream = stream
+        self._inbox = pending.inbox
+        self._deadline_ns = deadline_ns
+        self._own = own  # whether the stream is this request's alone
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> InferResult:
+        try:
+            item = self._inbox.popleft()
+        except IndexError:
+            found = None if self._closed else self._stream._next(self.pending, self._deadline_ns)
+            if found is None:
+                self._finish()
+                raise StopIteration from None
+            item = found
+        else:
+            if self._stream._starved:
+                self._stream._took(item)
+        if isinstance(item, InferResult):
+            return item
+        if self.pending.over and not self._inbox:
+            self._finish()
+        # Others may raise it too, and it is not to hold on to the frames of all.
+        raise item.with_traceback(None)
+
+    def close(self) -> None:
+        """Read no more. Idempotent.
+
+        The server is told to stop if the request has a stream to itself; on one that it shares,
+        what still comes is dropped.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._stream._drop(self.pending)
+        if self._own:
+            self._stream.close()
+
+    def _finish(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._own:
+                self._stream._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and not self._stream._over:
+            self.close()
+
+
+class Stream:
+    """A call that many requests share, driven by hand; made by `Client.open_stream`.
+
+    `stream` makes a request whose answers are read from an iterator of its own. `send` and
+    `receive` are for those who take answers as they come. Both may be used on one stream, by any
+    number of threads.
+
+    Notes
+    -----
+    A context manager: leaving it ends the requests whose answers have not all come. Answers that
+    nobody reads are kept up to ``buffer_size`` bytes; then reading stops, and so, before long, does
+    the server. One request's error does not end the others. The stream goes to one server, and has
+    one connection to itself.
+    """
+
+    def __init__(
+        self,
+        channel_stream: ChannelStream,
+        options: CallOptions,
+        target: str,
+        inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
+        buffer_size: int,
+    ) -> None:
+        self._channel_stream = channel_stream
+        self._options = options
+        self._inputs = inputs
+        self._buffer_size = checked_buffer_size(buffer_size)
+        self._answers = Answers(target)
+        # Guards what follows, and the answers. Nobody waits with it, as on a condition: a signal's
+        # handler may raise at any moment, and would leave it taken, or not.
+        self._lock = threading.RLock()
+        self._waiters: set[threading.Lock] = set()
+        self._reading = False
+        self._starved = False  # somebody does not read on before others have read what is there
+        self._half_closed = False
+        self._failure: TritonFastError | None = None  # why nothing can be done any more
+        self._over = False
+        self._sending = threading.Lock()
+        self._inbox: Inbox = deque()  # of the requests that were sent by hand
+        self._by_hand: dict[Pending, None] = {}
+        _streams.add(self)
+
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> ResponseStream:
+        """Make a request, and return its answers.
+
+        Parameters
+        ----------
+        model, inputs, outputs, model_version, request_id, parameters, priority, queue_timeout
+            As in `Client.infer`. Inputs may be changed once this has returned.
+        timeout : float, seconds, optional
+            When the last answer must have come; the stream's own limit counts too.
+
+        Returns
+        -------
+        ResponseStream
+
+        Raises
+        ------
+        InvalidTensor, InvalidOption
+            If the request cannot be sent.
+        ServerError, WireError, ClosedError
+            If the stream is over.
+        """
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        return self.make(prepared, inputs, request_id, deadline_ns)
+
+    def make(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        deadline_ns: int | None = None,
+        *,
+        last: bool = False,
+    ) -> ResponseStream:
+        """Make a prepared request; see `stream`. After the ``last`` one there can be no others."""
+        inbox: Inbox = deque()
+        pending = self._send(prepared, inputs, request_id, inbox, deadline_ns, last=last)
+        return ResponseStream(self, pending, deadline_ns, own=last)
+
+    def send(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Make a request whose answers `receive` gives; they have its ``request_id`` as their id.
+
+        Parameters and errors are those of `stream`, but for ``timeout``: the seconds in which the
+        server must have taken the request. After that the stream is over.
+        """
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        self._send(prepared, inputs, request_id, self._inbox, deadline_ns)
+
+    def receive(self, timeout: float | None = None) -> InferResult | None:
+        """Return the next answer to a request that `send` made.
+
+        Parameters
+        ----------
+        timeout : float, seconds, optional
+            How long to wait.
+
+        Returns
+        -------
+        InferResult, or None
+            None if the last answers to all requests that were made have been read.
+
+        Raises
+        ------
+        DeadlineExceeded
+            If none came in time; the stream goes on.
+        ServerError
+            What went wrong with a request; its ``call`` has the request's id.
+        """
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        item = self._next(None, deadline_ns)
+        if isinstance(item, TritonFastError):
+            raise item.with_traceback(None)
+        return item
+
+    def __iter__(self) -> Iterator[InferResult]:
+        """Iterate over what `receive` returns."""
+        return iter(self.receive, None)
+
+    def half_close(self) -> None:
+        """Say that no more requests will be made; answers may still come. Idempotent."""
+        with self._lock:
+            if self._half_closed or self._over:
+                return
+            self._half_closed = True
+        with self._sending:
+            self._channel_stream.half_close()
+
+    def close(self) -> None:
+        """End the stream, and what is running on it, also on the server. Idempotent."""
+        with self._lock:
+            if self._over:
+                return
+            self._conclude(ClosedError("the stream was closed"))
+        self._channel_stream.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self.close()
+
+    def _send(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        inbox: Inbox,
+        deadline_ns: int | None,
+        *,
+        last: bool = False,
+    ) -> Pending:
+        tensors = self._inputs(prepared, inputs, self._options)
+        with self._sending:
+            with self._lock:
+                if self._failure is not None:
+                    raise self._failure.with_traceback(None)
+                if self._half_closed:
+                    raise ClosedError("the stream is half closed, and takes no more requests")
+                pending = self._answers.add(request_id, described(prepared, request_id), inbox)
+                if inbox is self._inbox:
+                    self._by_hand[pending] = None
+                self._half_closed = last
+            try:
+                request = encode_request(prepared.header, pending.wire_id, tensors)
+                try:
+                    self._channel_stream.send(request, deadline_ns, last=last)
+                finally:
+                    request.release()
+            except BaseException as error:
+                with self._lock:
+                    self._answers.withdraw(pending)
+                    self._by_hand.pop(pending, None)
+                    if isinstance(error, DeadlineExceeded):
+                        self._conclude(error)  # a part of the request may be on its way
+                raise
+        return pending
+
+    def _next(
+        self, pending: Pending | None, deadline_ns: int | None
+    ) -> InferResult | TritonFastError | None:
+        """Return what comes next for a request, or for those sent by hand; None at the end."""
+        inbox = self._inbox if pending is None else pending.inbox
+        patience = None
+        while True:
+            mine = False
+            try:
+                with self._lock:
+                    if inbox:
+                        item = inbox.popleft()
+                        if self._starved:
+                            self._took(item)
+                        return item
+                    if self._is_over(pending):
+                        return None
+                    room = self._answers.unread(self._buffer_size) < self._buffer_size
+                    if self._reading or room:
+                        patience = None
+                    else:
+                        self._starved = True
+                        patience = patience or time.monotonic_ns() + PATIENCE_NS
+                    if room and not self._reading:
+                        self._reading = mine = True
+                    else:
+                        waiter = threading.Lock()
+                        waiter.acquire()
+                        self._waiters.add(waiter)
+                if mine:
+                    self._read(deadline_ns)
+                else:
+                    self._wait(waiter, deadline_ns, patience)
+            finally:
+                # Also if a signal's handler has raised, wherever that was.
+                if mine:
+                    with self._lock:
+                        self._reading = False
+                        self._wake()
+
+    def _took(self, item: InferResult | TritonFastError) -> None:
+        """Have those read on who wait for room, once there is some."""
+        with self._lock:
+            if self._answers.took(item, self._buffer_size) < self._buffer_size:
+                self._starved = False
+                self._wake()
+
+    def _is_over(self, pending: Pending | None) -> bool:
+        if pending is not None:
+            return pending.over
+        for made in [made for made in self._by_hand if made.over]:
+            del self._by_hand[made]
+        return not self._by_hand
+
+    def _wait(self, waiter: threading.Lock, deadline_ns: int | None, patience: int | None) -> None:
+        """Wait until another thread has read, or taken, something."""
+        try:
+            now = time.monotonic_ns()
+            if deadline_ns is not None and now >= deadline_ns:
+                raise late(self._options)
+            if patience is not None and now >= patience:
+                with self._lock:
+                    unread = self._answers.unread(0)
+                raise neglected(unread, self._buffer_size, self._options)
+            ends = [end for end in (deadline_ns, patience) if end is not None]
+            left = (min(ends) - now) * 1e-9 if ends else _LOOK_S
+            waiter.acquire(timeout=min(left, _LOOK_S))
+        finally:
+            with self._lock:
+                self._waiters.discard(waiter)
+
+    def _wake(self) -> None:
+        """Have all who wait look again. With the lock."""
+        while self._waiters:
+            self._waiters.pop().release()
+
+    def _read(self, deadline_ns: int | None) -> None:
+        """Wait for answers, and hand them out."""
+        answers: list[Answer] = []
+        try:
+            answers = self._channel_stream.receive(deadline_ns)
+            with self._lock:
+                if answers:
+                    self._answers.deliver(answers)
+                    return
+                # Nobody has reason to be told if all requests were answered.
+                self._conclude(ended_early(self._options))
+        except TritonFastError as error:
+            if readers_own(error, deadline_ns, self._options):
+                raise
+            with self._lock:
+                self._conclude(error)
+            self._channel_stream.cancel()
+        except BaseException:
+            if answers:
+                # What was not handed out yet is lost, and nobody must wait for it.
+                with self._lock:
+                    self._conclude(
+                        Cancelled("reading the stream was interrupted", call=self._options.call)
+                    )
+                self._channel_stream.cancel()
+            raise
+
+    def _conclude(self, failure: TritonFastError) -> None:
+        """Have nothing more be done on the stream. With the lock."""
+        if self._over:
+            return
+        self._over = True
+        self._failure = failure
+        self._answers.fail(failure)
+        self._wake()
+
+    def _abandon(self) -> None:
+        """End the stream in a forked child, where it is the parent's and goes on there."""
+        # Threads that the child does not have may have had these.
+        self._lock = threading.RLock()
+        self._waiters = set()
+        self._sending = threading.Lock()
+        with self._lock:
+            self._conclude(ClosedError("the stream is the parent process's"))
+
+    def _drop(self, pending: Pending) -> None:
+        with self._lock:
+            pending.unwanted = True
+            pending.inbox.clear()
+            self._wake()
+
+    def _end(self) -> None:
+        """See the call to its end: the last answer has come."""
+        with self._lock:
+            if self._over:
+                return
+            self._conclude(ClosedError("the stream is over"))
+        try:
+            self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
+        except TritonFastError:
+            pass  # the answers are there; how the call went after them is nobody's concern
+        finally:
+            self._channel_stream.cancel()
+
+
+_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # Later, in mid-finalization, threads that hold a lock may be gone.
+    for stream in list(_streams):
+        stream.close()
+
+
+def _abandon_all() -> None:
+    # In a forked child; see Stream._abandon.
+    for stream in list(_streams):
+        stream._abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
+def checked_buffer_size(value: Any) -> int:
+    """Return how many bytes of answers a stream may keep unread, or raise InvalidOption."""
+    if not isinstance(value, int) or value < 1:
+        raise InvalidOption(f"buffer_size is a number of bytes, not {value!r}")
+    return value
+
+
+def described(prepared: Prepared, request_id: str) -> str:
+    """Return what errors call a request."""
+    return f"{prepared.call[:-1]}, request {request_id!r})" if request_id else prepared.call
+
+
+def late(options: CallOptions) -> DeadlineExceeded:
+    """Return the error for a reader whose own deadline has passed."""
+    return DeadlineExceeded("the deadline passed before the answer", call=options.call)
+
+
+def neglected(unread: int, buffer_size: int, options: CallOptions) -> ResourceExhausted:
+    """Return the error for a reader who is held up by answers that others do not read."""
+    return ResourceExhausted(
+        f"{unread} bytes of answers to other requests on the stream wait to be read; buffer_size "
+        f"is {buffer_size}. Read them, in turn or at the same time, or give requests streams of "
+        "their own",
+        call=options.call,
+    )
+
+
+def ended_early(options: CallOptions) -> Unavailable:
+    """Return the error for requests whose last answer did not come. Nobody may have any."""
+    return Unavailable(
+        "the server ended the stream before a request's last answer", call=options.call
+    )
+
+
+def readers_own(error: TritonFastError, deadline_ns: int | None, options: CallOptions) -> bool:
+    """Return whether an error is that a reader's own deadline has passed: the stream goes on."""
+    if not isinstance(error, DeadlineExceeded) or deadline_ns is None:
+        return False
+    now = time.monotonic_ns()
+    return now >= deadline_ns and (options.deadline_ns is None or now < options.deadline_ns)

@@ -1,0 +1,421 @@
+"""Streams for coroutines: what `triton_fast.streaming.stream` is for threads, on an event loop.
+
+Owns the channel's stream from its opening to its end. Tasks that wait for answers take turns at
+reading; whoever reads hands out what came for the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..channels.base import CallOptions
+from ..errors import ClosedError, TritonFastError
+from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
+from ..inference.result import InferResult
+from ..options.deadline import deadline_after, seconds
+from .demux import Answers, Inbox, Pending
+from .stream import (
+    FAREWELL_NS,
+    PATIENCE_NS,
+    checked_buffer_size,
+    described,
+    ended_early,
+    late,
+    neglected,
+    readers_own,
+)
+
+if TYPE_CHECKING:
+    from ..channels.base import AsyncChannelStream
+    from ..inference.tensor import InputTensor
+
+__all__ = ["AsyncResponseStream", "AsyncStream"]
+
+
+class AsyncResponseStream(AsyncIterator[InferResult]):
+    """The answers to one request, in order; made by `AsyncClient.stream` and `AsyncStream.stream`.
+
+    See `triton_fast.ResponseStream`. Nothing is sent before the first answer is asked for.
+
+    Attributes
+    ----------
+    id : str
+        The request's, as the caller gave it.
+
+    Notes
+    -----
+    An asynchronous context manager. One task at a time. Cancelling the task that waits for an
+    answer closes it.
+    """
+
+    def __init__(
+        self,
+        open_stream: Callable[[], AsyncStream],
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        deadline_ns: int | None,
+        *,
+        own: bool,
+    ) -> None:
+        self.id = request_id
+        self._open_stream = open_stream
+        self._prepared = prepared
+        self._inputs = inputs
+        self._deadline_ns = deadline_ns
+        self._own = own  # whether the stream is this request's alone
+        self._stream: AsyncStream | None = None
+        self._pending: Pending | None = None
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> InferResult:
+        if self._closed:
+            raise StopAsyncIteration
+        if self._stream is None or self._pending is None:
+            stream, pending = await self.send()
+        else:
+            stream, pending = self._stream, self._pending
+        item = pending.inbox.popleft() if pending.inbox else None
+        if item is None:
+            try:
+                item = await stream.next(pending, self._deadline_ns)
+            except asyncio.CancelledError:
+                await self.aclose()  # as a generator would be
+                raise
+        elif stream.starved:
+            stream.took(item)
+        if isinstance(item, InferResult):
+            return item
+        if item is None or (pending.over and not pending.inbox):
+            await self._finish()
+        if item is None:
+            raise StopAsyncIteration
+        raise item.with_traceback(None)
+
+    async def send(self) -> tuple[AsyncStream, Pending]:
+        """Send the request, if it was not; its inputs may be changed after that."""
+        if self._stream is None or self._pending is None:
+            stream = self._open_stream()
+            try:
+                self._pending = await stream.send_prepared(
+                    self._prepared,
+                    self._inputs,
+                    self.id,
+                    deque(),
+                    self._deadline_ns,
+                    last=self._own,
+                )
+            except BaseException:
+                self._closed = True
+                if self._own:
+                    await stream.aclose()
+                raise
+            self._stream = stream
+            self._inputs = {}
+        return self._stream, self._pending
+
+    async def aclose(self) -> None:
+        """Read no more; see `triton_fast.ResponseStream.close`. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._stream is None or self._pending is None:
+            return
+        self._pending.inbox.clear()
+        if self._own:
+            await self._stream.aclose()
+        else:
+            self._stream.drop(self._pending)
+
+    async def _finish(self) -> None:
+        self._closed = True
+        if self._own and self._stream is not None:
+            await self._stream.end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # A stream of its own goes with it, and its channel cancels the call.
+        pending = getattr(self, "_pending", None)
+        if pending is not None and not self._closed and self._stream is not None:
+            self._stream.drop(pending)
+
+
+class AsyncStream:
+    """A call that many requests share, driven by hand; made by `AsyncClient.open_stream`.
+
+    See `triton_fast.Stream`, whose names it has as coroutines.
+
+    Notes
+    -----
+    An asynchronous context manager. Any number of tasks of one event loop may use it.
+    """
+
+    def __init__(
+        self,
+        opening: Callable[[], Awaitable[tuple[AsyncChannelStream, CallOptions]]],
+        target: str,
+        inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], Awaitable[list[InputTensor]]],
+        buffer_size: int,
+    ) -> None:
+        self._opening = opening
+        self._channel_stream: AsyncChannelStream | None = None  # until the first request
+        self._options = CallOptions()
+        self._inputs = inputs
+        self._buffer_size = checked_buffer_size(buffer_size)
+        self._answers = Answers(target)
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._reading = False
+        self.starved = False  # somebody does not read on before others have read what is there
+        self._half_closed = False
+        self._failure: TritonFastError | None = None  # why nothing can be done any more
+        self._sending = asyncio.Lock()
+        self._inbox: Inbox = deque()  # of the requests that were sent by hand
+        self._by_hand: set[Pending] = set()
+
+    def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> AsyncResponseStream:
+        """Return the answers to a request, which is made when the first one is asked for.
+
+        Parameters and errors are those of `triton_fast.Stream.stream`; errors come with the first
+        answer.
+        """
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        return self.make(prepared, inputs, request_id, deadline_ns)
+
+    def make(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        deadline_ns: int | None,
+    ) -> AsyncResponseStream:
+        """Return the answers to a prepared request; see `stream`."""
+        return AsyncResponseStream(
+            lambda: self, prepared, inputs, request_id, deadline_ns, own=False
+        )
+
+    async def send(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Outputs | None = None,
+        model_version: str = "",
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Make a request whose answers `receive` gives; see `triton_fast.Stream.send`."""
+        prepared = prepare_streamed(
+            model, model_version, outputs, parameters, priority, queue_timeout
+        )
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        await self.send_prepared(prepared, inputs, request_id, self._inbox, deadline_ns)
+
+    async def receive(self, timeout: float | None = None) -> InferResult | None:
+        """Return the next answer to a request of `send`; see `triton_fast.Stream.receive`."""
+        item = await self.next(None, deadline_after(seconds(timeout, "timeout")))
+        if isinstance(item, TritonFastError):
+            raise item.with_traceback(None)
+        return item
+
+    async def __aiter__(self) -> AsyncIterator[InferResult]:
+        """Iterate over what `receive` returns."""
+        while (result := await self.receive()) is not None:
+            yield result
+
+    async def half_close(self) -> None:
+        """Say that no more requests will be made; answers may still come. Idempotent."""
+        if self._half_closed or self._failure is not None:
+            return
+        self._half_closed = True
+        async with self._sending:
+            if self._channel_stream is not None:
+                await self._channel_stream.half_close()
+
+    async def aclose(self) -> None:
+        """End the stream, and what is running on it, also on the server. Idempotent."""
+        if self._failure is None:
+            self._conclude(ClosedError("the stream was closed"))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def send_prepared(
+        self,
+        prepared: Prepared,
+        inputs: Mapping[str, Any],
+        request_id: str,
+        inbox: Inbox,
+        deadline_ns: int | None,
+        *,
+        last: bool = False,
+    ) -> Pending:
+        """Make a prepared request. After the ``last`` one there can be no others."""
+        async with self._sending:
+            channel_stream = self._channel_stream
+            if channel_stream is None and self._failure is None:
+                channel_stream, self._options = await self._opening()
+                self._channel_stream = channel_stream
+            tensors = await self._inputs(prepared, inputs, self._options)
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            if self._half_closed or channel_stream is None:
+                raise ClosedError("the stream is half closed, and takes no more requests")
+            pending = self._answers.add(request_id, described(prepared, request_id), inbox)
+            if inbox is self._inbox:
+                self._by_hand.add(pending)
+            self._half_closed = last
+            try:
+                request = encode_request(prepared.header, pending.wire_id, tensors)
+                try:
+                    await channel_stream.send(request, deadline_ns, last=last)
+                finally:
+                    request.release()
+            except BaseException:
+                self._answers.withdraw(pending)
+                self._by_hand.discard(pending)
+                raise
+        return pending
+
+    async def next(
+        self, pending: Pending | None, deadline_ns: int | None
+    ) -> InferResult | TritonFastError | None:
+        """Return what comes next for a request, or for those sent by hand; None at the end."""
+        inbox = self._inbox if pending is None else pending.inbox
+        patience = None
+        while True:
+            if inbox:
+                item = inbox.popleft()
+                if self.starved:
+                    self.took(item)
+                return item
+            if self._is_over(pending):
+                return None
+            room = self._answers.unread(self._buffer_size) < self._buffer_size
+            if self._reading or room:
+                patience = None
+            else:
+                self.starved = True
+                patience = patience or time.monotonic_ns() + PATIENCE_NS
+            if room and not self._reading:
+                await self._read(deadline_ns)
+            else:
+                await self._wait(deadline_ns, patience)
+
+    def took(self, item: InferResult | TritonFastError) -> None:
+        """Have those read on who wait for room, once there is some."""
+        if self._answers.took(item, self._buffer_size) < self._buffer_size:
+            self.starved = False
+            self._wake()
+
+    def _is_over(self, pending: Pending | None) -> bool:
+        if pending is not None:
+            return pending.over
+        self._by_hand = {made for made in self._by_hand if not made.over}
+        return not self._by_hand
+
+    async def _wait(self, deadline_ns: int | None, patience: int | None) -> None:
+        """Wait until another task has read, or taken, something."""
+        now = time.monotonic_ns()
+        if deadline_ns is not None and now >= deadline_ns:
+            raise late(self._options)
+        if patience is not None and now >= patience:
+            raise neglected(self._answers.unread(0), self._buffer_size, self._options)
+        ends = [end for end in (deadline_ns, patience) if end is not None]
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait((waiter,), timeout=(min(ends) - now) * 1e-9 if ends else None)
+        finally:
+            self._waiters.discard(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _read(self, deadline_ns: int | None) -> None:
+        """Wait for answers, and hand them out."""
+        assert self._channel_stream is not None  # a request was made
+        self._reading = True
+        try:
+            answers = await self._channel_stream.receive(deadline_ns)
+            if answers:
+                self._answers.deliver(answers)
+            else:
+                self._conclude(ended_early(self._options))
+        except TritonFastError as error:
+            if readers_own(error, deadline_ns, self._options):
+                raise
+            self._conclude(error)
+        finally:
+            self._reading = False
+            self._wake()
+
+    def _conclude(self, failure: TritonFastError) -> None:
+        """Have nothing more be done on the stream."""
+        if self._failure is None:
+            self._failure = failure
+            self._answers.fail(failure)
+            self._wake()
+            if self._channel_stream is not None:
+                self._channel_stream.cancel()
+
+    def drop(self, pending: Pending) -> None:
+        """Read no more of a request's answers."""
+        pending.unwanted = True
+        pending.inbox.clear()
+        self._wake()
+
+    async def end(self) -> None:
+        """See the call to its end: the last answer has come."""
+        if self._failure is None and self._channel_stream is not None:
+            try:
+                await self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
+            except TritonFastError:
+                pass  # the answers are there; how the call went after them is nobody's concern
+            finally:
+                self._conclude(ClosedError("the stream is over"))
