@@ -148,6 +148,8 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         return sorted(_HOMES)
+    if name == "testing":
+        return importlib.import_module("triton_fast.testing")
     if name not in _HOMES:
         raise AttributeError(f"module 'triton_fast' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"triton_fast.{_HOMES[name]}"), name)
@@ -156,4 +158,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted([*_HOMES, "testing"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,8 @@ def test_every_name_is_there():
     assert "Client" in triton_fast.__all__
     for name in triton_fast.__all__:
         assert getattr(triton_fast, name) is not None
-    assert set(triton_fast.__all__) <= set(dir(triton_fast))
+    assert set(dir(triton_fast)) == {*triton_fast.__all__, "testing"}
+    assert triton_fast.testing.TritonServer
     with pytest.raises(AttributeError, match="'triton_fast' has no attribute 'Klient'"):
         triton_fast.Klient  # noqa: B018
 
@@ -42,3 +45,24 @@ from triton_fast import *
 assert Client.__module__ == "triton_fast.client.client"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_source_that_is_not_compiled_says_what_to_do(tmp_path):
+    """As when Python is started in a clone of the source: its folder comes first."""
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(Path(triton_fast.__file__).parent, tmp_path / "triton_fast", ignore=ignore)
+    result = subprocess.run(
+        [sys.executable, "-c", "from triton_fast import Client"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+        | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"ImportError: triton_fast was imported from {tmp_path}, where it is not"
+    )
+    assert last.endswith("or install it: pip install .")
