@@ -16,7 +16,7 @@ def __getattr__(name: str) -> object:
     if name in {"_errors", "_shm", "_wire"} and find_spec(f"{__name__}.{name}") is None:
         raise ImportError(
             f"triton_fast was imported from {__file__.rpartition('/triton_fast/')[0]}, where it is "
-            "not compiled. If that is a clone of its source, start Python in another folder, or with "
-            "-P, to import the triton_fast that is installed; or install it: pip install ."
+            "not compiled. If that is a clone of its source, start Python in another folder, or "
+            "with -P, to import the triton_fast that is installed; or install it: pip install ."
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
