@@ -1,8 +1,8 @@
 """Who may import whom. Reads source text and imports nothing of what it looks at.
 
 `violations(root)` reads ``triton_fast/`` and ``csrc/`` below a folder and returns a sentence for
-each broken rule. Imports point down only, and in no circle. What only type checkers see may point up: an
-annotation names what a function is given, and loads nothing.
+each broken rule. Imports point down only, and in no circle. What only type checkers see may point
+up: an annotation names what a function is given, and loads nothing.
 """
 
 from __future__ import annotations
