@@ -14,11 +14,18 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from triton_fast.channels.native.channel import why_not_native
 
 pytest_plugins = ["event_loops", "mortal_servers", "server_level"]
+
+# How long an example takes says nothing on a busy machine.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 # A shell starts what it runs in the background (as CI may) with SIGINT ignored, and so would every
 # process be that a test starts and interrupts.
