@@ -48,6 +48,7 @@ WISHED := $(if $(IN_CI),,wished-)
 NEEDS := $(if $(BUILDS),compiler headers) \
   $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
   $(if $(filter demo test bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
+  $(if $(filter test check-core,$(BUILDS)),doctest) \
   $(if $(filter test check-python,$(BUILDS)),$(WISHED)proxies) \
   $(if $(filter bench check-benchmarks,$(BUILDS)),wished-grpcpp) \
   $(if $(filter fuzz soak check-planted $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(BUILDS)),libfuzzer)
@@ -96,6 +97,7 @@ clean: ## remove all that make made here, the environments too
 
 # --- The parts of `make test` ---------------------------------------------------------------------
 
+# A process for each test, whose name comes before it and with its end; two at a time.
 check-core: .build-venv/.stamps/tools
 	@echo "==> the C++ core's own tests"
 	@mkdir -p build/core
@@ -104,7 +106,7 @@ check-core: .build-venv/.stamps/tools
 	    -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" && \
 	  $(CMAKE) --build build/core --parallel 2; } >build/core/build.log 2>&1 || \
 	  { cat build/core/build.log; exit 1; }
-	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error
+	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error --parallel 2
 
 check-fuzz: .build-venv/.stamps/tools
 	@if [ "$(FUZZ)" = 0 ]; then echo "==> no fuzzing (FUZZ=0)"; else \
