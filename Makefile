@@ -53,7 +53,8 @@ BUILDS := $(filter-out help lint clean,$(MAKECMDGOALS))
 WISHED := $(if $(IN_CI),,wished-)
 NEEDS := $(if $(BUILDS),compiler headers) \
   $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
-  $(if $(filter demo test steady bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
+  $(if $(filter demo test steady planted bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
+  $(if $(filter test steady build-core check-core,$(BUILDS)),doctest) \
   $(if $(filter test steady check-python,$(BUILDS)),$(WISHED)proxies) \
   $(if $(filter bench check-benchmarks,$(BUILDS)),wished-grpcpp) \
   $(if $(filter fuzz soak check-planted $(if $(filter-out 0,$(FUZZ)),test check-fuzz),$(BUILDS)),libfuzzer)
@@ -122,9 +123,10 @@ build-core: .build-venv/.stamps/tools
 	  $(CMAKE) --build build/core --parallel 2; } >build/core/build.log 2>&1 || \
 	  { cat build/core/build.log; exit 1; }
 
+# A process for each test, whose name comes before it and with its end; two at a time.
 check-core: build-core
 	@echo "==> the C++ core's own tests"
-	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error
+	@.build-venv/bin/ctest --test-dir build/core --output-on-failure --no-tests=error --parallel 2
 
 check-fuzz: .build-venv/.stamps/tools
 	@if [ "$(FUZZ)" = 0 ]; then echo "==> no fuzzing (FUZZ=0)"; else \

@@ -6,8 +6,8 @@
 #   setup.sh server                   a Triton server: the nvidia-pytriton wheel, into .venv
 #
 # PYTHON may be empty: the recorded one, or else the best one on this machine. A NEED is one of
-# compiler, headers, libpython, libfuzzer, nghttp2, proxies, grpcpp; pip and venv are always needed.
-# What is wished- for (wished-nghttp2) may be missing in the end: one line says so.
+# compiler, headers, libpython, libfuzzer, nghttp2, doctest, proxies, grpcpp; pip and venv are always
+# needed. What is wished- for (wished-nghttp2) may be missing in the end: one line says so.
 #
 # Two environments, because grpcio-tools (which has protoc) and tritonclient ask for different
 # protobufs. An environment that somebody else made as .venv is used as it is.
@@ -175,6 +175,14 @@ has_libfuzzer() {
 }
 
 has_nghttp2() { pkg-config --atleast-version=1.43 libnghttp2 2>/dev/null; }
+# Where CMake looks for its package.
+has_doctest() {
+  for folder in "${doctest_DIR:-}" /usr/lib*/cmake/doctest /usr/lib/*/cmake/doctest \
+    /usr/share/cmake/doctest /usr/local/lib*/cmake/doctest; do
+    [ ! -f "$folder/doctestConfig.cmake" ] || return 0
+  done
+  return 1
+}
 has_proxies() { [ -z "$(missing_proxies)" ]; }
 # Where tests/peers looks, which need not be where this user's PATH does.
 missing_proxies() {
@@ -200,6 +208,7 @@ packages_for() {
       if can_get libclang-rt-dev; then echo "clang libclang-rt-dev"; else echo "clang"; fi
       ;;
     nghttp2) echo "pkg-config libnghttp2-dev" ;;
+    doctest) echo "doctest-dev" ;;
     proxies) missing_proxies ;;
     grpcpp) echo "libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc pkg-config" ;;
   esac
@@ -219,6 +228,7 @@ why() {
     compiler) echo "a C++17 compiler, for the core of triton_fast" ;;
     libfuzzer) echo "clang with libFuzzer and AddressSanitizer, to fuzz the decoder" ;;
     nghttp2) echo "pkg-config and libnghttp2 1.43 or newer, for the native channel" ;;
+    doctest) echo "doctest with its CMake package, for the tests of the C++ core" ;;
     proxies) echo "nginx and haproxy, to test against servers behind proxies" ;;
     grpcpp) echo "gRPC for C++, for one of the benchmarks' contenders" ;;
   esac
@@ -284,6 +294,9 @@ hopeless() {
   esac
   case " $1" in
     *" libfuzzer "*) set -- "$@" "Without fuzzing: make test FUZZ=0" ;;
+  esac
+  case " $1" in
+    *" doctest "*) set -- "$@" "Without the core's own tests: make lint check-fuzz check-python" ;;
   esac
   case " $1" in
     *" nghttp2 "*) set -- "$@" "Without the native channel: make HTTP2=OFF ..." ;;

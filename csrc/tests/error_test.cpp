@@ -1,10 +1,10 @@
 // What becomes of exceptions on their way to another language.
 #include "triton_fast/error.hpp"
 
+#include <doctest/doctest.h>
+
 #include <new>
 #include <stdexcept>
-
-#include "check.hpp"
 
 namespace {
 
@@ -21,7 +21,7 @@ ErrorInfo info_of(const Exception& exception) {
 
 }  // namespace
 
-TEST(errors_have_kind_and_message) {
+TEST_CASE("errors have kind and message") {
   CHECK(info_of(WireError("größer")).kind == ErrorKind::kWire);
   CHECK(info_of(WireError("größer")).message == "größer");
   CHECK(info_of(TensorError("x")).kind == ErrorKind::kTensor);

@@ -1,6 +1,8 @@
 // HeaderBlocks against nghttp2's own HPACK: what goes in comes out, of any size and in any pieces.
 #include "triton_fast/http2/header_blocks.hpp"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -9,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
 #include "http2_server.hpp"
 #include "triton_fast/http2/nghttp2_compat.hpp"
 
@@ -60,7 +61,7 @@ class Deflater {
     std::string out(nghttp2_hd_deflate_bound(deflater_, list.data(), list.size()), '\0');
     const auto size = nghttp2_hd_deflate_hd(deflater_, reinterpret_cast<std::uint8_t*>(out.data()),
                                             out.size(), list.data(), list.size());
-    CHECK(size >= 0);
+    REQUIRE(size >= 0);
     out.resize(static_cast<std::size_t>(size));
     return out;
   }
@@ -88,7 +89,7 @@ class Reader {
         passed.append(reinterpret_cast<const char*>(part.data), part.size);
         inflate();
       }
-      CHECK(bytes.size == 0);
+      REQUIRE(bytes.size == 0);
     }
   }
 
@@ -126,7 +127,7 @@ class Reader {
       const auto taken =
           nghttp2_hd_inflate_hd3(inflater_, &field, &state, data, size, last ? 1 : 0);
 #endif
-      CHECK(taken >= 0);
+      REQUIRE(taken >= 0);
       data += taken;
       size -= static_cast<std::size_t>(taken);
       if ((state & NGHTTP2_HD_INFLATE_EMIT) != 0) {
@@ -156,7 +157,7 @@ std::string text_of(std::size_t size, unsigned seed, bool binary = false) {
 
 }  // namespace
 
-TEST(header_blocks_of_any_size_in_any_pieces) {
+TEST_CASE("header blocks of any size in any pieces") {
   const std::vector<Fields> lists = {
       {{":status", "200"}, {"content-type", "application/grpc"}},
       {{"grpc-status", "13"}, {"grpc-message", text_of(100000, 1)}, {"x-last", "1"}},
@@ -183,7 +184,7 @@ TEST(header_blocks_of_any_size_in_any_pieces) {
   }
 }
 
-TEST(header_blocks_that_fit_pass_as_they_are) {
+TEST_CASE("header blocks that fit pass as they are") {
   Deflater deflater;
   const std::string small = deflater.block({{"x-1", text_of(60000, 1)}}, NGHTTP2_NV_FLAG_NONE);
   std::string sent = kSettings + frame(6, 0, 0, "12345678") + frames(small, 70000, 1);
@@ -191,11 +192,11 @@ TEST(header_blocks_that_fit_pass_as_they_are) {
   for (std::size_t piece = 1; piece < 30; ++piece) {
     Reader reader;
     reader.feed(sent, piece);
-    CHECK(reader.passed == sent);
+    CHECK((reader.passed == sent));
   }
 }
 
-TEST(header_blocks_keep_flags_and_drop_padding) {
+TEST_CASE("header blocks keep flags and drop padding") {
   Deflater deflater;
   const std::string block = deflater.block({{"x-1", text_of(90000, 1)}}, NGHTTP2_NV_FLAG_NONE);
   const std::string with_padding =
@@ -203,12 +204,13 @@ TEST(header_blocks_keep_flags_and_drop_padding) {
   for (const int end : {0, 1}) {
     Reader reader;
     reader.feed(kSettings + frame(1, static_cast<std::uint8_t>(0x2c | end), 1, with_padding), 999);
-    CHECK(reader.lists.size() == 1 && reader.lists[0][0].second == text_of(90000, 1));
+    REQUIRE(reader.lists.size() == 1);
+    CHECK((reader.lists[0][0].second == text_of(90000, 1)));
     CHECK((reader.flags[0] & ~4) == end);
   }
 }
 
-TEST(header_blocks_of_empty_frames) {
+TEST_CASE("header blocks of empty frames") {
   Deflater deflater;
   const std::string block = deflater.block({{"x-1", "1"}}, NGHTTP2_NV_FLAG_NONE);
   std::string sent = kSettings + frame(1, 0, 1, "");
@@ -220,10 +222,11 @@ TEST(header_blocks_of_empty_frames) {
   CHECK(reader.frames == 2);
   Reader empty;
   empty.feed(kSettings + frame(1, 0, 1, "") + frame(9, 4, 1, ""), 1);
-  CHECK(empty.lists.size() == 1 && empty.lists[0].empty());
+  REQUIRE(empty.lists.size() == 1);
+  CHECK(empty.lists[0].empty());
 }
 
-TEST(header_blocks_without_end) {
+TEST_CASE("header blocks without end") {
   const auto reads = [](const std::string& more, std::size_t times) {
     Reader reader;
     reader.feed(kSettings + frame(1, 0, 1, "\x88\x88"), 100);
@@ -231,13 +234,13 @@ TEST(header_blocks_without_end) {
   };
   const std::string empty = frame(9, 0, 1, "");
   reads(empty, 60000);
-  CHECK_THROWS(HeaderBlockError, "16 MiB", reads(empty, 70000));
+  CHECK_THROWS_WITH_AS(reads(empty, 70000), doctest::Contains("16 MiB"), HeaderBlockError);
   const std::string full = frame(9, 0, 1, std::string(16384, '\x88'));
   reads(full, 1000);
-  CHECK_THROWS(HeaderBlockError, "16 MiB", reads(full, 1100));
+  CHECK_THROWS_WITH_AS(reads(full, 1100), doctest::Contains("16 MiB"), HeaderBlockError);
   // Refused when it is announced, and not when it has come.
-  CHECK_THROWS(HeaderBlockError, "16 MiB",
-               reads(frame(9, 0, 1, std::string(0xffffff, 'x')).substr(0, 9), 2));
+  CHECK_THROWS_WITH_AS(reads(frame(9, 0, 1, std::string(0xffffff, 'x')).substr(0, 9), 2),
+                       doctest::Contains("16 MiB"), HeaderBlockError);
   // Only once they are decoded are these more than they may be.
   const std::string value = "a0xe";  // five bits, five, seven and five
   Deflater deflater;
@@ -246,10 +249,11 @@ TEST(header_blocks_without_end) {
   const std::string block = deflater.block({{"x", text}}, NGHTTP2_NV_FLAG_NO_INDEX);
   CHECK(block.size() < std::size_t{15} << 20);
   Reader reader;
-  CHECK_THROWS(HeaderBlockError, "16 MiB", reader.feed(kSettings + frames(block, 100000), 1 << 20));
+  CHECK_THROWS_WITH_AS(reader.feed(kSettings + frames(block, 100000), 1 << 20),
+                       doctest::Contains("16 MiB"), HeaderBlockError);
 }
 
-TEST(header_blocks_that_are_broken) {
+TEST_CASE("header blocks that are broken") {
   const auto read = [](const std::string& sent) {
     HeaderBlocks blocks;
     const std::string all = kSettings + sent;
@@ -260,15 +264,21 @@ TEST(header_blocks_that_are_broken) {
     }
     return passed;
   };
-  CHECK_THROWS(HeaderBlockError, "pushes", read(frame(5, 4, 1, std::string(4, '\0'))));
+  CHECK_THROWS_WITH_AS(read(frame(5, 4, 1, std::string(4, '\0'))), doctest::Contains("pushes"),
+                       HeaderBlockError);
   const std::string farewell(16384, '\0');
-  CHECK(read(frame(7, 0, 0, farewell)) == kSettings + frame(7, 0, 0, farewell));
-  CHECK_THROWS(HeaderBlockError, "GOAWAY", read(frame(7, 0, 0, farewell + "x")));
-  CHECK_THROWS(HeaderBlockError, "interrupted", read(frame(1, 0, 1, "") + frame(0, 0, 1, "")));
-  CHECK_THROWS(HeaderBlockError, "interrupted", read(frame(1, 0, 1, "") + frame(9, 0, 3, "")));
-  CHECK_THROWS(HeaderBlockError, "padding", read(frame(1, 8, 1, "\x05xxxx")));
-  CHECK_THROWS(HeaderBlockError, "padding", read(frame(1, 8, 1, "")));
-  CHECK_THROWS(HeaderBlockError, "padding", read(frame(1, 0x20, 1, "1234")));
+  CHECK((read(frame(7, 0, 0, farewell)) == kSettings + frame(7, 0, 0, farewell)));
+  CHECK_THROWS_WITH_AS(read(frame(7, 0, 0, farewell + "x")), doctest::Contains("GOAWAY"),
+                       HeaderBlockError);
+  CHECK_THROWS_WITH_AS(read(frame(1, 0, 1, "") + frame(0, 0, 1, "")),
+                       doctest::Contains("interrupted"), HeaderBlockError);
+  CHECK_THROWS_WITH_AS(read(frame(1, 0, 1, "") + frame(9, 0, 3, "")),
+                       doctest::Contains("interrupted"), HeaderBlockError);
+  CHECK_THROWS_WITH_AS(read(frame(1, 8, 1, "\x05xxxx")), doctest::Contains("padding"),
+                       HeaderBlockError);
+  CHECK_THROWS_WITH_AS(read(frame(1, 8, 1, "")), doctest::Contains("padding"), HeaderBlockError);
+  CHECK_THROWS_WITH_AS(read(frame(1, 0x20, 1, "1234")), doctest::Contains("padding"),
+                       HeaderBlockError);
   // What cannot be read to its end is left to nghttp2, which says what is wrong.
   for (const char* end :
        {"\xff", "\xff\xff\xff\xff\xff\xff\xff\xff", "\x40", "\x3f\xff", "\x40\x7f"}) {
@@ -282,7 +292,7 @@ TEST(header_blocks_that_are_broken) {
   CHECK(blocks.next(bytes).size == odd.size());
 }
 
-TEST(marks_are_only_those_that_were_made) {
+TEST_CASE("marks are only those that were made") {
   Deflater deflater;
   Reader reader;
   reader.feed(kSettings + frames(deflater.block({{"x", text_of(70000, 1)}}, 0), 16384), 1 << 20);
@@ -295,7 +305,7 @@ TEST(marks_are_only_those_that_were_made) {
   CHECK(reader.lists.back() == forged);
 }
 
-TEST(huffman_code) {
+TEST_CASE("huffman code") {
   std::string all;
   for (int i = 0; i < 256; ++i) all += std::string(3, static_cast<char>(i));
   for (const std::string& text :
@@ -317,17 +327,18 @@ TEST(huffman_code) {
     }
     CHECK(at + size == block.size());
     std::string decoded;
-    CHECK(decode_huffman(std::string_view(block).substr(at), padded.size(), decoded));
-    CHECK(decoded == padded);
-    CHECK(!decode_huffman(std::string_view(block).substr(at), padded.size() - 1, decoded));
+    REQUIRE(decode_huffman(std::string_view(block).substr(at), padded.size(), decoded));
+    CHECK((decoded == padded));
+    REQUIRE(!decode_huffman(std::string_view(block).substr(at), padded.size() - 1, decoded));
   }
   std::string decoded;
-  CHECK(decode_huffman("", 0, decoded) && decoded.empty());
+  REQUIRE(decode_huffman("", 0, decoded));
+  CHECK(decoded.empty());
   // RFC 7541, C.4.1.
-  CHECK(decode_huffman("\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff", 99, decoded));
+  REQUIRE(decode_huffman("\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff", 99, decoded));
   CHECK(decoded == "www.example.com");
-  CHECK(!decode_huffman("\xff", 99, decoded));  // padding of a whole byte
-  CHECK(!decode_huffman("\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xfe", 99, decoded));
-  CHECK(!decode_huffman("\xff\xff\xff\xff", 99, decoded));  // the end, which is never sent
-  CHECK(!decode_huffman(std::string(1, '\0') + "\xff\xff", 99, decoded));
+  REQUIRE(!decode_huffman("\xff", 99, decoded));  // padding of a whole byte
+  REQUIRE(!decode_huffman("\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xfe", 99, decoded));
+  REQUIRE(!decode_huffman("\xff\xff\xff\xff", 99, decoded));  // the end, which is never sent
+  REQUIRE(!decode_huffman(std::string(1, '\0') + "\xff\xff", 99, decoded));
 }

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <arpa/inet.h>
+#include <doctest/doctest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -16,8 +18,8 @@
 #include <string_view>
 #include <vector>
 
-#include "check.hpp"
 #include "http2_server.hpp"
+#include "thread.hpp"
 #include "triton_fast/http2/session.hpp"
 
 namespace test {
@@ -81,10 +83,10 @@ inline std::size_t send_to(Server& server, triton_fast::http2::Session& session,
     const std::size_t count = session.gather(pieces, 16);
     if (count == 0) break;
     std::string sent;
-    for (std::size_t i = 0; i < count; ++i) {
-      sent.append(static_cast<const char*>(pieces[i].iov_base), pieces[i].iov_len);
+    for (std::size_t i = 0; i < count && sent.size() < most - total; ++i) {
+      sent.append(static_cast<const char*>(pieces[i].iov_base),
+                  std::min(pieces[i].iov_len, most - total - sent.size()));
     }
-    sent.resize(std::min(most - total, sent.size()));
     session.sent(sent.size());
     server.feed(buffer(sent));
     total += sent.size();
@@ -108,26 +110,20 @@ inline void exchange(triton_fast::http2::Session& session, Server& server, std::
   }
 }
 
-/// Two sockets that are connected to each other. The first is whoever's takes it.
+/// Two sockets that are connected to each other. The first is whoever's takes it; the second waits
+/// no longer than a test may.
 struct Pair {
   explicit Pair(int family = AF_UNIX) {
     if (family == AF_UNIX) {
-      CHECK(::socketpair(family, SOCK_STREAM, 0, ends) == 0);
-      return;
+      REQUIRE(::socketpair(family, SOCK_STREAM, 0, ends) == 0);
+    } else {
+      connect_over_tcp();
     }
-    const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    CHECK(::bind(listener, reinterpret_cast<sockaddr*>(&address), size) == 0);
-    CHECK(::listen(listener, 1) == 0);
-    CHECK(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) == 0);
-    ends[0] = ::socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(::connect(ends[0], reinterpret_cast<sockaddr*>(&address), size) == 0);
-    ends[1] = ::accept(listener, nullptr, nullptr);
-    CHECK(ends[1] >= 0);
-    ::close(listener);
+    timeval longest{};
+    longest.tv_sec = kPatience.count();
+    for (const int what : {SO_RCVTIMEO, SO_SNDTIMEO}) {
+      REQUIRE(::setsockopt(ends[1], SOL_SOCKET, what, &longest, sizeof longest) == 0);
+    }
   }
   ~Pair() { hang_up(); }
   Pair(const Pair&) = delete;
@@ -138,7 +134,27 @@ struct Pair {
     ends[1] = -1;
   }
 
+  /// Has whoever waits at the second end come back. Any thread.
+  void wake() { ::shutdown(ends[1], SHUT_RDWR); }
+
   int ends[2];
+
+ private:
+  void connect_over_tcp() {
+    const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    REQUIRE(::bind(listener, reinterpret_cast<sockaddr*>(&address), size) == 0);
+    REQUIRE(::listen(listener, 1) == 0);
+    REQUIRE(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+    ends[0] = ::socket(AF_INET, SOCK_STREAM, 0);
+    REQUIRE(::connect(ends[0], reinterpret_cast<sockaddr*>(&address), size) == 0);
+    ends[1] = ::accept(listener, nullptr, nullptr);
+    REQUIRE(ends[1] >= 0);
+    ::close(listener);
+  }
 };
 
 }  // namespace test

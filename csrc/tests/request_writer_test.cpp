@@ -1,11 +1,12 @@
 // Requests as bytes, held against messages written out by hand.
 #include "triton_fast/wire/request_writer.hpp"
 
+#include <doctest/doctest.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "check.hpp"
 #include "triton_fast/error.hpp"
 #include "triton_fast/wire/varint.hpp"
 
@@ -37,7 +38,7 @@ const std::int64_t kShape[] = {1, 300};
 
 }  // namespace
 
-TEST(request_to_the_byte) {
+TEST_CASE("request to the byte") {
   std::string fixed;
   append_model(fixed, "m", "2");
   append_parameter_bool(fixed, kRequestParameters, "b", true);
@@ -67,12 +68,12 @@ TEST(request_to_the_byte) {
       "FP32\x1a\x03\x01\xac\x02"
       "\x3a\x08"
       "12345678"s;
-  CHECK(rendered(writer) == expected);
-  CHECK(gathered(writer) == expected);
+  CHECK((rendered(writer) == expected));
+  CHECK((gathered(writer) == expected));
   CHECK(writer.byte_size() == expected.size());
 }
 
-TEST(request_borrows_its_payloads) {
+TEST_CASE("request borrows its payloads") {
   const std::string one = "payload one";
   const std::string two = "payload two";
   RequestWriter writer;
@@ -83,14 +84,17 @@ TEST(request_borrows_its_payloads) {
   writer.seal();
   // Header, payload, the tags of the empty one and of the next, payload.
   const std::vector<ConstBuffer>& segments = writer.segments();
-  CHECK(segments.size() == 5);
-  CHECK(segments[1].data == view(one).data && segments[1].size == one.size());
-  CHECK(segments[2].size == 2 && segments[3].size == 2);
-  CHECK(segments[4].data == view(two).data && segments[4].size == two.size());
-  CHECK(gathered(writer) == rendered(writer));
+  REQUIRE(segments.size() == 5);
+  CHECK(segments[1].data == view(one).data);
+  CHECK(segments[1].size == one.size());
+  CHECK(segments[2].size == 2);
+  CHECK(segments[3].size == 2);
+  CHECK(segments[4].data == view(two).data);
+  CHECK(segments[4].size == two.size());
+  CHECK((gathered(writer) == rendered(writer)));
 }
 
-TEST(request_without_payloads) {
+TEST_CASE("request without payloads") {
   std::string parameters;
   append_parameter_string(parameters, kInputParameters, "shared_memory_region", "r");
   RequestWriter writer;
@@ -104,10 +108,11 @@ TEST(request_without_payloads) {
             parameters);
   writer.begin("", "");
   writer.seal();
-  CHECK(writer.byte_size() == 0 && writer.segments().empty());
+  CHECK(writer.byte_size() == 0);
+  CHECK(writer.segments().empty());
 }
 
-TEST(request_with_shapes_of_every_length) {
+TEST_CASE("request with shapes of every length") {
   // Negative dimensions are the server's to refuse; they take ten bytes.
   const std::int64_t shape[] = {-1, 0, 127, 128, INT64_MAX, INT64_MIN};
   RequestWriter writer;
@@ -125,10 +130,10 @@ TEST(request_with_shapes_of_every_length) {
   append_length_delimited(input, 3, packed);
   std::string expected;
   append_length_delimited(expected, kRequestInputs, input);
-  CHECK(rendered(writer) == expected);
+  CHECK((rendered(writer) == expected));
 }
 
-TEST(request_can_be_begun_again) {
+TEST_CASE("request can be begun again") {
   const std::string payload = "1234";
   RequestWriter writer;
   std::string first;
@@ -138,28 +143,30 @@ TEST(request_can_be_begun_again) {
     writer.seal();
     if (i == 0) first = rendered(writer);
   }
-  CHECK(rendered(writer) == first);
+  CHECK((rendered(writer) == first));
 }
 
-TEST(request_refuses_more_than_protobuf_takes) {
+TEST_CASE("request refuses more than protobuf takes") {
   // Sizes alone: nothing reads the payloads before the request is rendered.
   const std::uint8_t byte = 0;
   RequestWriter writer;
   writer.begin("", "");
   writer.add_input("small", "INT8", kShape, 2, {}, {&byte, 1});
-  CHECK_THROWS(TensorError, "input 'large' has 2147483648 bytes",
-               writer.add_input("large", "INT8", kShape, 2, {}, {&byte, kMaxMessageSize + 1}));
-  CHECK_THROWS(TensorError, "input 'large' has 2147483640 bytes",
-               writer.add_input("large", "INT8", kShape, 2, {}, {&byte, kMaxMessageSize - 7}));
-  CHECK_THROWS(TensorError, "input 'large'",
-               writer.add_input("large", "INT8", kShape, 2, {}, {&byte, SIZE_MAX}));
+  CHECK_THROWS_WITH_AS(
+      writer.add_input("large", "INT8", kShape, 2, {}, {&byte, kMaxMessageSize + 1}),
+      doctest::Contains("input 'large' has 2147483648 bytes"), TensorError);
+  CHECK_THROWS_WITH_AS(
+      writer.add_input("large", "INT8", kShape, 2, {}, {&byte, kMaxMessageSize - 7}),
+      doctest::Contains("input 'large' has 2147483640 bytes"), TensorError);
+  CHECK_THROWS_WITH_AS(writer.add_input("large", "INT8", kShape, 2, {}, {&byte, SIZE_MAX}),
+                       doctest::Contains("input 'large'"), TensorError);
   // What was refused left no trace.
   writer.seal();
-  CHECK(rendered(writer).find("large") == std::string::npos);
+  CHECK((rendered(writer).find("large") == std::string::npos));
   CHECK(rendered(writer).size() == writer.byte_size());
 }
 
-TEST(request_takes_just_what_protobuf_takes) {
+TEST_CASE("request takes just what protobuf takes") {
   const std::uint8_t byte = 0;
   RequestWriter writer;
   writer.begin("", "");
@@ -172,7 +179,7 @@ TEST(request_takes_just_what_protobuf_takes) {
   writer.seal();
   CHECK(writer.byte_size() == kMaxMessageSize);
   writer.begin("", "");
-  CHECK_THROWS(
-      TensorError, "makes the request 2147483648 bytes long",
-      writer.add_input("x", "INT8", nullptr, 0, {}, {&byte, kMaxMessageSize - header + 1}));
+  CHECK_THROWS_WITH_AS(
+      writer.add_input("x", "INT8", nullptr, 0, {}, {&byte, kMaxMessageSize - header + 1}),
+      doctest::Contains("makes the request 2147483648 bytes long"), TensorError);
 }

@@ -1,4 +1,6 @@
 // Streams on a Session: many messages each way, and many calls at once.
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -9,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
 #include "http2_client.hpp"
 #include "http2_server.hpp"
 #include "triton_fast/http2/session.hpp"
@@ -50,11 +51,13 @@ struct Messages final : MessageSink {
     if (all.size() == throw_at) throw std::runtime_error("no more, thank you");
   }
   void feed(ConstBuffer piece) override {
-    CHECK(within && piece.size != 0);
+    CHECK(within);
+    CHECK(piece.size != 0);
     current.append(reinterpret_cast<const char*>(piece.data), piece.size);
   }
   void finish() override {
-    CHECK(within && current.size() == announced);
+    CHECK(within);
+    CHECK(current.size() == announced);
     within = false;
     all.push_back(current);
   }
@@ -107,13 +110,14 @@ std::size_t count_frames(const Server& server, std::uint8_t type, std::int32_t i
 // What travels
 // -------------------------------------------------------------------------------------
 
-TEST(stream_carries_messages_both_ways) {
+TEST_CASE("stream carries messages both ways") {
   const std::string requests[] = {"one", text_of(20000, 1), "", "four"};
   const std::string answers[] = {"", text_of(17000, 2), "c"};
   for (const Sharing sharing : {Sharing::kOneCall, Sharing::kManyCalls}) {
     for (const std::size_t piece : {std::size_t{0}, std::size_t{1}, std::size_t{3}}) {
       Meeting meeting(sharing);
-      CHECK(!meeting.server.requests[meeting.id].complete && meeting.body().empty());
+      CHECK(!meeting.server.requests[meeting.id].complete);
+      CHECK(meeting.body().empty());
       std::string expected;
       for (std::size_t i = 0; i < std::size(requests); ++i) {
         meeting.send(requests[i]);
@@ -121,39 +125,45 @@ TEST(stream_carries_messages_both_ways) {
         if (i < std::size(answers)) meeting.server.say(meeting.id, with_prefix(answers[i]));
         exchange(meeting.session, meeting.server, piece);
         expected += with_prefix(requests[i]);
-        CHECK(meeting.body() == expected && meeting.stream->listed() && !meeting.stream->lent());
+        CHECK((meeting.body() == expected));
+        CHECK(meeting.stream->listed());
+        CHECK(!meeting.stream->lent());
         CHECK(!meeting.server.requests[meeting.id].complete);
         const auto taken = meeting.sink.take();
-        if (i < std::size(answers)) CHECK(taken.size() == 1 && taken[0] == answers[i]);
+        if (i < std::size(answers)) CHECK((taken.size() == 1 && taken[0] == answers[i]));
         meeting.session.taken(meeting.stream);
       }
       meeting.session.half_close(meeting.stream);
       exchange(meeting.session, meeting.server, piece);
-      CHECK(meeting.server.requests[meeting.id].complete && !meeting.stream->done());
+      CHECK(meeting.server.requests[meeting.id].complete);
+      CHECK(!meeting.stream->done());
       meeting.server.end(meeting.id);
       exchange(meeting.session, meeting.server, piece);
-      CHECK(meeting.stream->done() && meeting.stream->outcome().status == Status::kOk);
+      REQUIRE(meeting.stream->done());
+      CHECK(meeting.stream->outcome().status == Status::kOk);
       meeting.session.close(meeting.stream);
       exchange(meeting.session, meeting.server, piece);
-      CHECK(meeting.server.requests[meeting.id].closed && meeting.session.usable());
+      CHECK(meeting.server.requests[meeting.id].closed);
+      CHECK(meeting.session.usable());
       CHECK(meeting.server.requests[meeting.id].error_code == NGHTTP2_NO_ERROR);
     }
   }
 }
 
-TEST(stream_says_with_the_last_message_that_there_are_no_more) {
+TEST_CASE("stream says with the last message that there are no more") {
   Meeting meeting;
   meeting.send("last");
   meeting.session.half_close(meeting.stream);
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.body() == with_prefix("last") && meeting.server.requests[meeting.id].complete);
+  CHECK((meeting.body() == with_prefix("last")));
+  CHECK(meeting.server.requests[meeting.id].complete);
   CHECK(count_frames(meeting.server, NGHTTP2_DATA, meeting.id) == 1);
   meeting.session.half_close(meeting.stream);  // again: nothing more is said
   exchange(meeting.session, meeting.server);
   CHECK(count_frames(meeting.server, NGHTTP2_DATA, meeting.id) == 1);
 }
 
-TEST(stream_may_end_without_messages) {
+TEST_CASE("stream may end without messages") {
   // Before it is on its way, and after.
   for (const bool late : {false, true}) {
     Session session("x", Sharing::kManyCalls);
@@ -163,15 +173,18 @@ TEST(stream_may_end_without_messages) {
     if (late) exchange(session, server);
     session.half_close(stream);
     exchange(session, server);
-    CHECK(server.requests[1].complete && server.requests[1].body.empty());
+    CHECK(server.requests[1].complete);
+    CHECK(server.requests[1].body.empty());
     server.begin(1);
     server.end(1);
     exchange(session, server);
-    CHECK(stream->done() && stream->outcome().status == Status::kOk && sink.all.empty());
+    REQUIRE(stream->done());
+    CHECK(stream->outcome().status == Status::kOk);
+    CHECK(sink.all.empty());
   }
 }
 
-TEST(stream_finds_messages_wherever_frames_are_cut) {
+TEST_CASE("stream finds messages wherever frames are cut") {
   std::vector<std::string> messages;
   std::string body;
   for (unsigned i = 0; i < 60; ++i) {
@@ -189,56 +202,66 @@ TEST(stream_finds_messages_wherever_frames_are_cut) {
       exchange(meeting.session, meeting.server, turn % 5 == 4 ? 1000 : 0);
       at += part.size();
     }
-    CHECK(meeting.sink.all == messages && !meeting.stream->done());
+    CHECK((meeting.sink.all == messages));
+    CHECK(!meeting.stream->done());
     meeting.server.end(meeting.id);
     exchange(meeting.session, meeting.server);
     CHECK(meeting.stream->outcome().status == Status::kOk);
   }
 }
 
-TEST(stream_is_held_to_one_message_at_a_time) {
+TEST_CASE("stream is held to one message at a time") {
   Meeting meeting(Sharing::kManyCalls, {{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 8}}, false);
   const std::string message = "longer than the window";
   meeting.send(message);
-  CHECK_THROWS(ConnectionError, "one after another", meeting.send("x"));
+  CHECK_THROWS_WITH_AS(meeting.send("x"), doctest::Contains("one after another"), ConnectionError);
   iovec pieces[10];
-  CHECK(meeting.session.gather(pieces, 10) == 3);  // the frame's head, the prefix, three bytes
-  CHECK(!meeting.stream->listed() && meeting.stream->lent() && meeting.session.borrows());
-  CHECK_THROWS(ConnectionError, "one after another", meeting.send("x"));
-  CHECK(send_to(meeting.server, meeting.session, 16) == 16);
+  REQUIRE(meeting.session.gather(pieces, 10) == 3);  // the frame's head, the prefix, three bytes
+  CHECK(!meeting.stream->listed());
+  CHECK(meeting.stream->lent());
+  CHECK(meeting.session.borrows());
+  CHECK_THROWS_WITH_AS(meeting.send("x"), doctest::Contains("one after another"), ConnectionError);
+  REQUIRE(send_to(meeting.server, meeting.session, 16) == 16);
   CHECK(meeting.stream->lent());  // of eight bytes, seven
-  CHECK(send_to(meeting.server, meeting.session) == 1);
-  CHECK(!meeting.stream->listed() && !meeting.stream->lent() && !meeting.session.borrows());
-  CHECK_THROWS(ConnectionError, "one after another", meeting.send("x"));
+  REQUIRE(send_to(meeting.server, meeting.session) == 1);
+  CHECK(!meeting.stream->listed());
+  CHECK(!meeting.stream->lent());
+  CHECK(!meeting.session.borrows());
+  CHECK_THROWS_WITH_AS(meeting.send("x"), doctest::Contains("one after another"), ConnectionError);
   meeting.server.open_windows(meeting.id, 1000);
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.stream->listed() && meeting.body() == with_prefix(message));
+  CHECK(meeting.stream->listed());
+  CHECK((meeting.body() == with_prefix(message)));
   meeting.send("x");
   meeting.session.half_close(meeting.stream);
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.body() == with_prefix(message) + with_prefix("x"));
-  CHECK_THROWS(ConnectionError, "half closed", meeting.send("y"));
-  CHECK_THROWS(ConnectionError, "as long as", {
-    Meeting other;
-    other.session.send(other.stream, {buffer("four")}, 5);
-  });
+  CHECK((meeting.body() == with_prefix(message) + with_prefix("x")));
+  CHECK_THROWS_WITH_AS(meeting.send("y"), doctest::Contains("half closed"), ConnectionError);
+  CHECK_THROWS_WITH_AS(
+      [&] {
+        Meeting other;
+        other.session.send(other.stream, {buffer("four")}, 5);
+      }(),
+      doctest::Contains("as long as"), ConnectionError);
 }
 
-TEST(stream_sends_nothing_after_its_end) {
+TEST_CASE("stream sends nothing after its end") {
   Meeting meeting;
   meeting.server.end(meeting.id);
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.stream->done() && meeting.stream->outcome().status == Status::kOk);
+  REQUIRE(meeting.stream->done());
+  CHECK(meeting.stream->outcome().status == Status::kOk);
   meeting.send("x");
   meeting.session.half_close(meeting.stream);
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.body().empty() && meeting.stream->listed());
+  CHECK(meeting.body().empty());
+  CHECK(meeting.stream->listed());
 }
 
 // Windows
 // ------------------------------------------------------------------------------------------
 
-TEST(stream_that_nobody_reads_holds_up_its_peer_and_no_other) {
+TEST_CASE("stream that nobody reads holds up its peer and no other") {
   // Small messages, and ones so large that each alone is more than the window.
   for (const std::size_t size : {std::size_t{1000}, 3 * kWindow / 8, 3 * kWindow}) {
     Meeting meeting;
@@ -247,8 +270,10 @@ TEST(stream_that_nobody_reads_holds_up_its_peer_and_no_other) {
     for (std::size_t i = 0; i < count; ++i) meeting.server.say(meeting.id, with_prefix(message));
     exchange(meeting.session, meeting.server);
     const std::size_t first = meeting.server.said(meeting.id);
-    CHECK(first >= kWindow - kWindow / 4 && first <= kWindow + std::max(size, kWindow));
-    CHECK(!meeting.sink.all.empty() && meeting.sink.all.size() < count);
+    CHECK(first >= kWindow - kWindow / 4);
+    CHECK(first <= kWindow + std::max(size, kWindow));
+    CHECK(!meeting.sink.all.empty());
+    CHECK(meeting.sink.all.size() < count);
     // Others go on, streams too.
     Sink answer;
     Stream* const call = meeting.session.open(call_of("x"), -1, &answer);
@@ -259,14 +284,17 @@ TEST(stream_that_nobody_reads_holds_up_its_peer_and_no_other) {
     meeting.server.begin(other->id());
     meeting.server.say(other->id(), with_prefix("more"));
     exchange(meeting.session, meeting.server);
-    CHECK(call->outcome().status == Status::kOk && answer.message == text_of(5000, 2));
-    CHECK(more.take().size() == 1 && meeting.server.said(meeting.id) == first);
+    CHECK(call->outcome().status == Status::kOk);
+    CHECK((answer.message == text_of(5000, 2)));
+    CHECK(more.take().size() == 1);
+    CHECK(meeting.server.said(meeting.id) == first);
     // It goes on itself whenever what came was taken, as far again.
     std::size_t taken = 0;
     for (std::size_t rounds = 0; taken < count; ++rounds) {
-      CHECK(rounds < 40 && !meeting.sink.all.empty());
+      REQUIRE(rounds < 40);
+      REQUIRE(!meeting.sink.all.empty());
       for (const std::string& one : meeting.sink.take()) {
-        CHECK(one == message);
+        CHECK((one == message));
         ++taken;
       }
       const std::size_t before = meeting.server.said(meeting.id);
@@ -279,17 +307,18 @@ TEST(stream_that_nobody_reads_holds_up_its_peer_and_no_other) {
   }
 }
 
-TEST(stream_receives_a_message_that_is_larger_than_the_window) {
+TEST_CASE("stream receives a message that is larger than the window") {
   for (const std::size_t size : {kWindow, kWindow + 1, 20 * kWindow + 12345}) {
     Meeting meeting;
     const std::string message = text_of(size, 1);
     meeting.server.say(meeting.id, with_prefix(message));
     exchange(meeting.session, meeting.server);
-    CHECK(meeting.sink.all.size() == 1 && meeting.sink.all[0] == message);
+    REQUIRE(meeting.sink.all.size() == 1);
+    CHECK((meeting.sink.all[0] == message));
   }
 }
 
-TEST(answers_that_are_larger_than_the_window_get_a_window_of_their_own) {
+TEST_CASE("answers that are larger than the window get a window of their own") {
   Session session("x", Sharing::kManyCalls);
   Server server;
   const std::string message = text_of(20 * kWindow, 1);
@@ -299,14 +328,16 @@ TEST(answers_that_are_larger_than_the_window_get_a_window_of_their_own) {
   server.answer(call->id(), kHeaders, with_prefix(message), kTrailers);
   // What the first window lets pass, and the leave to send all the rest at once.
   const std::string first = server.take();
-  CHECK(first.size() >= kWindow - kWindow / 4 && first.size() < 2 * kWindow);
+  CHECK(first.size() >= kWindow - kWindow / 4);
+  CHECK(first.size() < 2 * kWindow);
   session.feed(buffer(first));
   CHECK(!call->done());
   send_to(server, session);
   const std::string rest = server.take();
   CHECK(first.size() + rest.size() > message.size());
   session.feed(buffer(rest));
-  CHECK(call->outcome().status == Status::kOk && sink.message == message);
+  CHECK(call->outcome().status == Status::kOk);
+  CHECK((sink.message == message));
   // The next call is another one.
   Stream* const next = session.open(call_of("x"), -1, &sink);
   exchange(session, server);
@@ -314,7 +345,7 @@ TEST(answers_that_are_larger_than_the_window_get_a_window_of_their_own) {
   CHECK(server.take().size() < 2 * kWindow);
 }
 
-TEST(windows_of_the_connection_never_stop_it) {
+TEST_CASE("windows of the connection never stop it") {
   // More than its window of two gibibytes, on a stream of which every message is taken at once. The
   // peer sends by hand, so that this does not take long.
   struct Nothing final : MessageSink {
@@ -351,11 +382,13 @@ TEST(windows_of_the_connection_never_stop_it) {
       for (std::size_t i = 0; i < count; ++i) size += pieces[i].iov_len;
       session.sent(size);
     }
-    CHECK(session.usable() && !stream->done() && sink.messages == ++messages);
+    REQUIRE(session.usable());
+    REQUIRE(!stream->done());
+    REQUIRE(sink.messages == ++messages);
   }
 }
 
-TEST(stream_of_a_session_of_its_own_is_never_held_up) {
+TEST_CASE("stream of a session of its own is never held up") {
   Meeting meeting(Sharing::kOneCall);
   const std::string message = text_of(kWindow, 1);
   for (int i = 0; i < 5; ++i) meeting.server.say(meeting.id, with_prefix(message));
@@ -369,7 +402,7 @@ TEST(stream_of_a_session_of_its_own_is_never_held_up) {
 // News
 // ---------------------------------------------------------------------------------------------
 
-TEST(news_are_a_message_one_that_is_sent_and_the_end) {
+TEST_CASE("news are a message one that is sent and the end") {
   Meeting meeting;
   Session& session = meeting.session;
   CHECK(session.news().empty());
@@ -378,7 +411,8 @@ TEST(news_are_a_message_one_that_is_sent_and_the_end) {
   send_to(meeting.server, session, 9);
   CHECK(session.news().empty());  // the frame's head alone
   exchange(session, meeting.server);
-  CHECK(session.news() == Numbers{meeting.id} && session.news().empty());
+  CHECK(session.news() == Numbers{meeting.id});
+  CHECK(session.news().empty());
   meeting.server.say(meeting.id, with_prefix("one") + with_prefix("two"));
   exchange(session, meeting.server);
   CHECK(session.news() == Numbers{meeting.id});
@@ -388,11 +422,12 @@ TEST(news_are_a_message_one_that_is_sent_and_the_end) {
   meeting.server.say(meeting.id, with_prefix("three").substr(7));
   meeting.server.end(meeting.id);
   exchange(session, meeting.server);
-  CHECK(session.news() == Numbers{meeting.id} && session.news().empty());
+  CHECK(session.news() == Numbers{meeting.id});
+  CHECK(session.news().empty());
   CHECK(meeting.sink.all.size() == 3);
 }
 
-TEST(news_name_each_call_once_and_none_that_is_closed) {
+TEST_CASE("news name each call once and none that is closed") {
   Session session("x", Sharing::kManyCalls);
   Server server({{NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, 1000}});
   std::vector<std::unique_ptr<Sink>> sinks;
@@ -415,7 +450,8 @@ TEST(news_name_each_call_once_and_none_that_is_closed) {
   }
   Numbers news = session.news();
   std::sort(news.begin(), news.end());
-  CHECK(news == expected && session.news().empty());
+  CHECK(news == expected);
+  CHECK(session.news().empty());
   // Cancelled ones are news as well, and those of a connection that has gone.
   Stream* const first = session.open(call_of("x"), -1, sinks[0].get());
   Stream* const second = session.open(call_of("x"), -1, sinks[1].get());
@@ -426,19 +462,20 @@ TEST(news_name_each_call_once_and_none_that_is_closed) {
   CHECK(session.news() == Numbers{second->id()});
 }
 
-TEST(there_are_no_news_of_a_session_of_one_call) {
+TEST_CASE("there are no news of a session of one call") {
   Meeting meeting(Sharing::kOneCall);
   meeting.send("x");
   meeting.server.say(meeting.id, with_prefix("y"));
   meeting.server.end(meeting.id);
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.stream->done() && meeting.session.news().empty());
+  CHECK(meeting.stream->done());
+  CHECK(meeting.session.news().empty());
 }
 
 // Ends
 // ---------------------------------------------------------------------------------------------
 
-TEST(stream_ends_with_what_the_server_says) {
+TEST_CASE("stream ends with what the server says") {
   struct Case {
     const char* name;
     void (*act)(Server&, std::int32_t);
@@ -480,9 +517,11 @@ TEST(stream_ends_with_what_the_server_says) {
       meeting.send("request");
       one.act(meeting.server, meeting.id);
       exchange(meeting.session, meeting.server);
-      CHECK(meeting.stream->done() && meeting.stream->outcome().status == one.status);
+      REQUIRE(meeting.stream->done());
+      CHECK(meeting.stream->outcome().status == one.status);
       CHECK(meeting.stream->outcome().message.find(one.text) != std::string::npos);
-      CHECK(!meeting.stream->outcome().unseen && meeting.sink.all.size() == messages);
+      CHECK(!meeting.stream->outcome().unseen);
+      CHECK(meeting.sink.all.size() == messages);
       CHECK(meeting.session.usable());
       meeting.session.close(meeting.stream);
       exchange(meeting.session, meeting.server);
@@ -491,7 +530,7 @@ TEST(stream_ends_with_what_the_server_says) {
   }
 }
 
-TEST(stream_may_be_refused_at_once) {
+TEST_CASE("stream may be refused at once") {
   Session session("x", Sharing::kManyCalls);
   Server server;
   Messages sink;
@@ -502,45 +541,52 @@ TEST(stream_may_be_refused_at_once) {
   fields.emplace_back("grpc-status", "14");
   server.answer(1, fields);
   exchange(session, server);
-  CHECK(stream->outcome().status == Status::kUnavailable && sink.all.empty());
+  CHECK(stream->outcome().status == Status::kUnavailable);
+  CHECK(sink.all.empty());
 }
 
-TEST(streams_go_on_while_the_server_is_going_away) {
+TEST_CASE("streams go on while the server is going away") {
   Meeting meeting;
   Messages sink;
   Stream* const later = meeting.session.open(stream_call(), -1, &sink);
   exchange(meeting.session, meeting.server);
   meeting.server.go_away(meeting.id, NGHTTP2_NO_ERROR, "max_age");
   exchange(meeting.session, meeting.server);
-  CHECK(later->done() && later->outcome().unseen);
-  CHECK(later->outcome().status == Status::kUnavailable && !meeting.stream->done());
+  REQUIRE(later->done());
+  CHECK(later->outcome().unseen);
+  CHECK(later->outcome().status == Status::kUnavailable);
+  CHECK(!meeting.stream->done());
   meeting.send("x");
   meeting.server.say(meeting.id, with_prefix("y"));
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.body() == with_prefix("x") && meeting.sink.all.size() == 1);
+  CHECK((meeting.body() == with_prefix("x")));
+  CHECK(meeting.sink.all.size() == 1);
   meeting.server.end(meeting.id);
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.stream->outcome().status == Status::kOk && !meeting.session.usable());
+  CHECK(meeting.stream->outcome().status == Status::kOk);
+  CHECK(!meeting.session.usable());
 }
 
-TEST(stream_ends_with_the_connection) {
+TEST_CASE("stream ends with the connection") {
   Meeting meeting;
   meeting.server.say(meeting.id, with_prefix("y"));
   exchange(meeting.session, meeting.server);
   meeting.session.end("the server closed the connection");
   CHECK(meeting.stream->outcome().status == Status::kUnavailable);
-  CHECK(!meeting.stream->outcome().unseen && meeting.sink.take().size() == 1);
+  CHECK(!meeting.stream->outcome().unseen);
+  CHECK(meeting.sink.take().size() == 1);
   meeting.session.taken(meeting.stream);
 }
 
-TEST(stream_hands_on_what_its_sink_throws) {
+TEST_CASE("stream hands on what its sink throws") {
   Meeting meeting;
   meeting.sink.throw_at = 2;
   for (int i = 0; i < 5; ++i) meeting.server.say(meeting.id, with_prefix("y"));
   exchange(meeting.session, meeting.server);
-  CHECK(meeting.stream->done() && meeting.sink.all.size() == 2);
-  CHECK_THROWS(std::runtime_error, "no more, thank you",
-               std::rethrow_exception(meeting.stream->outcome().exception));
+  REQUIRE(meeting.stream->done());
+  CHECK(meeting.sink.all.size() == 2);
+  CHECK_THROWS_WITH_AS(std::rethrow_exception(meeting.stream->outcome().exception),
+                       doctest::Contains("no more, thank you"), std::runtime_error);
   meeting.session.close(meeting.stream);
   exchange(meeting.session, meeting.server);
   CHECK(meeting.server.requests[meeting.id].error_code == NGHTTP2_CANCEL);
@@ -549,15 +595,16 @@ TEST(stream_hands_on_what_its_sink_throws) {
 // Memory
 // -------------------------------------------------------------------------------------------
 
-TEST(stream_leaves_memory_alone_that_is_given_back) {
+TEST_CASE("stream leaves memory alone that is given back") {
   // A message is listed in part, and the call is over: cancelled by us, or answered early. What is
   // listed is sent, for frames are not to be cut; nothing more is read, though windows open.
   for (const bool cancelled : {false, true}) {
     Meeting meeting(Sharing::kManyCalls, {{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1000}}, false);
     auto message = std::make_unique<std::string>(text_of(100000, 1));
     meeting.send(*message);
-    CHECK(send_to(meeting.server, meeting.session) == 9 + 1000);
-    CHECK(!meeting.stream->listed() && !meeting.stream->lent());
+    REQUIRE(send_to(meeting.server, meeting.session) == 9 + 1000);
+    CHECK(!meeting.stream->listed());
+    CHECK(!meeting.stream->lent());
     if (cancelled) {
       meeting.session.cancel(meeting.stream);
     } else {
@@ -569,14 +616,15 @@ TEST(stream_leaves_memory_alone_that_is_given_back) {
     message.reset();
     meeting.server.open_windows(meeting.id, 1000000);
     exchange(meeting.session, meeting.server);
-    CHECK(meeting.body().size() == 1000 && meeting.session.usable());
+    CHECK(meeting.body().size() == 1000);
+    CHECK(meeting.session.usable());
     meeting.session.close(meeting.stream);
     exchange(meeting.session, meeting.server);
     CHECK(meeting.server.requests[meeting.id].closed);
   }
 }
 
-TEST(stream_that_is_closed_has_what_is_listed_sent) {
+TEST_CASE("stream that is closed has what is listed sent") {
   // In every state: the frame's head was sent, a part of the prefix, a part of the message. And
   // whether it was cancelled before or is so by being closed.
   const std::string message = text_of(3000, 1);
@@ -585,8 +633,8 @@ TEST(stream_that_is_closed_has_what_is_listed_sent) {
       Meeting meeting;
       meeting.send(message);
       iovec pieces[10];
-      CHECK(meeting.session.gather(pieces, 10) == 3);
-      CHECK(send_to(meeting.server, meeting.session, sent) == sent);
+      REQUIRE(meeting.session.gather(pieces, 10) == 3);
+      REQUIRE(send_to(meeting.server, meeting.session, sent) == sent);
       CHECK(meeting.stream->lent());
       if (cancelled) meeting.session.cancel(meeting.stream);
       meeting.session.news();
@@ -594,19 +642,21 @@ TEST(stream_that_is_closed_has_what_is_listed_sent) {
       CHECK(meeting.session.borrows());
       exchange(meeting.session, meeting.server);
       // The server has found nothing wrong with it.
-      CHECK(meeting.body() == with_prefix(message) && !meeting.session.borrows());
+      CHECK((meeting.body() == with_prefix(message)));
+      CHECK(!meeting.session.borrows());
       CHECK(meeting.server.requests[meeting.id].closed);
       CHECK(meeting.server.requests[meeting.id].error_code == NGHTTP2_CANCEL);
-      CHECK(meeting.session.news().empty() && meeting.session.usable());
+      CHECK(meeting.session.news().empty());
+      CHECK(meeting.session.usable());
       Stream* const next = meeting.session.open(stream_call(), -1, &meeting.sink);
       meeting.send("next", next);
       exchange(meeting.session, meeting.server);
-      CHECK(meeting.server.requests[next->id()].body == with_prefix("next"));
+      CHECK((meeting.server.requests[next->id()].body == with_prefix("next")));
     }
   }
 }
 
-TEST(stream_says_whose_memory_is_lent) {
+TEST_CASE("stream says whose memory is lent") {
   // Two streams whose messages are sent piece by piece: each is lent until its own last byte.
   Meeting meeting;
   Messages sink;
@@ -617,19 +667,22 @@ TEST(stream_says_whose_memory_is_lent) {
   meeting.send(messages[0]);
   meeting.send(messages[1], other);
   iovec pieces[20];
-  CHECK(meeting.session.gather(pieces, 20) == 6);
-  CHECK(meeting.stream->lent() && other->lent());
+  REQUIRE(meeting.session.gather(pieces, 20) == 6);
+  CHECK(meeting.stream->lent());
+  CHECK(other->lent());
   std::vector<std::int32_t> order;
   for (std::size_t total = 0; meeting.session.borrows(); total += 7) {
-    CHECK(total < 20000 && send_to(meeting.server, meeting.session, 7) != 0);
+    REQUIRE(total < 20000);
+    REQUIRE(send_to(meeting.server, meeting.session, 7) != 0);
     for (const std::int32_t id : meeting.session.news()) {
       order.push_back(id);
       Stream* const named = id == meeting.id ? meeting.stream : other;
-      CHECK(!named->lent() && named->listed());
+      CHECK(!named->lent());
+      CHECK(named->listed());
       CHECK(meeting.server.requests[id].body.size() >= (id == meeting.id ? 5000 : 7000));
     }
   }
   CHECK(order.size() == 2);
-  CHECK(meeting.body() == with_prefix(messages[0]));
-  CHECK(meeting.server.requests[other->id()].body == with_prefix(messages[1]));
+  CHECK((meeting.body() == with_prefix(messages[0])));
+  CHECK((meeting.server.requests[other->id()].body == with_prefix(messages[1])));
 }

@@ -1,6 +1,8 @@
 // Session against a server of nghttp2's, without a socket.
 #include "triton_fast/http2/session.hpp"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -12,7 +14,6 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
 #include "http2_client.hpp"
 #include "http2_server.hpp"
 
@@ -37,7 +38,7 @@ using triton_fast::http2::Stream;
 
 }  // namespace
 
-TEST(session_makes_a_call) {
+TEST_CASE("session makes a call") {
   for (const std::size_t piece : {std::size_t{0}, std::size_t{1}, std::size_t{3}}) {
     Session session("example.com:8001");
     Server server;
@@ -52,31 +53,42 @@ TEST(session_makes_a_call) {
     }
     Stream* const stream = session.open(call, 1500000000, &sink);
     exchange(session, server, piece);
-    CHECK(!stream->done() && stream->listed() && !stream->answered() && !session.borrows());
+    CHECK(!stream->done());
+    CHECK(stream->listed());
+    CHECK(!stream->answered());
+    CHECK(!session.borrows());
     const Server::Request& request = server.requests[stream->id()];
     CHECK(request.complete);
-    CHECK(request[":method"] == "POST" && request[":scheme"] == "http");
-    CHECK(request[":path"] == "/a.B/C" && request[":authority"] == "example.com:8001");
-    CHECK(request["te"] == "trailers" && request["content-type"] == "application/grpc");
+    CHECK(request[":method"] == "POST");
+    CHECK(request[":scheme"] == "http");
+    CHECK(request[":path"] == "/a.B/C");
+    CHECK(request[":authority"] == "example.com:8001");
+    CHECK(request["te"] == "trailers");
+    CHECK(request["content-type"] == "application/grpc");
     CHECK(request["grpc-timeout"] == "1500000u");
-    CHECK(request["authorization"] == "Bearer x" && request["x-bin"] == "AAEC");
+    CHECK(request["authorization"] == "Bearer x");
+    CHECK(request["x-bin"] == "AAEC");
     CHECK(request["grpc-encoding"] == "(none)");
-    CHECK(request.body == with_prefix(parts[0] + parts[2] + parts[3]));
+    CHECK((request.body == with_prefix(parts[0] + parts[2] + parts[3])));
 
     const std::string answer = text_of(50000, 2);
     server.answer(stream->id(), kHeaders, with_prefix(answer), kTrailers);
     exchange(session, server, piece);
-    CHECK(stream->done() && stream->outcome().status == Status::kOk);
-    CHECK(sink.message == answer && sink.announced == answer.size());
-    CHECK(sink.begun == 1 && sink.finished == 1);
+    REQUIRE(stream->done());
+    CHECK(stream->outcome().status == Status::kOk);
+    CHECK((sink.message == answer));
+    CHECK(sink.announced == answer.size());
+    CHECK(sink.begun == 1);
+    CHECK(sink.finished == 1);
     session.close(stream);
     exchange(session, server, piece);
-    CHECK(server.requests[1].closed && server.requests[1].error_code == NGHTTP2_NO_ERROR);
+    CHECK(server.requests[1].closed);
+    CHECK(server.requests[1].error_code == NGHTTP2_NO_ERROR);
     CHECK(session.usable());
   }
 }
 
-TEST(session_makes_many_calls_at_once) {
+TEST_CASE("session makes many calls at once") {
   Session session("x");
   Server server;
   std::vector<std::string> messages;
@@ -89,13 +101,14 @@ TEST(session_makes_many_calls_at_once) {
   }
   exchange(session, server, 1000);
   for (std::size_t i = streams.size(); i-- != 0;) {
-    CHECK(server.requests[streams[i]->id()].body == with_prefix(messages[i]));
+    CHECK((server.requests[streams[i]->id()].body == with_prefix(messages[i])));
     CHECK(server.requests[streams[i]->id()]["grpc-timeout"] == "(none)");
     server.answer(streams[i]->id(), kHeaders, with_prefix(messages[i]), kTrailers);
   }
   exchange(session, server, 1000);
   for (std::size_t i = 0; i < streams.size(); ++i) {
-    CHECK(streams[i]->outcome().status == Status::kOk && sinks[i]->message == messages[i]);
+    CHECK(streams[i]->outcome().status == Status::kOk);
+    CHECK((sinks[i]->message == messages[i]));
     session.close(streams[i]);
   }
 }
@@ -127,7 +140,7 @@ struct PlacedSink final : triton_fast::http2::MessageSink {
 
 }  // namespace
 
-TEST(session_says_where_bytes_belong) {
+TEST_CASE("session says where bytes belong") {
   for (const std::size_t most : {std::size_t{1} << 20, std::size_t{1000}, std::size_t{1}}) {
     const std::string message = text_of(100000, 1);
     Session session("x");
@@ -145,14 +158,15 @@ TEST(session_says_where_bytes_belong) {
       if (place.size != 0) std::memcpy(place.data, piece.data(), size);
       session.feed(place.size != 0 ? triton_fast::ConstBuffer{place.data, size} : buffer(piece));
     }
-    CHECK(stream->outcome().status == Status::kOk && sink.finished == 1);
-    CHECK(sink.memory == message);
+    CHECK(stream->outcome().status == Status::kOk);
+    CHECK(sink.finished == 1);
+    CHECK((sink.memory == message));
     CHECK(sink.landed > 99000);  // all but what came with the heads of frames
     CHECK(session.landing().size == 0);
   }
 }
 
-TEST(session_knows_no_place_for_what_is_not_a_message) {
+TEST_CASE("session knows no place for what is not a message") {
   const auto begin = [](Session& session, PlacedSink& sink) {
     Server server;
     Stream* const stream = session.open(call_of("q"), -1, &sink);
@@ -160,7 +174,8 @@ TEST(session_knows_no_place_for_what_is_not_a_message) {
     server.answer(1, kHeaders, {}, Fields{{"never", "sent"}});
     const std::string headers = server.take();
     session.feed(buffer(headers.substr(0, 9 + static_cast<std::uint8_t>(headers[2]))));
-    CHECK(stream->answered() && !stream->done());
+    CHECK(stream->answered());
+    CHECK(!stream->done());
     return stream;
   };
   const std::string message = with_prefix("0123456789");
@@ -188,7 +203,9 @@ TEST(session_knows_no_place_for_what_is_not_a_message) {
       session.feed({reinterpret_cast<const std::uint8_t*>(&byte), 1});
       CHECK(session.landing().size == 0);
     }
-    CHECK(sink.finished == 1 && sink.memory == "0123456789" && !stream->done());
+    CHECK(sink.finished == 1);
+    CHECK(sink.memory == "0123456789");
+    CHECK(!stream->done());
   }
   {  // another's
     Session session("x");
@@ -198,23 +215,26 @@ TEST(session_knows_no_place_for_what_is_not_a_message) {
     session.close(stream);
     Stream* const next = session.open(call_of("q"), -1, &sink);
     session.feed(buffer(frame(0, 0, 1, message.substr(8)).substr(0, 9 + 1)));
-    CHECK(session.landing().size == 0 && !next->answered());
+    CHECK(session.landing().size == 0);
+    CHECK(!next->answered());
   }
 }
 
-TEST(session_takes_an_empty_message) {
+TEST_CASE("session takes an empty message") {
   Session session("x");
   Server server;
   Sink sink;
   Stream* const stream = session.open(call_of(""), -1, &sink);
   exchange(session, server);
-  CHECK(server.requests[1].body == with_prefix(""));
+  CHECK((server.requests[1].body == with_prefix("")));
   server.answer(1, kHeaders, with_prefix(""), kTrailers);
   exchange(session, server);
-  CHECK(stream->outcome().status == Status::kOk && sink.finished == 1 && sink.message.empty());
+  CHECK(stream->outcome().status == Status::kOk);
+  CHECK(sink.finished == 1);
+  CHECK(sink.message.empty());
 }
 
-TEST(session_keeps_to_windows_and_copies_nothing) {
+TEST_CASE("session keeps to windows and copies nothing") {
   // Windows that open by odd amounts, writes that are cut anywhere, frames of the smallest size.
   const std::string message = text_of(3000000, 1);
   Session session("x");
@@ -232,7 +252,7 @@ TEST(session_keeps_to_windows_and_copies_nothing) {
     for (std::size_t i = 0; i < count; ++i) {
       const char* const from = static_cast<const char*>(pieces[i].iov_base);
       const bool inside = from >= message.data() && from < message.data() + message.size();
-      CHECK(inside || pieces[i].iov_len < 1000);
+      REQUIRE((inside || pieces[i].iov_len < 1000));
       if (inside) lent += pieces[i].iov_len;
       sent.append(from, pieces[i].iov_len);
     }
@@ -253,11 +273,11 @@ TEST(session_keeps_to_windows_and_copies_nothing) {
     }
     session.feed(buffer(server.take()));
   }
-  CHECK(body == with_prefix(message));
+  CHECK((body == with_prefix(message)));
   CHECK(lent == message.size());
 }
 
-TEST(session_lists_no_more_than_is_needed) {
+TEST_CASE("session lists no more than is needed") {
   // Two thousand frames' worth of window; nghttp2 would list them all.
   Session session("x");
   Server server({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 0x7fffffff}});
@@ -268,13 +288,17 @@ TEST(session_lists_no_more_than_is_needed) {
   Stream* const stream = session.open(call_of(message), -1, &sink);
   std::vector<iovec> pieces(100000);
   const std::size_t count = session.gather(pieces.data(), pieces.size());
-  CHECK(count > 500 && count < 1100);
-  CHECK(!stream->listed() && session.borrows() && session.wants_write());
+  CHECK(count > 500);
+  CHECK(count < 1100);
+  CHECK(!stream->listed());
+  CHECK(session.borrows());
+  CHECK(session.wants_write());
   exchange(session, server);
-  CHECK(server.requests[1].complete && server.requests[1].body == with_prefix(message));
+  CHECK(server.requests[1].complete);
+  CHECK((server.requests[1].body == with_prefix(message)));
 }
 
-TEST(session_takes_changes_of_the_window_below_zero) {
+TEST_CASE("session takes changes of the window below zero") {
   Session session("x");
   Server server({}, false);
   Sink sink;
@@ -285,17 +309,19 @@ TEST(session_takes_changes_of_the_window_below_zero) {
   server.change({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 10}});
   server.open_windows(1, 60000);  // still 5525 below zero
   exchange(session, server);
-  CHECK(server.requests[1].body.size() == 65535 && !session.wants_write());
+  CHECK(server.requests[1].body.size() == 65535);
+  CHECK(!session.wants_write());
   server.open_windows(1, 5526);
   exchange(session, server);
   CHECK(server.requests[1].body.size() == 65536);
   server.change({{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1000000}});
   server.open_windows(1, 1000000);
   exchange(session, server);
-  CHECK(server.requests[1].complete && server.requests[1].body == with_prefix(message));
+  CHECK(server.requests[1].complete);
+  CHECK((server.requests[1].body == with_prefix(message)));
 }
 
-TEST(session_takes_answers_without_a_body) {
+TEST_CASE("session takes answers without a body") {
   const Fields fields = {{":status", "200"},
                          {"content-type", "application/grpc"},
                          {"grpc-status", "5"},
@@ -309,10 +335,11 @@ TEST(session_takes_answers_without_a_body) {
   server.answer(1, fields);
   exchange(session, server);
   CHECK(stream->outcome().status == Status::kNotFound);
-  CHECK(stream->outcome().message == "no such \xe2\x9c\x93 model" && sink.begun == 0);
+  CHECK(stream->outcome().message == "no such \xe2\x9c\x93 model");
+  CHECK(sink.begun == 0);
 }
 
-TEST(session_takes_header_lists_of_any_size) {
+TEST_CASE("session takes header lists of any size") {
   Session session("x");
   Server server;
   Sink sink;
@@ -325,31 +352,35 @@ TEST(session_takes_header_lists_of_any_size) {
     exchange(session, server);
     server.answer(stream->id(), kHeaders, with_prefix("y"), trailers);
     exchange(session, server, 10000);
-    CHECK(stream->outcome().status == Status::kInternal && stream->outcome().message == text);
+    CHECK(stream->outcome().status == Status::kInternal);
+    CHECK((stream->outcome().message == text));
     session.close(stream);
   }
 }
 
-TEST(session_tells_the_peer_of_a_call_that_is_given_up) {
+TEST_CASE("session tells the peer of a call that is given up") {
   Session session("x");
   Server server;
   Sink sink;
   Stream* stream = session.open(call_of("x"), -1, &sink);
   exchange(session, server);
   session.cancel(stream);
-  CHECK(stream->done() && stream->outcome().status == Status::kCancelled);
+  REQUIRE(stream->done());
+  CHECK(stream->outcome().status == Status::kCancelled);
   session.close(stream);
   exchange(session, server);
-  CHECK(server.requests[1].closed && server.requests[1].error_code == NGHTTP2_CANCEL);
+  CHECK(server.requests[1].closed);
+  CHECK(server.requests[1].error_code == NGHTTP2_CANCEL);
   // Before it was sent at all: the peer never hears of it.
   stream = session.open(call_of("x"), -1, &sink);
   const std::int32_t id = stream->id();
   session.close(stream);
   exchange(session, server);
-  CHECK(server.requests.count(id) == 0 && session.usable());
+  CHECK(server.requests.count(id) == 0);
+  CHECK(session.usable());
 }
 
-TEST(session_leaves_the_memory_of_a_closed_call_alone) {
+TEST_CASE("session leaves the memory of a closed call alone") {
   // In every state: not sent, waiting for a window, listed in part, answered early.
   for (int state = 0; state < 4; ++state) {
     Session session("x");
@@ -369,31 +400,34 @@ TEST(session_leaves_the_memory_of_a_closed_call_alone) {
         size += pieces[i].iov_len;
       }
       session.sent(size);
-      CHECK(session.borrows() == false && !stream->listed());
+      CHECK(session.borrows() == false);
+      CHECK(!stream->listed());
     }
     if (state == 3) {
       server.answer(id, {{":status", "200"}, {"grpc-status", "8"}});
       session.feed(buffer(server.take()));
-      CHECK(stream->done() && stream->outcome().status == Status::kResourceExhausted);
+      REQUIRE(stream->done());
+      CHECK(stream->outcome().status == Status::kResourceExhausted);
     }
     session.close(stream);
     std::memset(message->data(), 0xee, message->size());
     message.reset();  // for the address sanitizer
     if (state != 0) server.open_windows(0, 1);
     exchange(session, server);
-    CHECK(!session.borrows() && session.usable());
-    CHECK(server.requests[id].body.find("\xee\xee\xee\xee\xee\xee\xee\xee") == std::string::npos);
-    CHECK(state == 0 || server.requests[id].closed);
+    CHECK(!session.borrows());
+    CHECK(session.usable());
+    CHECK((server.requests[id].body.find("\xee\xee\xee\xee\xee\xee\xee\xee") == std::string::npos));
+    CHECK((state == 0 || server.requests[id].closed));
     // And the session goes on.
     Stream* const next = session.open(call_of("next"), -1, &sink);
     exchange(session, server);
     if (state == 1) server.open_windows(next->id(), 100);
     exchange(session, server);
-    CHECK(server.requests[next->id()].body == with_prefix("next"));
+    CHECK((server.requests[next->id()].body == with_prefix("next")));
   }
 }
 
-TEST(session_says_which_calls_the_server_cannot_have_seen) {
+TEST_CASE("session says which calls the server cannot have seen") {
   Sink sink;
   {
     Session session("x");
@@ -403,16 +437,21 @@ TEST(session_says_which_calls_the_server_cannot_have_seen) {
     exchange(session, server);
     server.go_away(first->id(), NGHTTP2_NO_ERROR, "max_age");
     exchange(session, server);
-    CHECK(!first->done() && second->done() && second->outcome().unseen);
+    CHECK(!first->done());
+    REQUIRE(second->done());
+    CHECK(second->outcome().unseen);
     CHECK(second->outcome().status == Status::kUnavailable);
     CHECK(second->outcome().message == "the server is going away: max_age");
     CHECK(!session.usable());
     Stream* const late = session.open(call_of("3"), -1, &sink);
     exchange(session, server);
-    CHECK(late->done() && late->outcome().unseen && server.requests.count(late->id()) == 0);
+    REQUIRE(late->done());
+    CHECK(late->outcome().unseen);
+    CHECK(server.requests.count(late->id()) == 0);
     server.answer(first->id(), kHeaders, with_prefix("y"), kTrailers);
     exchange(session, server);
-    CHECK(first->outcome().status == Status::kOk && !first->outcome().unseen);
+    CHECK(first->outcome().status == Status::kOk);
+    CHECK(!first->outcome().unseen);
   }
   for (const std::uint32_t code : {NGHTTP2_REFUSED_STREAM, NGHTTP2_CANCEL}) {
     for (const bool answered : {false, true}) {
@@ -424,7 +463,7 @@ TEST(session_says_which_calls_the_server_cannot_have_seen) {
       exchange(session, server);
       server.reset(1, code);
       exchange(session, server);
-      CHECK(stream->done());
+      REQUIRE(stream->done());
       CHECK(stream->outcome().unseen == (code == NGHTTP2_REFUSED_STREAM && !answered));
     }
   }
@@ -434,12 +473,13 @@ TEST(session_says_which_calls_the_server_cannot_have_seen) {
     Stream* const stream = session.open(call_of("1"), -1, &sink);
     exchange(session, server);
     session.end("the server closed the connection");
-    CHECK(stream->outcome().status == Status::kUnavailable && !stream->outcome().unseen);
+    CHECK(stream->outcome().status == Status::kUnavailable);
+    CHECK(!stream->outcome().unseen);
     CHECK(stream->outcome().message == "the server closed the connection");
   }
 }
 
-TEST(session_refuses_a_body_that_is_longer_than_it_says) {
+TEST_CASE("session refuses a body that is longer than it says") {
   for (const std::size_t piece : {std::size_t{0}, std::size_t{1}}) {
     Session session("x");
     Server server;
@@ -450,13 +490,15 @@ TEST(session_refuses_a_body_that_is_longer_than_it_says) {
     fields.emplace_back("content-length", "10");
     server.answer(1, fields, with_prefix("more than that"), kTrailers);
     exchange(session, server, piece);
-    CHECK(stream->done() && stream->outcome().status == Status::kInternal);
+    REQUIRE(stream->done());
+    CHECK(stream->outcome().status == Status::kInternal);
     CHECK(stream->outcome().message.find("does not keep to HTTP/2") != std::string::npos);
-    CHECK(sink.finished == 0 && session.usable());
+    CHECK(sink.finished == 0);
+    CHECK(session.usable());
   }
 }
 
-TEST(session_hands_on_what_a_sink_throws) {
+TEST_CASE("session hands on what a sink throws") {
   Session session("x");
   Server server;
   Sink sink;
@@ -465,20 +507,23 @@ TEST(session_hands_on_what_a_sink_throws) {
   exchange(session, server);
   server.answer(1, kHeaders, with_prefix(text_of(100000, 1)), kTrailers);
   exchange(session, server);
-  CHECK(stream->done() && stream->outcome().exception != nullptr);
-  CHECK_THROWS(std::runtime_error, "no, thank you",
-               std::rethrow_exception(stream->outcome().exception));
-  CHECK(sink.begun == 1 && sink.message.empty());
+  REQUIRE(stream->done());
+  REQUIRE(stream->outcome().exception != nullptr);
+  CHECK_THROWS_WITH_AS(std::rethrow_exception(stream->outcome().exception),
+                       doctest::Contains("no, thank you"), std::runtime_error);
+  CHECK(sink.begun == 1);
+  CHECK(sink.message.empty());
   session.close(stream);
   sink.throw_in_begin = false;
   Stream* const next = session.open(call_of("x"), -1, &sink);
   exchange(session, server);
   server.answer(next->id(), kHeaders, with_prefix("y"), kTrailers);
   exchange(session, server);
-  CHECK(next->outcome().status == Status::kOk && sink.message == "y");
+  CHECK(next->outcome().status == Status::kOk);
+  CHECK(sink.message == "y");
 }
 
-TEST(session_compresses_only_when_asked) {
+TEST_CASE("session compresses only when asked") {
   for (const bool asked : {false, true}) {
     for (const char* encoding : {"gzip", "identity", ""}) {
       Session session("x");
@@ -488,7 +533,7 @@ TEST(session_compresses_only_when_asked) {
       if (asked) call.encoding = "gzip";
       Stream* const stream = session.open(call, -1, &sink);
       exchange(session, server);
-      CHECK(server.requests[1].body == with_prefix("x", asked ? 1 : 0));
+      CHECK((server.requests[1].body == with_prefix("x", asked ? 1 : 0)));
       CHECK(server.requests[1]["grpc-encoding"] == (asked ? "gzip" : "(none)"));
       Fields fields = kHeaders;
       if (*encoding != '\0') fields.emplace_back("grpc-encoding", encoding);
@@ -496,12 +541,13 @@ TEST(session_compresses_only_when_asked) {
       exchange(session, server);
       const bool taken = asked && std::string(encoding) == "gzip";
       CHECK(stream->outcome().status == (taken ? Status::kOk : Status::kInternal));
-      CHECK(stream->outcome().compressed == taken && sink.begun == (taken ? 1 : 0));
+      CHECK(stream->outcome().compressed == taken);
+      CHECK(sink.begun == (taken ? 1 : 0));
     }
   }
 }
 
-TEST(session_counts_pings) {
+TEST_CASE("session counts pings") {
   Session session("x");
   Server server;
   exchange(session, server);
@@ -513,19 +559,20 @@ TEST(session_counts_pings) {
   CHECK(session.acknowledged_pings() == 3);
 }
 
-TEST(session_refuses_requests_that_lie_about_their_size) {
+TEST_CASE("session refuses requests that lie about their size") {
   Session session("x");
   Sink sink;
   const std::string message = "four";
   for (const std::uint64_t size : {0u, 3u, 5u}) {
     CallSpec call = call_of(message);
     call.message_size = size;
-    CHECK_THROWS(ConnectionError, "as long as", session.open(call, -1, &sink));
+    CHECK_THROWS_WITH_AS(session.open(call, -1, &sink), doctest::Contains("as long as"),
+                         ConnectionError);
   }
   CHECK(session.usable());
 }
 
-TEST(session_refuses_headers_that_are_too_large_to_send) {
+TEST_CASE("session refuses headers that are too large to send") {
   Session session("x");
   Server server;
   Sink sink;
@@ -533,15 +580,17 @@ TEST(session_refuses_headers_that_are_too_large_to_send) {
   call.metadata = {{"x-large", std::string(std::size_t{17} << 20, 'x')}};
   Stream* const stream = session.open(call, -1, &sink);
   exchange(session, server);
-  CHECK(stream->done() && stream->outcome().status == Status::kResourceExhausted);
+  REQUIRE(stream->done());
+  CHECK(stream->outcome().status == Status::kResourceExhausted);
   CHECK(!stream->outcome().unseen);
   session.close(stream);
   Stream* const next = session.open(call_of("x"), -1, &sink);
   exchange(session, server);
-  CHECK(server.requests.size() == 1 && server.requests[next->id()].complete);
+  REQUIRE(server.requests.size() == 1);
+  CHECK(server.requests[next->id()].complete);
 }
 
-TEST(session_says_what_the_peer_is_if_not_http2) {
+TEST_CASE("session says what the peer is if not http2") {
   const std::pair<std::string, const char*> cases[] = {
       {"HTTP/1.1 400 Bad Request\r\n\r\n", "HTTP/1"},
       {"HTTP/1.", "HTTP/1"},
@@ -564,7 +613,8 @@ TEST(session_says_what_the_peer_is_if_not_http2) {
       } catch (const ConnectionError& error) {
         session.end(error.what());
       }
-      CHECK(stream->done() && stream->outcome().status == Status::kUnavailable);
+      REQUIRE(stream->done());
+      CHECK(stream->outcome().status == Status::kUnavailable);
       CHECK(stream->outcome().message.find(expected) != std::string::npos);
     }
   }

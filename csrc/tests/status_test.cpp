@@ -2,10 +2,10 @@
 // Mapping".
 #include "triton_fast/http2/status.hpp"
 
+#include <doctest/doctest.h>
+
 #include <cstdint>
 #include <string>
-
-#include "check.hpp"
 
 using triton_fast::http2::decode_message;
 using triton_fast::http2::encode_timeout;
@@ -14,7 +14,7 @@ using triton_fast::http2::Status;
 using triton_fast::http2::status_from_http;
 using triton_fast::http2::status_from_reset;
 
-TEST(http_statuses) {
+TEST_CASE("http statuses") {
   CHECK(status_from_http(400) == Status::kInternal);
   CHECK(status_from_http(401) == Status::kUnauthenticated);
   CHECK(status_from_http(403) == Status::kPermissionDenied);
@@ -27,7 +27,7 @@ TEST(http_statuses) {
   }
 }
 
-TEST(reset_codes) {
+TEST_CASE("reset codes") {
   for (std::uint32_t code = 0; code < 40; ++code) {
     const Status expected = code == 0x7   ? Status::kUnavailable
                             : code == 0x8 ? Status::kCancelled
@@ -39,21 +39,24 @@ TEST(reset_codes) {
   CHECK(status_from_reset(0xffffffff) == Status::kInternal);
 }
 
-TEST(grpc_statuses) {
+TEST_CASE("grpc statuses") {
   Status status = Status::kOk;
   for (unsigned number = 0; number <= 16; ++number) {
-    CHECK(parse_status(std::to_string(number), status) && status == static_cast<Status>(number));
+    REQUIRE(parse_status(std::to_string(number), status));
+    CHECK(status == static_cast<Status>(number));
   }
-  CHECK(parse_status("007", status) && status == Status::kPermissionDenied);
+  REQUIRE(parse_status("007", status));
+  CHECK(status == Status::kPermissionDenied);
   for (const char* unknown : {"17", "99", "256", "65536", "999999999"}) {
-    CHECK(parse_status(unknown, status) && status == Status::kUnknown);
+    REQUIRE(parse_status(unknown, status));
+    CHECK(status == Status::kUnknown);
   }
   for (const char* broken : {"", " ", "-1", "+1", "1 ", " 1", "0x1", "one", "1.0", "4294967296"}) {
-    CHECK(!parse_status(broken, status));
+    REQUIRE(!parse_status(broken, status));
   }
 }
 
-TEST(percent_encoding) {
+TEST_CASE("percent encoding") {
   const std::pair<const char*, const char*> cases[] = {
       {"", ""},
       {"plain text", "plain text"},
@@ -69,11 +72,11 @@ TEST(percent_encoding) {
       {"%0a", "\n"},
       {"raw \xc3\xa9", "raw \xc3\xa9"},
   };
-  for (const auto& [sent, read] : cases) CHECK(decode_message(sent) == read);
+  for (const auto& [sent, read] : cases) REQUIRE((decode_message(sent) == read));
   CHECK(decode_message(std::string("a%00b")) == std::string("a\0b", 3));
 }
 
-TEST(timeouts) {
+TEST_CASE("timeouts") {
   const std::pair<std::int64_t, const char*> cases[] = {
       {INT64_MIN, "1n"},
       {-1, "1n"},
@@ -94,7 +97,7 @@ TEST(timeouts) {
       {5999999940000000001, "1666667H"},
       {INT64_MAX, "2562048H"},
   };
-  for (const auto& [nanoseconds, text] : cases) CHECK(encode_timeout(nanoseconds) == text);
+  for (const auto& [nanoseconds, text] : cases) REQUIRE(encode_timeout(nanoseconds) == text);
   // Rounded up, and by less than one of the unit.
   const std::int64_t units[] = {1, 1000, 1000000, 1000000000, 60000000000, 3600000000000};
   const std::string letters = "numSMH";
@@ -103,7 +106,7 @@ TEST(timeouts) {
     CHECK(text.size() <= 9);
     const std::int64_t unit = units[letters.find(text.back())];
     const std::int64_t count = std::stoll(text);
-    CHECK(count * unit >= timeout || count > INT64_MAX / unit);
+    CHECK((count * unit >= timeout || count > INT64_MAX / unit));
     CHECK((count - 1) * unit < timeout);
   }
 }

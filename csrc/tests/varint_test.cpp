@@ -1,10 +1,10 @@
 // Varints and tags, written.
 #include "triton_fast/wire/varint.hpp"
 
+#include <doctest/doctest.h>
+
 #include <cstdint>
 #include <string>
-
-#include "check.hpp"
 
 namespace {
 
@@ -18,7 +18,7 @@ std::string encoded(std::uint64_t value) {
 
 }  // namespace
 
-TEST(varint_edges) {
+TEST_CASE("varint edges") {
   CHECK(encoded(0) == std::string(1, '\0'));
   CHECK(encoded(1) == "\x01");
   CHECK(encoded(127) == "\x7f");
@@ -28,7 +28,7 @@ TEST(varint_edges) {
   CHECK(encoded(UINT64_MAX) == "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01");
 }
 
-TEST(varint_size_is_what_is_written) {
+TEST_CASE("varint size is what is written") {
   for (unsigned bits = 0; bits < 64; ++bits) {
     const std::uint64_t power = std::uint64_t{1} << bits;
     for (const std::uint64_t value : {power - 1, power, power + 1}) {
@@ -39,7 +39,7 @@ TEST(varint_size_is_what_is_written) {
   static_assert(varint_size(127) == 1 && varint_size(128) == 2);
 }
 
-TEST(tags_hold_field_and_wire_type) {
+TEST_CASE("tags hold field and wire type") {
   std::string out;
   append_tag(out, 1, kVarintType);
   append_tag(out, 16, kLengthType);
@@ -47,7 +47,7 @@ TEST(tags_hold_field_and_wire_type) {
   CHECK(out == std::string("\x08\x82\x01\xfd\xff\xff\xff\x0f"));
 }
 
-TEST(length_delimited) {
+TEST_CASE("length delimited") {
   std::string out;
   append_length_delimited(out, 2, std::string("a\0b", 3));
   append_length_delimited(out, 3, "");

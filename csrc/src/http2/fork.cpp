@@ -4,17 +4,18 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <mutex>
 #include <new>
-#include <unordered_set>
+#include <vector>
 
 namespace triton_fast::http2 {
 namespace {
 
 struct Registry {
   std::mutex mutex;
-  std::unordered_set<int> descriptors;
+  std::vector<int> descriptors;  // two for each connection
 };
 
 void close_in_child() noexcept;
@@ -31,6 +32,8 @@ Registry& registry() {
   return *made;
 }
 
+// Neither takes memory nor gives any back: in a child, the allocator's locks may be those of a
+// thread that it does not have. glibc sees to its own; not every allocator does.
 void close_in_child() noexcept {
   Registry& inherited = registry();
   const int before = errno;
@@ -48,7 +51,7 @@ DescriptorList::~DescriptorList() { registry().mutex.unlock(); }
 
 void DescriptorList::add(int descriptor) {
   try {
-    registry().descriptors.insert(descriptor);
+    registry().descriptors.push_back(descriptor);
   } catch (...) {
     ::close(descriptor);
     throw;
@@ -56,7 +59,12 @@ void DescriptorList::add(int descriptor) {
 }
 
 void DescriptorList::close(int descriptor) noexcept {
-  registry().descriptors.erase(descriptor);
+  std::vector<int>& descriptors = registry().descriptors;
+  const auto listed = std::find(descriptors.begin(), descriptors.end(), descriptor);
+  if (listed != descriptors.end()) {
+    *listed = descriptors.back();
+    descriptors.pop_back();
+  }
   ::close(descriptor);
 }
 
