@@ -6,11 +6,15 @@ Run as a program, it serves at the target given as the first argument and prints
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 
@@ -94,22 +98,26 @@ class Ending:
         self.thread = threading.get_ident()
         self._over.set()
 
-    def wait(self, timeout: float = 20.0) -> BaseException | None:
+    def wait(self, timeout: float = 30.0) -> BaseException | None:
         assert self._over.wait(timeout), "the call did not end"
         return self.errors[0]
 
 
 class EchoServer:
-    """A grpcio server without messages of its own: methods by name, bytes in and out."""
+    """A grpcio server without messages of its own: methods by name, bytes in and out.
 
-    def __init__(self, address: str = "127.0.0.1:0", credentials=None, threads: int = 32) -> None:
+    Tests make things happen in an order by what it counts (see `saw`), and by ``Hold``, whose calls
+    are answered when somebody lets them go, and not before.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:0", credentials=None) -> None:
         self.calls: list[str] = []
-        self.ended_early = threading.Semaphore(0)  # calls that the client gave up
-        self.streams_ended = threading.Semaphore(0)
-        self.streamed = 0  # messages that StreamCount has given to grpcio
-        self._stopping = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self._changed = threading.Condition()  # guards the counts, and what follows
+        self._turn = 0  # how often calls were let go
+        self._stopping = False
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(threads),
+            futures.ThreadPoolExecutor(128),  # each call that is held takes one
             options=[
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
@@ -128,21 +136,47 @@ class EchoServer:
         return f"127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        self._stopping.set()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         self._server.stop(None).wait()
 
     def wait(self) -> None:
         self._server.wait_for_termination()
 
+    def saw(self, what: str, count: int = 1, patience: float = 30.0) -> bool:
+        """Wait until something has happened so often; say whether it has.
+
+        ``held``: a call of ``Hold``, or a message of ``StreamHold``, has arrived. ``given up``: its
+        client has ended the call. ``stream ended``: a stream is over.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self.counts[what] >= count, patience)
+
+    def let_go(self) -> None:
+        """Answer the calls that are held now."""
+        with self._changed:
+            self._turn += 1
+            self._changed.notify_all()
+
+    def count(self, what: str) -> None:
+        with self._changed:
+            self.counts[what] += 1
+            self._changed.notify_all()
+
     def answer(self, method: str, request: bytes, context) -> bytes:
         self.calls.append(method)
-        if method == "Sleep":
-            return self._sleep(float(request), context)
+        if method == "Hold":
+            self._hold(context)
+            return b"held"
+        if method == "LetGo":
+            self.let_go()
+        if method == "Saw":  # "what count"
+            what, _, count = request.decode().rpartition(" ")
+            return b"yes" if self.saw(what, int(count)) else b"no"
         if method == "Status":
             number, _, details = request.decode().partition(":")
             context.abort(STATUS_NUMBERS[int(number)], details)
-        if method == "EndedEarly":
-            return b"yes" if self.ended_early.acquire(timeout=5) else b"no"
         if method == "Size":
             return bytes(int(request))
         if method == "Headers":
@@ -157,20 +191,30 @@ class EchoServer:
             ).encode()
         return request
 
-    def _sleep(self, seconds: float, context) -> bytes:
-        over = threading.Event()
-        context.add_callback(over.set)
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
-            if over.wait(min(left, 0.05)) or not context.is_active():
-                self.ended_early.release()
-                break
-        return b"slept"
+    def _hold(self, context) -> None:
+        over = []
+
+        def end() -> None:
+            with self._changed:
+                over.append(True)
+                self._changed.notify_all()
+
+        if not context.add_callback(end):
+            end()
+        with self._changed:
+            turn = self._turn
+            self.counts["held"] += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: over or self._stopping or self._turn > turn)
+            if over:
+                self.counts["given up"] += 1
+                self._changed.notify_all()
 
     def stream(self, method: str, requests, context):
         """Answer a call of many messages: what each method does is in its name."""
         self.calls.append(method)
-        context.add_callback(self.streams_ended.release)
+        if not context.add_callback(lambda: self.count("stream ended")):
+            self.count("stream ended")
         if method == "StreamHeaders":
             told = [[name, value] for name, value in context.invocation_metadata()]
             yield envelope(json.dumps(told))
@@ -178,24 +222,49 @@ class EchoServer:
             if method == "StreamCount":
                 count, _, size = request.decode().partition(" ")
                 for number in range(int(count)):
-                    self.streamed = number + 1
+                    self.count("streamed")  # given to grpcio, which waits for room
                     yield envelope(str(number).ljust(int(size or 0)))
             elif method == "StreamStatus":
                 number, _, details = request.decode().partition(":")
                 context.abort(STATUS_NUMBERS[int(number)], details)
-            elif method == "StreamSlow":
-                time.sleep(float(request))
-                yield envelope("slept")
+            elif method == "StreamHold":  # and reads nothing meanwhile
+                self._hold(context)
+                yield envelope("held")
             elif method == "StreamOne":
                 yield envelope("one")
-                return
-            elif method == "StreamDeaf":
-                self._stopping.wait(20)
                 return
             else:
                 yield request
         if method == "StreamEcho":
             yield envelope("half-closed")
+
+
+def until(condition: Callable[[], object], patience: float = 30.0) -> None:
+    """Wait for what nobody tells of."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)
+
+
+def until_blocked(thread: threading.Thread) -> None:
+    """Wait until a thread waits for something: until it sleeps, and is not woken for a while.
+
+    For the sake of what comes next; a thread that is late must not make it fail.
+    """
+    # man 5 proc. Not sys._current_frames, which deadlocks where it collects a grpcio server.
+    status = Path(f"/proc/self/task/{thread.native_id}/status")
+    looks: list[str] = []
+
+    def is_still() -> bool:
+        try:
+            text = status.read_text()
+        except OSError:  # it has ended
+            return True
+        looks.append(re.sub(r"(?m)^(?!State|.*ctxt_switches).*\n", "", text))
+        return len(looks) > 5 and "sleeping" in looks[-1] and set(looks[-5:]) == {looks[-1]}
+
+    until(is_still)
 
 
 def envelope(text: str, error: str = "") -> bytes:
@@ -221,12 +290,13 @@ class _Methods(grpc.GenericRpcHandler):
 
 
 class Relay:
-    """A TCP relay that counts connections and bytes, and can cut them."""
+    """A TCP relay that counts connections and bytes, and can cut them, or keep what they send."""
 
     def __init__(self, port: int) -> None:
         self.accepted = 0
         self.ended = 0  # by the client
         self.bytes_up = 0
+        self.frozen = False  # whether nothing is passed on any more
         self._upstream = ("127.0.0.1", port)
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -259,7 +329,11 @@ class Relay:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._upstream)
+            try:
+                server = socket.create_connection(self._upstream)
+            except OSError:
+                client.close()
+                continue
             self.accepted += 1
             self._sockets += [client, server]
             for source, sink, up in ((client, server, True), (server, client, False)):
@@ -271,7 +345,8 @@ class Relay:
         try:
             while chunk := source.recv(1 << 16):
                 self.bytes_up += len(chunk) if up else 0
-                sink.sendall(chunk)
+                if not self.frozen:
+                    sink.sendall(chunk)
             self.ended += up
             sink.shutdown(socket.SHUT_WR)
         except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import socket
 from dataclasses import dataclass
 
 import pytest
@@ -16,8 +17,9 @@ from cryptography.x509.oid import NameOID
 from triton_fast.channels.grpcio.channel import GrpcChannel
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server():
+    """Start a server of the test's own (3 ms), so that it counts nothing of another test's."""
     server = EchoServer()
     yield server
     server.stop()
@@ -28,6 +30,14 @@ def relay(server):
     relay = Relay(server.port)
     yield relay
     relay.close()
+
+
+@pytest.fixture
+def nowhere():
+    """Return a target where nobody listens: a port that is taken, or others might get it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture

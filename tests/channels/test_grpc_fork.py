@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+
 import grpc
 import pytest
 from channel_peers import EchoServer
@@ -11,24 +15,28 @@ from interpreter import run_python
 # that a fault shows as its status and not as a test that takes forever.
 PRELUDE = """
     import multiprocessing, os, signal, sys, threading, time
-    from channel_peers import Answer, Ending, Message
+    from channel_peers import Answer, Ending, Message, until
     from triton_fast import errors
+    from triton_fast.channels import grpc_fork
     from triton_fast.channels.base import CallOptions
     from triton_fast.channels.grpcio.channel import GrpcChannel
     from triton_fast.options.tls import TLS
 
+    assert grpc_fork._FORK_PATIENCE_S == 1.0  # as it is documented
+    # Which is enough for calls that are over soon, unless the machine is busy.
+    grpc_fork._FORK_PATIENCE_S = 1000
     target = sys.argv[1]
 
-    def call(channel, method="Echo", message=b"x" * 1000, seconds=8):
+    def call(channel, method="Echo", message=b"x" * 1000, seconds=40):
         answer = Answer()
         options = CallOptions(deadline_ns=time.monotonic_ns() + int(seconds * 1e9))
         channel.call("/test.Echo/" + method, Message(message), answer, options)
-        assert answer.bytes == (message if method == "Echo" else b"slept")
+        assert answer.bytes == {"Hold": b"held", "Saw": b"yes"}.get(method, message)
 
     def started(channel, message=b"y" * 1000):
         answer, ending = Answer(), Ending()
         channel.start("/test.Echo/Echo", Message(message), answer, CallOptions(), ending)
-        error = ending.wait(8)
+        error = ending.wait(40)
         if error:
             raise error
         assert answer.bytes == message
@@ -39,7 +47,7 @@ PRELUDE = """
             return pid
         status = 1
         try:
-            signal.alarm(20)
+            signal.alarm(60)
             work()
             status = 0
         except BaseException as error:
@@ -65,12 +73,11 @@ PRELUDE = """
 """
 
 
-def run_fork(script: str, target: str, **environment: str) -> str:
-    return run_python(PRELUDE + script, target, **environment)
+def run_fork(script: str, target: str, *arguments: str, **environment: str) -> str:
+    return run_python(PRELUDE + script, target, *arguments, timeout=100, **environment)
 
 
-@pytest.mark.parametrize("switch", ["", "1"])
-def test_eight_children_call_while_the_parent_goes_on(server, switch):
+def test_eight_children_call_while_the_parent_goes_on(server):
     script = """
     pids = []
     for _ in range(8):
@@ -82,35 +89,36 @@ def test_eight_children_call_while_the_parent_goes_on(server, switch):
     channel.close()
     print("done")
     """
-    environment = {"GRPC_ENABLE_FORK_SUPPORT": switch} if switch else {}
-    assert run_fork(script, server.target, **environment).endswith("done\n")
+    assert run_fork(script, server.target).endswith("done\n")
 
 
 @pytest.mark.parametrize("switch", ["", "1"])
 def test_forking_while_other_threads_call(server, switch):
     script = """
-    stop, failed, calls = threading.Event(), [], [0]
+    stop, failed = threading.Event(), []
+    ways = (call, call, started, started, lambda c: call(c, message=bytes(3_000_000)))
+    calls = [0] * len(ways)
 
-    def hammer(way):
+    def hammer(number):
         try:
             while not stop.is_set():
-                way(channel)
-                calls[0] += 1
+                ways[number](channel)
+                calls[number] += 1
         except BaseException as error:
             failed.append(error)
 
-    ways = (call, call, started, started, lambda c: call(c, "Sleep", b"0.1"))
-    threads = [threading.Thread(target=hammer, args=(way,), daemon=True) for way in ways]
+    threads = [threading.Thread(target=hammer, args=(n,), daemon=True) for n in range(len(ways))]
     for thread in threads:
         thread.start()
     for _ in range(4):
-        time.sleep(0.05)
+        # They go on after each fork, all of them.
+        before = list(calls)
+        until(lambda: failed or all(now > then for now, then in zip(calls, before)))
         join([fork(child) for _ in range(8)])
     stop.set()
     for thread in threads:
         thread.join()
     assert failed == [], failed
-    assert calls[0] > 20
     channel.close()
     print("done")
     """
@@ -120,9 +128,9 @@ def test_forking_while_other_threads_call(server, switch):
 
 def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
     script = """
-    long = threading.Thread(target=call, args=(channel, "Sleep", b"2.5"))
+    long = threading.Thread(target=call, args=(channel, "Hold"))
     long.start()
-    time.sleep(0.5)
+    call(channel, "Saw", b"held 1")
 
     def child():
         mine = GrpcChannel(target)
@@ -143,14 +151,15 @@ def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
             return
         raise AssertionError("called")
 
+    grpc_fork._FORK_PATIENCE_S = 0.5
     began = time.monotonic()
     pids = [fork(child)]
-    assert 0.9 < time.monotonic() - began < 3.0
+    assert time.monotonic() - began > 0.49
     # Once is enough: the same call does not hold up the next forks.
-    began = time.monotonic()
+    grpc_fork._FORK_PATIENCE_S = 1000
     pids += [fork(child) for _ in range(7)]
-    assert time.monotonic() - began < 1.0
     join(pids)
+    call(channel, "LetGo")
     long.join()
     # ... and it is no matter any more once it is over.
     def usable():
@@ -225,9 +234,7 @@ def test_forking_after_a_large_call(server):
     script = """
     call(channel, message=bytes(33 << 20))
     started(channel, message=bytes(33 << 20))
-    began = time.monotonic()
-    join([fork(child)])
-    assert time.monotonic() - began < 0.9  # there is nothing to wait for
+    join([fork(child)])  # there is nothing to wait for
     print("done")
     """
     assert run_fork(script, server.target).endswith("done\n")
@@ -240,9 +247,7 @@ def test_a_fork_handler_that_calls(server):
     failed = []
     def in_child():
         try:
-            began = time.monotonic()
             call(GrpcChannel(target))
-            assert time.monotonic() - began < 3
         except BaseException as error:
             failed.append(error)
     os.register_at_fork(after_in_child=in_child)
@@ -255,7 +260,7 @@ def test_a_fork_handler_that_calls(server):
     print("done")
     """
     assert first_use
-    assert run_python(prelude + script, server.target).endswith("done\n")
+    assert run_python(prelude + script, server.target, timeout=100).endswith("done\n")
 
 
 def test_multiprocessing(server):
@@ -274,7 +279,7 @@ def test_multiprocessing(server):
         process.start()
         call(channel)
     for process in processes:
-        process.join(20)
+        process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     print("done")
     """
@@ -286,24 +291,24 @@ def test_children_that_leave_by_sys_exit(server, busy):
     """The interpreter's own end, with all that was inherited, neither hangs nor crashes."""
     script = """
     if sys.argv[2] == "True":
-        long = threading.Thread(target=call, args=(channel, "Sleep", b"1.8"))
+        long = threading.Thread(target=call, args=(channel, "Hold"))
         long.start()
-        time.sleep(0.3)
+        call(channel, "Saw", b"held 1")
+        grpc_fork._FORK_PATIENCE_S = 0.2
     pids = []
     for _ in range(8):
         pid = os.fork()
         if not pid:
-            signal.alarm(20)
+            signal.alarm(60)
             if sys.argv[2] == "False":
                 child()
             sys.exit(0)
         pids.append(pid)
     join(pids)
-    call(channel)
+    call(channel, "LetGo")
     print("done")
     """
-    output = run_python(PRELUDE + script, server.target, str(busy))
-    assert output.endswith("done\n")
+    assert run_fork(script, server.target, str(busy)).endswith("done\n")
 
 
 def test_deadlines_and_large_messages_in_a_child(server):
@@ -312,48 +317,64 @@ def test_deadlines_and_large_messages_in_a_child(server):
         mine = GrpcChannel(target)
         call(mine, message=bytes(range(256)) * 4096)
         call(mine, message=bytes(33 << 20))
-        began = time.monotonic()
         try:
-            call(mine, "Sleep", b"30", seconds=0.5)
+            call(mine, "Hold", seconds=0.3)
         except errors.DeadlineExceeded:
-            assert time.monotonic() - began < 3
             return
-        raise AssertionError("slept")
-    join([fork(child) for _ in range(4)])
+        raise AssertionError("answered")
+    join([fork(child) for _ in range(2)])
     print("done")
     """
     assert run_fork(script, server.target).endswith("done\n")
 
 
 def test_a_call_waits_for_a_fork_no_longer_than_its_deadline(server):
+    """The fork waits for a call that this test lets go when the script says so."""
     script = """
-    long = threading.Thread(target=call, args=(channel, "Sleep", b"1.6"))
+    long = threading.Thread(target=call, args=(channel, "Hold"))
     long.start()
-    time.sleep(0.3)
+    call(channel, "Saw", b"held 1")
     forking = threading.Thread(target=lambda: join([fork(lambda: None)]))
-    forking.start()  # waits a second for the long call
-    time.sleep(0.2)
-    began = time.monotonic()
+    forking.start()
+    until(lambda: grpc_fork.gate.forks)
     for way in ("call", "start"):
         try:
             if way == "call":
-                call(channel, seconds=0.2)
+                call(channel, seconds=0.5)
             else:
                 ending = Ending()
-                deadline = time.monotonic_ns() + 200_000_000
+                deadline = time.monotonic_ns() + 500_000_000
                 channel.start("/test.Echo/Echo", Message(), Answer(),
                               CallOptions(deadline_ns=deadline), ending)
-                raise ending.wait(5)
+                raise ending.wait()
         except errors.DeadlineExceeded as error:
             assert "forked" in str(error), error
-    took = time.monotonic() - began
-    assert took < 0.75, took
-    call(channel)  # held up, but made
-    forking.join()
-    long.join()
+        else:
+            raise AssertionError("called")
+    held_up = threading.Thread(target=call, args=(channel,))
+    held_up.start()
+    socket.create_connection(("127.0.0.1", int(sys.argv[2]))).close()
+    for thread in (held_up, forking, long):
+        thread.join()
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    with socket.create_server(("127.0.0.1", 0)) as bell:
+
+        def let_go():
+            with contextlib.suppress(OSError):  # nobody rang
+                bell.accept()[0].close()
+            server.let_go()
+
+        bell.settimeout(100)
+        letting_go = threading.Thread(target=let_go)
+        letting_go.start()
+        port = str(bell.getsockname()[1])
+        try:
+            assert run_fork("    import socket\n" + script, server.target, port).endswith("done\n")
+        finally:
+            with contextlib.suppress(OSError):
+                bell.shutdown(socket.SHUT_RDWR)
+            letting_go.join()
 
 
 def test_children_under_tls(authority, tmp_path):
@@ -368,7 +389,8 @@ def test_children_under_tls(authority, tmp_path):
     print("done")
     """
     try:
-        output = run_python(prelude + script, server.target, str(tmp_path / "root.pem"))
+        root_file = str(tmp_path / "root.pem")
+        output = run_python(prelude + script, server.target, root_file, timeout=100)
         assert output.endswith("done\n")
     finally:
         server.stop()

@@ -8,10 +8,9 @@ import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from channel_peers import Answer, Ending, Message
+from channel_peers import Answer, Ending, Message, until, until_blocked
 from test_grpc_channel import HERE, path, within
 
 from triton_fast import errors
@@ -35,11 +34,11 @@ def channel(server):
 
 @pytest.fixture
 def narrow(server, monkeypatch):
-    """Make a channel of two connections, and have both of them busy for a while."""
+    """Make a channel of two connections, and have both of them busy."""
     monkeypatch.setattr(native, "_MOST_CONNECTIONS", 2)
     channel = NativeChannel(server.target)
-    busy = [start(channel, "Sleep", b"1.5") for _ in range(2)]
-    time.sleep(0.2)
+    busy = [start(channel, "Hold") for _ in range(2)]
+    assert server.saw("held", 2)
     yield channel, busy
     channel.close()
 
@@ -74,10 +73,14 @@ def in_threads(count, work):
     return wrong
 
 
-def test_thirty_two_threads_wait_at_the_same_time(channel):
-    started = time.monotonic()
-    assert in_threads(32, lambda number: call(channel, "Sleep", b"1")) == []
-    assert time.monotonic() - started < 6  # 32 in a row; the server has as many threads
+def test_thirty_two_threads_wait_at_the_same_time(channel, server):
+    def work(number):
+        assert call(channel, "Hold", b"", CallOptions(within(60))) == b"held"
+
+    letting_go = threading.Thread(target=lambda: server.saw("held", 32) and server.let_go())
+    letting_go.start()
+    assert in_threads(32, work) == []
+    letting_go.join()
 
 
 def test_thirty_two_threads_each_get_their_own_answer(channel):
@@ -110,26 +113,30 @@ def test_more_threads_than_connections(server, monkeypatch):
     channel.close()
 
 
-def test_deadlines_hold_while_connections_are_busy(narrow):
+def test_deadlines_hold_while_connections_are_busy(narrow, server):
     channel, busy = narrow
-    started = time.monotonic()
     with pytest.raises(errors.DeadlineExceeded, match="waiting for a connection"):
-        call(channel, "Echo", b"x", CallOptions(within(0.3)))
-    assert 0.29 < time.monotonic() - started < 1
+        call(channel, "Echo", b"x", CallOptions(within(0.5)))
+    server.let_go()
     assert call(channel, "Echo", b"x", CallOptions(within(30))) == b"x"
     for _, ending, answer in busy:
         assert ending.wait() is None
-        assert answer.bytes == b"slept"
+        assert answer.bytes == b"held"
+
+
+def until_threads_are_blocked():
+    """Wait until the threads for calls that nobody waits for wait themselves."""
+    for thread in threading.enumerate():
+        if thread.name == "triton_fast":
+            until_blocked(thread)
 
 
 def test_cancelling_while_connections_are_busy(narrow):
     channel, _ = narrow
     waiting, ending, _ = start(channel, "Echo", b"x")
-    time.sleep(0.1)
-    started = time.monotonic()
+    until_threads_are_blocked()
     waiting.cancel()
     assert isinstance(ending.wait(), errors.Cancelled)
-    assert time.monotonic() - started < 1
 
 
 def test_closing_while_connections_are_busy(narrow):
@@ -140,22 +147,21 @@ def test_closing_while_connections_are_busy(narrow):
         target=lambda: blocked.extend(in_threads(4, lambda _: call(channel, "Echo")))
     )
     thread.start()
-    time.sleep(0.1)
-    started = time.monotonic()
+    until_threads_are_blocked()
+    until_blocked(thread)
     channel.close()
     for _, ending, _ in [*busy, *waiting]:
         assert isinstance(ending.wait(), errors.ClosedError)
     thread.join()
     assert [type(error) for error in blocked] == [errors.ClosedError] * 4
-    assert time.monotonic() - started < 1
 
 
 @pytest.fixture
 def crowded(server):
     """Make a channel whose threads are all busy with calls that nobody waits for."""
     channel = NativeChannel(server.target)
-    running = [start(channel, "Sleep", b"20") for _ in range(_MOST_THREADS)]
-    time.sleep(0.3)
+    running = [start(channel, "Hold") for _ in range(_MOST_THREADS)]
+    assert server.saw("held", _MOST_THREADS)
     yield channel
     for sleeping, _, _ in running:
         sleeping.cancel()
@@ -170,34 +176,36 @@ def crowded(server):
 
 def test_deadlines_hold_while_threads_are_busy(crowded):
     started = time.monotonic()
-    seconds = [0.5, 1.5, 0.2, 1.0]
+    seconds = [0.5, 0.9, 0.3, 0.7]
     endings = [start(crowded, "Echo", b"x", CallOptions(within(s)))[1] for s in seconds]
     took = {}
     for limit, ending in sorted(zip(seconds, endings, strict=True)):
         assert isinstance(ending.wait(), errors.DeadlineExceeded)
         took[limit] = time.monotonic() - started
-    assert all(limit - 0.01 < t < limit + 1 for limit, t in took.items()), took
+    assert all(limit - 0.01 < t for limit, t in took.items()), took
 
 
 def test_cancelling_while_threads_are_busy(crowded):
     waiting = [
         start(crowded, "Echo", b"x", CallOptions(deadline)) for deadline in (None, within(90))
     ]
-    started = time.monotonic()
     for call, ending, _ in reversed(waiting):
         call.cancel()
         call.cancel()
         assert isinstance(ending.wait(), errors.Cancelled)
-    assert time.monotonic() - started < 1
 
 
 def test_turns_come_when_threads_are_free(server):
     channel = NativeChannel(server.target)
     count = 3 * _MOST_THREADS
-    begun = [start(channel, "Sleep", b"0.3", CallOptions(within(60))) for _ in range(count)]
-    assert call(channel, "Echo", b"x") == b"x"  # whoever waits has a thread
+    begun = [start(channel, "Hold", b"", CallOptions(within(100))) for _ in range(count)]
+    for turn in (1, 2, 3):
+        assert server.saw("held", turn * _MOST_THREADS)
+        assert call(channel, "Echo", b"x") == b"x"  # whoever waits has a thread
+        assert server.counts["held"] == turn * _MOST_THREADS
+        server.let_go()
     assert [ending.wait() for _, ending, _ in begun] == [None] * count
-    assert {answer.bytes for _, _, answer in begun} == {b"slept"}
+    assert {answer.bytes for _, _, answer in begun} == {b"held"}
     channel.close()
 
 
@@ -264,17 +272,17 @@ BEGIN = """
 ENDS = {
     "calls": "daemons(call)",
     "large calls": "daemons(lambda: call(message=bytes(3_000_000)))",
-    "waiting": "daemons(lambda: call('Sleep', b'60'))",
-    "started": "pending = [start('Sleep', b'60') for _ in range(40)]",
+    "waiting": "daemons(lambda: call('Hold'))",
+    "started": "pending = [start('Hold') for _ in range(40)]",
     "starting": "daemons(lambda: (start(), time.sleep(0.001)))",
     "new connections": """daemons(lambda: NativeChannel(sys.argv[1]).call(
         "/test.Echo/Echo", Message(b"x"), Answer(), CallOptions()))""",
     "another thread": """threading.Thread(target=lambda: (time.sleep(0.3), call())).start()""",
-    "in a cycle": "channel.itself = [channel, start('Sleep', b'60')]",
+    "in a cycle": "channel.itself = [channel, start('Hold')]",
 }
 
 
-STATUSES = (0, 7, 0, 7)
+STATUSES = (0, 7)
 
 
 @pytest.mark.parametrize("ending", list(ENDS))
@@ -292,7 +300,7 @@ def test_the_interpreter_ends_with_calls_running(server, ending):
     ]
     for program, status in zip(programs, STATUSES, strict=True):
         try:
-            output, _ = program.communicate(timeout=30)
+            output, _ = program.communicate(timeout=100)
         except subprocess.TimeoutExpired:
             program.kill()
             program.communicate()
@@ -300,20 +308,12 @@ def test_the_interpreter_ends_with_calls_running(server, ending):
         assert (program.returncode, output.decode()) == (status, "")
 
 
-def test_idle_connections_are_closed_after_a_while(monkeypatch, server):
+def test_idle_connections_are_closed_after_a_while(monkeypatch, relay):
     """Without a call that would notice."""
-    monkeypatch.setattr(native, "_IDLE_NS", 10**9)
-    channel = NativeChannel(server.target)
-    before = descriptors()
+    monkeypatch.setattr(native, "_IDLE_NS", 3 * 10**8)
+    channel = NativeChannel(relay.target)
     call(channel, "Echo")
-    assert descriptors() > before
-    end = time.monotonic() + 20
-    while descriptors() > before:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: relay.ended == 1)
     assert call(channel, "Echo", b"again") == b"again"
+    assert relay.accepted == 2
     channel.close()
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))

@@ -292,9 +292,8 @@ class GrpcChannel:
         """Return our error for a grpcio call that has failed; see `Endpoint.failure`."""
         return self._endpoint.failure(error, options, self._ended, cancelled=cancelled)
 
-    def rest(self, patience_s: float) -> bool:  # noqa: ARG002
+    def rest(self, patience_s: float) -> None:
         """Do nothing before a fork: without calls, there is no thread inside grpcio."""
-        return False
 
     def leave_to_parent(self) -> None:
         """Put the channel out of use in a forked child, without touching what is the parent's."""

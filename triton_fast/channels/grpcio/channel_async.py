@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Callable
 from threading import Event, get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -136,28 +137,21 @@ class AsyncGrpcChannel:
     def abandon(self) -> None:
         """Do nothing: the channel sees to it itself, in an order with grpcio's own hooks."""
 
-    def rest(self, patience_s: float) -> bool:
+    def rest(self, patience_s: float) -> Callable[[float], None] | None:
         """Take the idle channel down before a fork; see `grpc_fork.Guarded.rest`."""
         loop = self._loop
         if loop is None:
-            return False
+            return None
         try:
             elsewhere = loop.is_running() and asyncio.get_running_loop() is not loop
         except RuntimeError:
             elsewhere = True
         if not elsewhere:
             self._take_down()
-            return True
-        down = Event()
-
-        def take_down() -> None:
-            self._take_down()
-            down.set()
-
-        with contextlib.suppress(RuntimeError):  # it was closed just now
-            loop.call_soon_threadsafe(take_down)
-            down.wait(patience_s)
-        return True
+            return lambda _: None
+        _run_on(loop, self._take_down, patience_s)
+        # Whatever the loop was at is over when it comes to this.
+        return lambda patience_s: _run_on(loop, lambda: None, patience_s)
 
     def leave_to_parent(self) -> None:
         """Put the channel out of use in a forked child, without touching what is the parent's."""
@@ -247,3 +241,16 @@ class AsyncGrpcChannel:
     ) -> TritonFastError:
         """Return our error for one of grpcio's."""
         return self._endpoint.failure(error, options, self._ended, cancelled=cancelled)
+
+
+def _run_on(loop: asyncio.AbstractEventLoop, work: Callable[[], None], patience_s: float) -> None:
+    """Have another thread's event loop do something, and wait for it so long."""
+    over = Event()
+
+    def run() -> None:
+        work()
+        over.set()
+
+    with contextlib.suppress(RuntimeError):  # it was closed just now
+        loop.call_soon_threadsafe(run)
+        over.wait(patience_s)

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -32,10 +33,11 @@ _LAST_STEPS_S = 0.1
 class Guarded(Protocol):
     """A channel that forked children have to do without."""
 
-    def rest(self, patience_s: float) -> bool:
+    def rest(self, patience_s: float) -> Callable[[float], None] | None:
         """Give back, before a fork, what keeps threads inside grpcio; opened again when needed.
 
-        Returns whether there was anything.
+        Returns None if there was nothing, and otherwise what waits, so many seconds at most, until
+        a thread that has given it back is out of grpcio.
         """
 
     def leave_to_parent(self) -> None:
@@ -161,10 +163,15 @@ class ForkGate:
                 flight.slow = True
             opened = list(self.opened) if not self.flights else []
         rested = [channel.rest(max(end - time.monotonic(), 0.0)) for channel in opened]
-        if any(rested):
+        departures = [leave for leave in rested if leave is not None]
+        if departures:
             collect_calls()
             for thread in _pollers():
                 thread.join(_LAST_STEPS_S)
+            # The thread that gave back the last of grpcio's asyncio waits for that one too, and
+            # holds a lock meanwhile, on which the child would hang.
+            for leave in departures:
+                leave(max(end - time.monotonic(), _LAST_STEPS_S))
         self._polling = bool(_pollers())
 
     def _others_run(self) -> bool:

@@ -78,9 +78,13 @@ class AsyncGrpcStream:
                 "messages"
             )
         self._half_closed = last
-        message = await self._channel.rendered(outgoing, self._options)
-        if self._call is None:
-            await self._begin()
+        try:
+            message = await self._channel.rendered(outgoing, self._options)
+            if self._call is None:
+                await self._begin()
+        except BaseException as failure:
+            self._end(failure if isinstance(failure, TritonFastError) else self._withdrawn())
+            raise
         cancelled = Cancellation()
         try:
             async with asyncio.timeout(seconds_left(deadline_ns)):
