@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from triton_fast.protocol.messages import message_class
 
 ONE = {"INPUT0": np.ones(1, np.float32)}
 # How much later than its deadline a call may end on a machine that is busy with other things.
-SLACK = 5.0
+SLACK = 10.0
 # A call that should not need its deadline.
 LONG = 30.0
 
@@ -39,7 +40,11 @@ def assert_good(client):
 
 @contextlib.contextmanager
 def meeting(script, *, payload=GOOD, client=None, usable=True, **server):
-    """A rogue server and a client of it, which has to be usable afterwards."""
+    """A rogue server and a client of it, which has to be usable afterwards.
+
+    By then, the server is as it should be to new connections; what it does on those that there are
+    is up to its script.
+    """
     with (
         Rogue(script, payload, **server) as rogue,
         Client(
@@ -47,8 +52,18 @@ def meeting(script, *, payload=GOOD, client=None, usable=True, **server):
         ) as caller,
     ):
         yield rogue, caller
+        rogue.reform()
         if usable:
             assert_good(caller)
+
+
+def open_now():
+    """Return this process's descriptors, each with what it stands for, and its threads."""
+    found = set(threading.enumerate())
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the listing's own
+            found.add((descriptor.name, str(descriptor.readlink())))
+    return found
 
 
 def resident():

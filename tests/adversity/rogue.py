@@ -7,11 +7,15 @@ it. Every connection runs on a thread of its own, all of which end with the serv
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import socket
 import struct
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple, Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -153,16 +157,19 @@ class Peer:
     ----------
     number : int
         Which of the server's connections this is, from 0.
+    port : int
+        The client's.
     polite : bool
         Whether `read_frame` acknowledges settings and pings.
     seen : list of Frame
         What has come so far, but for DATA.
     """
 
-    def __init__(self, server: Rogue, connection: socket.socket, number: int) -> None:
+    def __init__(self, server: Rogue, connection: socket.socket, number: int, port: int) -> None:
         self.server = server
         self.socket = connection
         self.number = number
+        self.port = port
         self.seen: list[Frame] = []
         self.polite = True  # acknowledges what has to be acknowledged
         self._rest = b""
@@ -248,6 +255,28 @@ class Peer:
         while True:
             self.send(answer(self.request().stream, self.server.payload))
 
+    def be_heard(self) -> None:
+        """Return when the client has read all that was sent."""
+        self.send(ping(b"be heard"))
+        while self.read_until(PING)[1:] != (ACK, 0, b"be heard"):
+            pass
+
+    def arrive(self) -> None:
+        """Return when all that was sent is with the client, who need not have read it."""
+        while struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))) != (0,):
+            time.sleep(0.001)
+
+    def finish(self) -> None:
+        """Close the connection after what was sent, which arrives in any case.
+
+        `close` may lose it: where something was not read, the kernel's reset overtakes it.
+        """
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+            while self.socket.recv(1 << 18):
+                pass
+        raise Gone
+
     def close(self, *, reset: bool = False) -> None:
         """Close the connection; with ``reset``, as when the process has crashed."""
         if reset:
@@ -256,7 +285,7 @@ class Peer:
         raise Gone
 
     def wait(self, seconds: float = 60) -> None:
-        """Do nothing until the server is stopped."""
+        """Do nothing until the server hangs up."""
         if self.server.stopping.wait(seconds):
             raise Gone
 
@@ -269,6 +298,7 @@ class Rogue:
     script : callable
         What to do with the first connection, after the prefaces. If it returns, the connection is
         served as it should be. Later connections are as well, or get ``script`` too if ``always``.
+        None of those gets it that come after `reform`.
     payload : bytes
         The message of a right answer.
     raw : bool
@@ -292,9 +322,11 @@ class Rogue:
         self._script = script
         self._raw = raw
         self._always = always
+        self._reformed = False
         self._settings = tuple(settings)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._port = self._listener.getsockname()[1]
+        self.url = f"127.0.0.1:{self._port}"
         self.connections = 0
         self._peers: list[Peer] = []
         self._meeting = threading.Lock()  # a connection that is there has a thread that runs
@@ -308,12 +340,35 @@ class Rogue:
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self._threads[0].join()
         self._listener.close()
-        self.hang_up()
+        self._end_connections()
         if self.failures:
             raise self.failures[0]
 
+    def reform(self) -> None:
+        """Serve as it should be whoever comes from now on, the first that comes as well.
+
+        A call whose deadline was short may have left a connection that has yet to be accepted.
+        """
+        self._reformed = True
+
     def hang_up(self) -> None:
-        """Close all connections, and return when that is done."""
+        """Reform, and close all connections; return when the client's kernel has heard of it."""
+        self.reform()
+        for peer in self._end_connections():
+            self.wait_until_closed(peer.number)
+
+    def wait_until_closed(self, number: int) -> None:
+        """Return when one connection is closed, at the client's end too."""
+        end = time.monotonic() + 30
+        while len(self._peers) <= number:
+            assert time.monotonic() < end, "nobody has connected"
+            time.sleep(0.001)
+        ends = f":{self._peers[number].port:04X} 0100007F:{self._port:04X} 01"  # established
+        while ends in Path("/proc/net/tcp").read_text():
+            assert time.monotonic() < end, "the connection stays open"
+            time.sleep(0.001)
+
+    def _end_connections(self) -> list[Peer]:
         self.stopping.set()
         with self._meeting:
             peers, threads = self._peers[:], self._threads[1:]
@@ -324,16 +379,17 @@ class Rogue:
             thread.join(30)
             assert not thread.is_alive()
         self.stopping.clear()
+        return peers
 
     def _accept(self) -> None:
         for number in itertools.count():
             try:
-                connection, _ = self._listener.accept()
+                connection, address = self._listener.accept()
             except OSError:
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections += 1
-            peer = Peer(self, connection, number)
+            peer = Peer(self, connection, number, address[1])
             thread = threading.Thread(target=self._run, args=(peer,))
             with self._meeting:
                 self._peers.append(peer)
@@ -341,7 +397,7 @@ class Rogue:
                 thread.start()
 
     def _run(self, peer: Peer) -> None:
-        bad = self._always or peer.number == 0
+        bad = not self._reformed and (self._always or peer.number == 0)
         try:
             with peer.socket:
                 if not (bad and self._raw):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from meetings import resident
 
 from triton_fast import (
     Client,
@@ -27,9 +27,13 @@ from triton_fast import (
     Unavailable,
     WireError,
 )
+from triton_fast.channels.native.channel import why_not_native
 from triton_fast.protocol.messages import message_class
 
 ONE = {"INPUT0": np.ones(1, np.float32)}
+# What takes no time takes less than this on a machine that is busy with other things.
+SLACK = 10.0
+LONG = 60.0
 
 
 def slow(seconds):
@@ -38,6 +42,12 @@ def slow(seconds):
 
 def assert_usable(client):
     assert client.infer("identity_fp32", ONE, timeout=30)["OUTPUT0"].tolist() == [1]
+
+
+@pytest.fixture(scope="session")
+def mortal(triton_server_factory):
+    """A server for those who kill it or stop it, and start it again."""
+    return triton_server_factory(models=["slow", "identity_fp32"], stop_timeout=LONG)
 
 
 @pytest.fixture
@@ -115,11 +125,6 @@ def test_more_than_protobuf_can_carry(client):
         del values
 
 
-def resident():
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 # What the network and the server do wrong --------------------------------------------------------
 
 
@@ -127,8 +132,8 @@ def test_nobody_is_there(channel):
     with Client("127.0.0.1:9", channel=channel) as client:
         started = time.monotonic()
         with pytest.raises(Unavailable, match=r"ModelInfer\('m'\) at 127.0.0.1:9"):
-            client.infer("m", ONE, timeout=20)
-        assert time.monotonic() - started < 20
+            client.infer("m", ONE, timeout=LONG)
+        assert time.monotonic() - started < LONG / 2
 
 
 @pytest.mark.server
@@ -136,37 +141,41 @@ def test_a_deadline_in_mid_call(client):
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:
         client.infer("slow", slow(20), timeout=0.001)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SLACK
     assert isinstance(caught.value, TimeoutError)
     with pytest.raises(DeadlineExceeded):
         client.infer("identity_fp32", ONE, timeout=0)
     future = client.submit("slow", slow(20), timeout=0.05)
-    assert isinstance(future.exception(5), DeadlineExceeded)
+    assert isinstance(future.exception(LONG), DeadlineExceeded)
     with pytest.raises(DeadlineExceeded):
         client.model("slow")(slow(20), timeout=0.2)
 
 
 @pytest.mark.server
-def test_a_server_killed_in_mid_call_and_started_again(triton_server_factory, channel):
-    with triton_server_factory(models=["slow", "identity_fp32"]) as server:
-        with Client(server.grpc_url, channel=channel, timeout=60) as client:
-            assert_usable(client)
-            killer = threading.Timer(0.5, server.kill)
-            killer.start()
-            started = time.monotonic()
-            with pytest.raises(ServerError) as caught:
-                client.infer("slow", slow(50))
-            assert isinstance(caught.value, Unavailable)
-            assert time.monotonic() - started < 20
-            killer.join()
-            with pytest.raises(Unavailable):
-                client.infer("identity_fp32", ONE, timeout=20)
-            server.start()
-            deadline = time.monotonic() + 30
-            while not client.is_ready(timeout=5):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            assert_usable(client)
+def test_a_server_killed_in_mid_call_and_started_again(mortal, channel):
+    mortal.start()
+    with Client(mortal.grpc_url, channel=channel, timeout=LONG) as client:
+        assert_usable(client)
+        killer = threading.Timer(0.3, mortal.kill)
+        killer.start()
+        started = time.monotonic()
+        with pytest.raises(ServerError) as caught:
+            client.infer("slow", slow(50))
+        assert isinstance(caught.value, Unavailable)
+        assert time.monotonic() - started < LONG / 2
+        killer.join()
+        with pytest.raises(Unavailable):
+            client.infer("identity_fp32", ONE)
+        mortal.start()
+        wait_until_ready(client)
+        assert_usable(client)
+
+
+def wait_until_ready(client):
+    end = time.monotonic() + LONG
+    while not client.is_ready(timeout=5):  # grpcio tries again once a second
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 class Impostor:
@@ -268,7 +277,8 @@ def test_metadata_that_has_changed_refuses_nothing(impostor):
 
 @pytest.mark.server
 @pytest.mark.parametrize("order", ["tritonclient first", "triton_fast first"])
-def test_tritonclient_in_the_same_process(triton_server, order, channel):
+def test_tritonclient_in_the_same_process(triton_server, order):
+    channels = ["grpc"] if why_not_native() else ["grpc", "native"]
     imports = ["import tritonclient.grpc as tc", "import triton_fast"]
     if order == "triton_fast first":
         imports.reverse()
@@ -278,13 +288,14 @@ def test_tritonclient_in_the_same_process(triton_server, order, channel):
             "import numpy as np",
             f"url = {triton_server.grpc_url!r}",
             "x = np.arange(3, dtype=np.float32)",
-            f"with triton_fast.Client(url, channel={channel!r}, timeout=60) as client:",
-            "    assert client.is_ready()",
-            "    ours = client.infer('identity_fp32', {'INPUT0': x})['OUTPUT0']",
             "given = tc.InferInput('INPUT0', [3], 'FP32').set_data_from_numpy(x)",
-            "with tc.InferenceServerClient(url) as theirs:",
-            "    result = theirs.infer('identity_fp32', [given]).as_numpy('OUTPUT0')",
-            "assert (ours == result).all()",
+            f"for channel in {channels}:",
+            "    with triton_fast.Client(url, channel=channel, timeout=60) as client:",
+            "        assert client.is_ready()",
+            "        ours = client.infer('identity_fp32', {'INPUT0': x})['OUTPUT0']",
+            "    with tc.InferenceServerClient(url) as theirs:",
+            "        result = theirs.infer('identity_fp32', [given]).as_numpy('OUTPUT0')",
+            "    assert (ours == result).all()",
         ]
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
@@ -296,7 +307,7 @@ def test_a_forked_child_goes_on(triton_server, channel):
 import os, sys
 import numpy as np
 from triton_fast import Client
-client = Client({triton_server.grpc_url!r}, channel={channel!r}, timeout=20)
+client = Client({triton_server.grpc_url!r}, channel={channel!r}, timeout=60)
 def call(n):
     x = np.full(1000, n, np.float32)
     assert (client.infer("identity_fp32", {{"INPUT0": x}})["OUTPUT0"] == n).all()
@@ -330,12 +341,12 @@ from triton_fast import Client
 client = Client({triton_server.grpc_url!r}, channel={channel!r})
 one = np.ones(1, np.float32)
 client.infer("identity_fp32", {{"INPUT0": one}})
-threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 started = time.monotonic()
 try:
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     client.infer("slow", {{"INPUT0": one, "DELAY": 60 * one}})
 except KeyboardInterrupt:
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 else:
     raise SystemExit("not interrupted")
 assert client.infer("identity_fp32", {{"INPUT0": one}})["OUTPUT0"] == 1
@@ -359,29 +370,25 @@ def test_nothing_is_left_behind(triton_server, channel):
     for _ in range(5):
         once()
     before = counts()
-    for _ in range(30):
+    for _ in range(10):
         once()
-    deadline = time.monotonic() + 10
+    end = time.monotonic() + LONG
     while any(now > then for now, then in zip(counts(), before, strict=True)):
-        assert time.monotonic() < deadline, (before, counts())
-        time.sleep(0.1)
+        assert time.monotonic() < end, (before, counts())
+        time.sleep(0.05)
 
 
 @pytest.mark.server
-def test_a_server_that_stops_need_not_wait_for_idle_clients(triton_server_factory, channel):
+def test_a_server_that_stops_need_not_wait_for_idle_clients(mortal, channel):
     """Before it goes, gRPC's server asks each connection whether it has heard, for up to 20 s."""
-    with (
-        triton_server_factory(models=["identity_fp32"]) as server,
-        Client(server.grpc_url, channel=channel) as client,
-    ):
+    mortal.start()
+    with Client(mortal.grpc_url, channel=channel) as client:
         assert_usable(client)
         started = time.monotonic()
-        server.stop()
-        assert time.monotonic() - started < 10
+        mortal.stop()
+        assert time.monotonic() - started < 18
         with pytest.raises(Unavailable):
             client.infer("identity_fp32", ONE)
-        server.start()
-        deadline = time.monotonic() + 30
-        while not client.is_ready():  # grpcio tries again once a second
-            assert time.monotonic() < deadline
+        mortal.start()
+        wait_until_ready(client)
         assert_usable(client)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import queue
 import random
 import re
 import signal
@@ -133,14 +134,16 @@ def test_pieces_of_any_size(size):
         assert np.array_equal(client.infer("m", ONE)["OUTPUT0"], output(30_000))
 
 
-def test_one_byte_a_second():
+def test_bytes_that_trickle():
+    """Something comes again and again, and the deadline holds."""
+
     def script(peer):
         for byte in h2.answer(peer.request().stream, GOOD):
             peer.send(bytes([byte]))
-            peer.wait(1)
+            peer.wait(0.1)
 
     with meeting(script) as (rogue, client):
-        expires(client, 1.5)
+        expires(client, 0.7)
         rogue.hang_up()
 
 
@@ -317,16 +320,16 @@ def test_frames_that_should_not_be_there(case):
 
 
 def test_a_server_is_told_what_was_wrong():
-    told = []
+    told = queue.SimpleQueue()
 
     def script(peer):
         peer.send(h2.data(peer.request().stream + 98, b"x"))
-        told.append(peer.read_until(h2.GOAWAY))
+        told.put(peer.read_until(h2.GOAWAY))
 
     with meeting(script) as (_, client):
         fails(client, Unavailable, BROKEN)
-        assert_good(client)
-    assert struct.unpack(">II", told[0].payload[:8]) == (0, 1)  # PROTOCOL_ERROR
+        payload = told.get(timeout=LONG).payload
+    assert struct.unpack(">II", payload[:8]) == (0, 1)  # PROTOCOL_ERROR
 
 
 def test_frames_that_are_odd_and_allowed():
@@ -352,7 +355,7 @@ def test_frames_that_are_odd_and_allowed():
 def test_an_answer_goes_before_what_is_wrong_after_it():
     def script(peer):
         peer.send(h2.answer(peer.request().stream, GOOD) + h2.data(0, b"x"))
-        peer.wait(0.2)
+        peer.wait()
 
     with meeting(script) as (_, client):
         assert_good(client)
@@ -870,8 +873,11 @@ FLOODS = {
 }
 
 
-@pytest.mark.parametrize("busy_poll", [0, 50e-6], ids=["sleeping", "polling"])
-@pytest.mark.parametrize("case", FLOODS)
+# Who asks instead of sleeping has a loop of its own, to which it is all one what comes.
+@pytest.mark.parametrize(
+    ("case", "busy_poll"),
+    [*((case, 0) for case in FLOODS), ("pings", 50e-6), ("a page without end", 50e-6)],
+)
 def test_floods(case, busy_poll):
     """They end, by the deadline at the latest, and take no memory."""
 
@@ -915,27 +921,34 @@ def discard(connection):
 
 @pytest.mark.parametrize("sent", [h2.ping(), h2.settings()], ids=["pings", "settings"])
 def test_a_slow_flood(sent):
-    """Not so fast that it is one: everything is answered until the deadline."""
-    answered = []
+    """Not so fast that it is one: everything is answered, to the call's end or its deadline."""
+
+    def answers_hundred(peer):
+        peer.send(sent * 100)
+        for _ in range(100):
+            while (read := peer.read_frame())[:2] != (sent[3], h2.ACK):
+                if read.type == h2.RST_STREAM:
+                    return False
+        return True
 
     def script(peer):
+        stream = peer.request().stream
+        assert all(answers_hundred(peer) for _ in range(20))
+        peer.send(h2.answer(stream, GOOD))
         peer.request()
-        while True:
-            peer.send(sent * 100)
-            for _ in range(100):
-                while (read := peer.read_frame())[:2] != (sent[3], h2.ACK):
-                    if read.type == h2.RST_STREAM:
-                        return
-            answered.append(100)
+        while answers_hundred(peer):
+            pass
 
     with meeting(script) as (_, client):
         before = resident()
-        expires(client, 0.5)
+        assert_good(client)
+        expires(client, 0.3)
         assert resident() - before < 64 << 20
-    assert sum(answered) > 1000
 
 
 def test_a_flood_between_calls():
+    flooded = threading.Event()
+
     def script(peer):
         peer.send(h2.answer(peer.request().stream, GOOD))
         drain = threading.Thread(target=discard, args=(peer.socket,))
@@ -943,6 +956,7 @@ def test_a_flood_between_calls():
         try:
             while True:
                 peer.send(h2.frame(0xBE, 0, 0, b"x" * 1000) * 100)
+                flooded.set()
         finally:
             with contextlib.suppress(OSError):
                 peer.socket.shutdown(socket.SHUT_RDWR)
@@ -950,11 +964,11 @@ def test_a_flood_between_calls():
 
     with meeting(script) as (rogue, client):
         assert_good(client)
-        time.sleep(0.3)
+        assert flooded.wait(LONG)
         started = time.monotonic()
         with contextlib.suppress(DeadlineExceeded):  # unless another connection is taken
-            client.infer("m", ONE, timeout=1)
-        assert time.monotonic() - started < 1 + SLACK
+            client.infer("m", ONE, timeout=0.5)
+        assert time.monotonic() - started < 0.5 + SLACK
         rogue.hang_up()
 
 
@@ -1072,22 +1086,25 @@ def test_a_server_that_stops_reading():
 
 
 def test_no_streams_allowed():
+    allowed = threading.Event()
+
     def script(peer):
         peer.send(h2.answer(peer.request().stream, GOOD))
-        peer.read_until(h2.SETTINGS)
-        peer.wait(0.8)
+        assert peer.read_until(h2.SETTINGS).flags == h2.ACK
+        assert allowed.wait(LONG)
         peer.send(h2.settings([(h2.MAX_CONCURRENT_STREAMS, 100)]))
 
     with meeting(script, settings=[(h2.MAX_CONCURRENT_STREAMS, 0)]) as (_, client):
         assert_good(client)
         expires(client, 0.3)
+        allowed.set()
 
 
 # Going away ---------------------------------------------------------------------------------------
 
 
 def test_going_away_before_the_call():
-    with meeting(lambda peer: peer.send(h2.goaway(0)) or peer.wait(0.3)) as (rogue, client):
+    with meeting(lambda peer: peer.send(h2.goaway(0)) or peer.wait()) as (rogue, client):
         assert_good(client)
         assert rogue.connections == 2
 
@@ -1096,7 +1113,7 @@ def test_going_away_again_and_again():
     def script(peer):
         peer.begin_request()
         peer.send(h2.goaway(0, 11, b"too_many_pings"))
-        peer.wait(5)
+        peer.wait()
 
     with meeting(script, always=True, usable=False) as (rogue, client):
         fails(client, Unavailable, "the server is going away: too_many_pings")
@@ -1109,8 +1126,8 @@ def test_going_away_in_mid_call(how):
         stream = peer.begin_request()
         peer.send(h2.goaway(stream - 1))
         if how == "closed":
-            peer.close()
-        peer.wait(5)
+            peer.finish()
+        peer.wait()
 
     with meeting(script) as (rogue, client):
         assert_good(client)
@@ -1122,11 +1139,12 @@ def test_going_away_in_mid_call(how):
 def test_going_away_after_this_call():
     def script(peer):
         stream = peer.request().stream
-        peer.send(h2.goaway(2**31 - 1) + h2.ping())
+        peer.send(h2.goaway(2**31 - 1))
+        peer.be_heard()
         peer.send(h2.goaway(stream))
-        peer.wait(0.2)
+        peer.be_heard()
         peer.send(h2.answer(stream, GOOD))
-        peer.wait(5)
+        peer.wait()
 
     with meeting(script) as (rogue, client):
         assert_good(client)
@@ -1138,7 +1156,7 @@ def test_going_away_after_this_call():
 def test_going_away_and_not_answering():
     def script(peer):
         peer.send(h2.goaway(peer.request().stream, 0, b"max_age"))
-        peer.close()
+        peer.finish()
 
     with meeting(script) as (rogue, client):
         fails(client, Unavailable, "(closed the connection|Connection reset).*max_age")
@@ -1152,7 +1170,7 @@ def test_going_away_from_a_call_that_was_answered():
         stream = peer.request().stream
         peer.send(h2.headers(stream, h2.OK_HEADERS) + h2.data(stream, h2.message(GOOD)[:9]))
         peer.send(h2.goaway(stream - 1))
-        peer.wait(5)
+        peer.wait()
 
     with meeting(script) as (rogue, client):
         fails(client, Unavailable, "going away")
@@ -1161,16 +1179,25 @@ def test_going_away_from_a_call_that_was_answered():
 
 @pytest.mark.parametrize("what", ["closed", "reset", "goaway"])
 def test_gone_between_calls(what):
+    arrived = threading.Event()
+
     def script(peer):
         peer.send(h2.answer(peer.request().stream, GOOD))
         if what == "goaway":
             peer.send(h2.goaway(2**31 - 1))
-            peer.wait(5)
-        peer.close(reset=what == "reset")
+            peer.arrive()
+            arrived.set()
+            peer.wait()
+        if what == "reset":
+            peer.close(reset=True)
+        peer.finish()
 
     with meeting(script) as (rogue, client):
         assert_good(client)
-        time.sleep(0.2)
+        if what == "goaway":
+            assert arrived.wait(LONG)
+        else:
+            rogue.wait_until_closed(0)
         assert_good(client)
         assert rogue.connections == 2
 
@@ -1197,15 +1224,15 @@ def test_an_answer_before_the_request_is_sent(then):
         if then == "stays":
             peer.send(h2.reset(stream, 0) + h2.window_update(0, 65_535))
         else:
-            time.sleep(0.05)  # on a busy machine the kernel's reset overtakes the answer
-            peer.close()
+            peer.finish()
 
-    with meeting(script) as (_, client):
+    with meeting(script) as (rogue, client):
         started = time.monotonic()
         with pytest.raises(ResourceExhausted, match="too large"):
             client.infer("m", {"INPUT0": np.zeros(50 << 20, np.uint8)})
         assert time.monotonic() - started < LONG / 2
-        time.sleep(0.1)  # the next call must not come between the answer and the end
+        if then == "closes":  # the next call must not come between the answer and the end
+            rogue.wait_until_closed(0)
 
 
 def test_an_early_answer_that_leaves_the_connection_alone():
@@ -1251,8 +1278,8 @@ def test_something_else_than_http2(case, then):
         peer.read_until(h2.DATA)
         peer.send(sent)
         if then == "stays":
-            peer.wait(0.6)
-        peer.close()
+            peer.wait(0.2)
+        peer.finish()
 
     with meeting(script, raw=True) as (_, client):
         fails(client, Unavailable, match)
@@ -1264,38 +1291,40 @@ def test_a_large_request_to_something_else():
     def script(peer):
         peer.receive(len(h2.PREFACE))
         peer.send(PAGE)
-        peer.wait(20)
-        peer.close()
+        peer.wait()
 
     with meeting(script, raw=True) as (rogue, client):
         started = time.monotonic()
         with pytest.raises(Unavailable, match="HTTP/1"):
             client.infer("m", {"INPUT0": np.zeros(50 << 20, np.uint8)})
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < LONG / 2
         rogue.hang_up()
 
 
 # Nobody answers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timeout", [0.001, 0.05, 0.5])
+@pytest.mark.parametrize("timeout", [0.001, 0.3])
 def test_a_server_that_accepts_and_is_silent(timeout):
-    with meeting(lambda peer: peer.wait(2), raw=True) as (rogue, client):
-        expires(client, timeout, "the deadline passed (before the server answered|while)")
+    # A millisecond may be over before there is a connection, and this before the script has it.
+    phase = "" if timeout < 0.1 else " (before the server answered|while)"
+    with meeting(lambda peer: peer.wait(), raw=True) as (rogue, client):
+        expires(client, timeout, "the deadline passed" + phase)
         rogue.hang_up()
 
 
-def test_a_deadline_is_exact():
-    """Not in whole milliseconds: of several tries, the best is very near."""
+def test_a_deadline_is_not_rounded():
+    """To when signals are looked at, say, every 0.2 s; never is it early."""
     lateness = []
     with meeting(lambda peer: peer.wait(), raw=True, always=True, usable=False) as (_, client):
-        for timeout in (0.0103, 0.0207, 0.0304, 0.0501, 0.0705) * 2:
+        expires(client, 0.1)  # connecting takes its time too
+        for timeout in (0.0103, 0.0207, 0.0304, 0.0501, 0.0705):
             started = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 client.infer("m", ONE, timeout=timeout)
             lateness.append(time.monotonic() - started - timeout)
     assert min(lateness) >= 0
-    assert min(lateness) < 0.005
+    assert min(lateness) < 0.1
     assert max(lateness) < SLACK
 
 
@@ -1303,47 +1332,48 @@ def test_the_server_hears_of_the_deadline():
     resets = []
 
     def script(peer):
-        stream = peer.request().stream
-        fields = peer.seen[-1].payload if peer.seen[-1].type == h2.HEADERS else b""
-        resets.append((stream, fields, peer.read_until(h2.RST_STREAM)))
+        resets.append((peer.request().stream, peer.read_until(h2.RST_STREAM)))
 
     with meeting(script) as (rogue, client):
         expires(client, 0.3)
         assert_good(client)
         assert rogue.connections == 1
-    stream, _, frame = resets[0]
+    stream, frame = resets[0]
     assert (frame.stream, frame.payload) == (stream, struct.pack(">I", 8))
 
 
 def test_a_cancelled_future():
-    resets = []
+    heard = queue.SimpleQueue()
 
     def script(peer):
-        peer.request()
-        resets.append(peer.read_until(h2.RST_STREAM))
+        heard.put(peer.request())
+        heard.put(peer.read_until(h2.RST_STREAM))
 
-    with meeting(script) as (rogue, client):
+    with meeting(script) as (_, client):
         future = client.submit("m", ONE)
-        while not rogue.connections:
-            time.sleep(0.01)
-        time.sleep(0.1)
+        heard.get(timeout=LONG)
         assert future.cancel()
         with pytest.raises(futures.CancelledError):
-            future.result(10)
-        assert_good(client)
-    assert resets
+            future.result(LONG)
+        heard.get(timeout=LONG / 2)  # and not only when the call's deadline has passed
 
 
 def test_a_client_that_is_closed_in_mid_call():
-    with meeting(lambda peer: peer.wait(), usable=False, always=True) as (rogue, client):
+    asked = threading.Semaphore(0)
+
+    def script(peer):
+        peer.request()
+        asked.release()
+        peer.wait()
+
+    with meeting(script, usable=False, always=True) as (_, client):
         pending = [client.submit("m", ONE) for _ in range(8)]
-        while rogue.connections < 8:
-            time.sleep(0.01)
+        assert all(asked.acquire(timeout=LONG) for _ in pending)
         started = time.monotonic()
         client.close()
         for future in pending:
             with pytest.raises(ClosedError):
-                future.result(20)
+                future.result(LONG)
         assert time.monotonic() - started < SLACK
 
 
@@ -1357,17 +1387,18 @@ def test_cancelling_as_calls_end():
             peer.send(h2.answer(stream, GOOD))
 
     ended = cancelled = 0
+    end = time.monotonic() + LONG
     with meeting(script, always=True) as (_, client):
-        for _ in range(300):
+        while ended + cancelled < 200 or not (ended and cancelled):
+            assert time.monotonic() < end, (ended, cancelled)
             future = client.submit("m", ONE)
-            time.sleep(random.random() * 0.004)
+            # Longer and longer, for a machine on which no call takes as little.
+            time.sleep(random.random() * 0.00002 * (100 + ended + cancelled))
             if future.cancel():
                 cancelled += 1
             else:
-                assert future.result(10)["OUTPUT0"].tolist() == [0, 1]
+                assert future.result(LONG)["OUTPUT0"].tolist() == [0, 1]
                 ended += 1
-    assert ended
-    assert cancelled
 
 
 @contextlib.contextmanager
@@ -1376,33 +1407,38 @@ def full_listener():
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         address = listener.getsockname()
-        for _ in range(8):
+        # The first fills it for certain, and who is told nothing for so long has met a full queue.
+        for timeout in (LONG, *[0.1] * 8):
             filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(address)
-        time.sleep(0.1)
+            filler.settimeout(timeout)
+            try:
+                filler.connect(address)
+            except TimeoutError:
+                break
+        else:
+            pytest.fail("the listener's queue does not fill")
         yield f"127.0.0.1:{address[1]}"
 
 
 def test_connecting_takes_too_long():
     with full_listener() as url, Client(url, channel="native", shared_memory=False) as client:
-        for timeout in (0.05, 0.3):
-            expires(client, timeout, "the deadline passed while connecting")
+        expires(client, 0.3, "the deadline passed while connecting")
         future = client.submit("m", ONE)
-        time.sleep(0.2)
+        time.sleep(0.1)  # it is connecting by now, most likely
         assert future.cancel()
 
 
 def test_keepalive_finds_a_dead_server():
     def script(peer):
         peer.request()
-        peer.wait(10)
+        peer.wait()
 
-    keepalive = {"keepalive": Keepalive(time=0.2, timeout=0.2)}
+    # Not shorter: the call to the live server that comes after it must answer within both.
+    keepalive = {"keepalive": Keepalive(time=0.2, timeout=0.8)}
     with meeting(script, client=keepalive) as (rogue, client):
         started = time.monotonic()
         fails(client, Unavailable, "did not answer a ping")
-        assert 0.4 <= time.monotonic() - started < 0.4 + SLACK
+        assert 1 <= time.monotonic() - started < 1 + SLACK
         rogue.hang_up()
 
 
@@ -1415,18 +1451,13 @@ def test_keepalive_finds_a_live_server():
             pings.append(peer.read_until(h2.PING))
         peer.send(h2.answer(stream, GOOD))
 
-    with meeting(script, client={"keepalive": Keepalive(time=0.05, timeout=5)}) as (rogue, client):
+    with meeting(script, client={"keepalive": Keepalive(time=0.05, timeout=LONG)}) as (
+        rogue,
+        client,
+    ):
         assert_good(client)
         assert rogue.connections == 1
     assert len(pings) == 5
-
-
-FLOOD_AND_SILENCE = {
-    "silent": lambda peer: peer.request() and peer.wait(),
-    "not connected": None,
-    "flooding": lambda peer: peer.request() and flood(peer),
-    "not reading": lambda peer: peer.send(h2.window_update(0, 2**31 - 1 - 65_535)) or peer.wait(),
-}
 
 
 def flood(peer):
@@ -1436,7 +1467,7 @@ def flood(peer):
         peer.send(h2.window_update(0, 1) * 1000)
 
 
-@pytest.mark.parametrize("case", FLOOD_AND_SILENCE)
+@pytest.mark.parametrize("case", ["silent", "not connected", "flooding", "not reading"])
 def test_ctrl_c(case):
     """A call without a deadline ends with the signal, whatever the server does."""
     code = """
@@ -1444,16 +1475,28 @@ import sys, time
 import numpy as np
 from triton_fast import Client
 client = Client(sys.argv[1], channel="native", shared_memory=False)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     client.infer("m", {"INPUT0": np.ones(int(sys.argv[2]), np.float32)})
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 client.close()
 """
+    asked = threading.Event()
+
+    def script(peer):
+        if case == "not reading":
+            peer.send(h2.window_update(0, 2**31 - 1 - 65_535))
+            peer.begin_request()
+        else:
+            peer.request()
+        asked.set()
+        if case == "flooding":
+            flood(peer)
+        peer.wait()
+
     with contextlib.ExitStack() as stack:
-        script = FLOOD_AND_SILENCE[case]
-        if script is None:
+        if case == "not connected":
             url = stack.enter_context(full_listener())
         else:
             url = stack.enter_context(Rogue(script, GOOD)).url
@@ -1465,10 +1508,13 @@ client.close()
         )
         try:
             assert child.stdout.readline() == "ready\n"
-            time.sleep(0.5)
+            if case == "not connected":
+                time.sleep(0.2)  # it is connecting by now, most likely
+            else:
+                assert asked.wait(LONG)
             child.send_signal(signal.SIGINT)
             started = time.monotonic()
-            assert child.communicate(timeout=20)[0] == "interrupted\n"
+            assert child.communicate(timeout=LONG)[0] == "interrupted\n"
             assert time.monotonic() - started < SLACK
             assert child.returncode == 0
         finally:
@@ -1503,13 +1549,13 @@ def test_many_threads_and_a_server_that_does_everything_wrong():
         for _ in range(60):
             started = time.monotonic()
             try:
-                result = client.infer("m", ONE, timeout=5)["OUTPUT0"].tolist()
+                result = client.infer("m", ONE, timeout=LONG)["OUTPUT0"].tolist()
             except (ServerError, WireError) as error:
                 outcomes.append(type(error))
             else:
                 assert result == [0, 1]
                 outcomes.append(None)
-            assert time.monotonic() - started < 5 + SLACK
+            assert time.monotonic() - started < LONG / 2
 
     with meeting(script, always=True, usable=False) as (_, client):
         with futures.ThreadPoolExecutor(8) as pool:

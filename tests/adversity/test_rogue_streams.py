@@ -125,7 +125,7 @@ def test_cut_at_every_byte():
             asked.begin()
             asked.say(body[:cut])
             if cut % 7 == 0:
-                time.sleep(0.002)
+                peer.be_heard()  # so that the rest comes by itself
             asked.say(body[cut:])
             asked.end()
 
@@ -163,7 +163,7 @@ def test_garbage_wherever_it_is():
     with meeting(script, usable=False, always=True) as (_, client):
         for _ in range(300):
             try:
-                list(client.stream("m", ONE, timeout=5))
+                list(client.stream("m", ONE, timeout=LONG))
                 ends.add("well")
             except TritonFastError as error:
                 ends.add(type(error))
@@ -174,15 +174,17 @@ def test_garbage_wherever_it_is():
 # What is said -------------------------------------------------------------------------------------
 
 
+# Both answer when all has been asked, for the stream takes no more requests after that.
 def act_unknown(asked):
+    asked.next_id()
     asked.say(answer(asked.id, 0) + answer("somebody else's", 1))
-    asked.peer.wait(0.3)
+    asked.peer.read_until(h2.RST_STREAM)
 
 
 def act_after_final(asked):
     asked.next_id()
     asked.say(answer(asked.id, 0) + answer(asked.id, 0, final=True, count=0) + answer(asked.id, 1))
-    asked.peer.wait(0.3)
+    asked.peer.read_until(h2.RST_STREAM)
 
 
 BROKEN = {
@@ -238,7 +240,7 @@ def test_an_answer_to_nothing_that_was_asked(act):
 def test_an_error_that_is_no_requests():
     def act(asked):
         asked.say(h2.message(b"\x0a\x0dit is all over"[:15]))
-        asked.peer.wait(0.3)
+        asked.peer.read_until(h2.RST_STREAM)
 
     with meeting(talking(act)) as (_, client):
         error = fails_after(client.stream("m", ONE), 0, Internal, "it is all ove")
@@ -321,8 +323,8 @@ def test_ends(case, count):
     def act(asked):
         for n in range(count):
             asked.say(answer(asked.id, n))
-        if case == "crashed":
-            time.sleep(0.1)  # or the kernel throws away what has come
+        if error is Unavailable:
+            asked.peer.be_heard()  # the kernel throws away what has come before a reset
         end(asked)
 
     with meeting(talking(act)) as (_, client):
@@ -363,13 +365,17 @@ def test_refused_at_once(fields, error, text):
 def test_the_server_ends_a_shared_stream_well():
     """Nothing is asked, so nothing is amiss; but it takes no more requests."""
 
+    ended = threading.Event()
+
     def act(asked):
         asked.say(answer(asked.id, 0, final=True))
         asked.end()
+        asked.peer.arrive()
+        ended.set()
 
     with meeting(talking(act)) as (_, client), client.open_stream() as stream:
         assert values(stream.stream("m", ONE)) == [0]
-        time.sleep(0.1)
+        assert ended.wait(LONG)
         failed = None
         try:
             later = stream.stream("m", ONE)
@@ -406,11 +412,11 @@ def test_endless_answers_and_a_deadline(busy_poll):
     """Whatever comes, and however fast it is read."""
     with meeting(talking(endless), client={"busy_poll": busy_poll}) as (_, client):
         started = time.monotonic()
-        stream = client.stream("m", ONE, timeout=0.5)
+        stream = client.stream("m", ONE, timeout=0.3)
         with pytest.raises(DeadlineExceeded):
             for _ in stream:
                 pass
-        assert 0.5 <= time.monotonic() - started < 0.5 + SLACK
+        assert 0.3 <= time.monotonic() - started < 0.3 + SLACK
 
 
 def test_endless_answers_while_a_request_is_sent():
@@ -458,6 +464,8 @@ def test_a_signal_while_a_request_is_not_taken():
         raise Interrupt
 
     def act(asked):
+        asked.peer.read_until(h2.DATA)  # of the second request, which is too large for its window
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
         asked.peer.wait()
 
     handler = signal.signal(signal.SIGALRM, interrupt)
@@ -466,7 +474,6 @@ def test_a_signal_while_a_request_is_not_taken():
             first = stream.stream("m", ONE)
             reader = threading.Thread(target=lambda: fails_after(first, 0, Cancelled))
             reader.start()
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(Interrupt):
                 stream.send("m", LARGE)
             reader.join(LONG)
@@ -478,7 +485,11 @@ def test_a_signal_while_a_request_is_not_taken():
 
 
 def test_closing_while_a_request_is_not_taken():
+    sending = threading.Event()
+
     def act(asked):
+        asked.peer.read_until(h2.DATA)  # of the second request, which is too large for its window
+        sending.set()
         asked.peer.wait()
 
     with meeting(talking(act), usable=False) as (_, client):
@@ -494,7 +505,7 @@ def test_closing_while_a_request_is_not_taken():
 
         sender = threading.Thread(target=send)
         sender.start()
-        time.sleep(0.2)
+        assert sending.wait(LONG)
         stream.close()
         sender.join(LONG)
         assert not sender.is_alive()
@@ -504,20 +515,24 @@ def test_closing_while_a_request_is_not_taken():
 def test_a_silent_server_is_noticed():
     """By pings, for a stream has no deadline of its own; and a slow reader is no silent server."""
 
+    read, arrived = threading.Event(), threading.Event()
+
     def act(asked):
-        asked.say(answer(asked.id, 0) + answer(asked.id, 1))
-        time.sleep(0.5)
-        asked.peer.polite = True
-        asked.say(answer(asked.id, 2))
         asked.peer.polite = False
-        while True:
-            asked.peer.read_frame()
+        asked.say(answer(asked.id, 0) + answer(asked.id, 1))
+        assert read.wait(LONG)
+        asked.say(answer(asked.id, 2))
+        asked.peer.arrive()
+        arrived.set()
+        asked.peer.wait()
 
     keepalive = {"keepalive": Keepalive(time=0.15, timeout=0.3)}
     with meeting(talking(act), client=keepalive, usable=False) as (_, client):
         stream = client.stream("m", ONE)
         assert [next(stream)["OUTPUT0"][0] for _ in range(2)] == [0, 1]
-        time.sleep(0.7)
+        time.sleep(0.5)  # longer than a server may be silent
+        read.set()
+        assert arrived.wait(LONG)
         started = time.monotonic()
         assert next(stream)["OUTPUT0"][0] == 2
         with pytest.raises(Unavailable, match="did not answer a ping"):

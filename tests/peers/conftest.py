@@ -45,14 +45,19 @@ def program(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start_server():
-    servers = []
+    """Start a server of grpcio's: takes its options; those who give the same share one."""
+    servers = {}
 
     def start(**options):
-        servers.append(PeerServer(**options))
-        return servers[-1]
+        key = tuple(sorted(options.items()))
+        if key not in servers:
+            servers[key] = PeerServer(**options)
+        return servers[key]
 
     yield start
-    for server in servers:
+    for server in servers.values():
+        server.begin_to_stop()
+    for server in servers.values():
         server.stop()

@@ -6,12 +6,17 @@ import json
 import threading
 import time
 
+import pytest
 from peer_server import SERVICE
 
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.factory import channel_factory
+from triton_fast.errors import DeadlineExceeded
 from triton_fast.options.headers import checked_headers
 from triton_fast.protocol.grpc.queries import MessageIn, MessageOut
+
+# How long a machine that is busy with other things may take over what takes no time.
+SLACK = 10.0
 
 
 class Bytes:
@@ -57,9 +62,23 @@ class Ending:
         self.error = error
         self._over.set()
 
-    def wait(self, timeout=20.0):
+    def wait(self, timeout=60.0):
         assert self._over.wait(timeout), "the call did not end"
         return self.error
+
+
+def give_up_by_deadline(call):
+    """Let a deadline pass in a call that the server is at, which has to hear of it."""
+    call("Echo", b"so that there is a connection")
+    for timeout in (0.2, 2.0, 20.0):  # on a machine that is busy the first may be too short
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            call("Sleep", b"60", timeout=timeout)
+        assert time.monotonic() - started < timeout + SLACK
+        if call("Begun", b"5") == b"yes":
+            assert call("GivenUp", b"30") == b"yes"
+            return
+    pytest.fail("no call was at the server before its deadline")
 
 
 def told(call, **options):

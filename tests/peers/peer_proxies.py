@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from triton_fast.testing.server import _free_port
+from triton_fast.testing.server import _free_port, _listens
 
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+_PORT_ATTEMPTS = 5
 # The kernel ends the program when this process ends, however that happens.
 _ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
@@ -80,13 +80,15 @@ class Proxy:
         return (self.folder / "log").read_text(errors="replace")
 
     def start(self) -> None:
-        (self.folder / "configuration").write_text(self.configuration())
-        self._launch(self.arguments())
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._listens():
-            assert self.is_alive, f"{self.program} ended:\n{self.log()}"
-            assert time.monotonic() < deadline, f"{self.program} does not listen:\n{self.log()}"
-            time.sleep(0.02)
+        for attempt in range(_PORT_ATTEMPTS):
+            self.configure()
+            self._launch(self.arguments())
+            if self._wait_until_it_listens(last=attempt == _PORT_ATTEMPTS - 1):
+                return
+            # Somebody else took it between our look and the proxy's.
+            self._processes.pop().wait()
+            self.port = _free_port({self.port})
+            (self.folder / "log").unlink()
 
     def stop(self) -> None:
         for process in self._processes:
@@ -102,6 +104,9 @@ class Proxy:
     def reload(self) -> None:
         """Have new processes take over and the old ones finish what they are at."""
         raise NotImplementedError
+
+    def configure(self) -> None:
+        (self.folder / "configuration").write_text(self.configuration())
 
     def configuration(self) -> str:
         raise NotImplementedError
@@ -121,11 +126,15 @@ class Proxy:
                 )
             )
 
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
+    def _wait_until_it_listens(self, *, last: bool) -> bool:
+        """Return False if its port was taken, and this was not the last attempt."""
+        end = time.monotonic() + _START_SECONDS
+        while not _listens(self._processes[-1].pid, {self.port}):
+            if not self.is_alive and not last and "ddress already in use" in self.log():
+                return False
+            assert self.is_alive, f"{self.program} ended:\n{self.log()}"
+            assert time.monotonic() < end, f"{self.program} does not listen:\n{self.log()}"
+            time.sleep(0.02)
         return True
 
 
@@ -183,6 +192,10 @@ class Haproxy(Proxy):
         # Both listen until the new one tells the old one to stop.
         old = self._processes[-1]
         self._launch([*self.arguments(), "-sf", str(old.pid)])
+        end = time.monotonic() + _START_SECONDS
+        while old.poll() is None and _listens(old.pid, {self.port}):
+            assert time.monotonic() < end, f"the new one does not take over:\n{self.log()}"
+            time.sleep(0.02)
 
     def configuration(self) -> str:
         return f"""
@@ -223,9 +236,8 @@ class Envoy(Proxy):
             *("--concurrency", "2", "--log-level", "warning", "--disable-hot-restart"),
         ]
 
-    def start(self) -> None:
+    def configure(self) -> None:
         (self.folder / "configuration.json").write_text(self.configuration())
-        super().start()
 
     def configuration(self) -> str:
         import json

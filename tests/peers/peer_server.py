@@ -35,8 +35,13 @@ class PeerServer:
         assert self._process.stdout is not None
         self.target = f"127.0.0.1:{int(self._process.stdout.readline())}"
 
+    def begin_to_stop(self) -> None:
+        self._process.stdin.close()
+
     def stop(self) -> None:
-        self._process.communicate(timeout=20)
+        self.begin_to_stop()
+        self._process.stdout.close()
+        self._process.wait(60)
         assert self._process.returncode == 0
 
 
@@ -44,6 +49,7 @@ class _Methods(grpc.GenericRpcHandler):
     """Every method is unary; what it does is its name."""
 
     def __init__(self) -> None:
+        self._begun = threading.Semaphore(0)
         self._given_up = threading.Semaphore(0)
 
     def service(self, details):
@@ -74,7 +80,7 @@ class _Methods(grpc.GenericRpcHandler):
 
     def StatusAfterHeaders(self, request, context):
         context.send_initial_metadata((("x-early", "1"),))
-        time.sleep(0.05)
+        time.sleep(0.01)  # so that they go by themselves
         self.Status(request, context)
 
     def StatusWithTrailers(self, request, context):
@@ -107,13 +113,18 @@ class _Methods(grpc.GenericRpcHandler):
     def Sleep(self, request, context):
         """Wait so many seconds, or until the client has given up."""
         over = threading.Event()
+        self._begun.release()
         if not context.add_callback(over.set) or over.wait(float(request)):
             self._given_up.release()
         return b"slept"
 
+    def Begun(self, request, context):
+        """Wait so many seconds until one more call sleeps; answer whether that came."""
+        return b"yes" if self._begun.acquire(timeout=float(request)) else b"no"
+
     def GivenUp(self, request, context):
-        """Wait until one more call was given up; answer whether that came."""
-        return b"yes" if self._given_up.acquire(timeout=5) else b"no"
+        """Wait so many seconds until one more call was given up; answer whether that came."""
+        return b"yes" if self._given_up.acquire(timeout=float(request)) else b"no"
 
 
 def _main() -> None:

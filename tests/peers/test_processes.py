@@ -14,11 +14,11 @@ BEGIN = """
     import multiprocessing, os, signal, sys, threading, time, warnings
     from concurrent.futures import ThreadPoolExecutor
     import numpy as np
-    from triton_fast import Client
+    from triton_fast import Client, ClosedError
 
     # Python 3.12 and later warn of what is tested here.
     warnings.filterwarnings("ignore", "(?s).*fork.*", DeprecationWarning)
-    client = Client(sys.argv[1], channel="native", timeout=30)
+    client = Client(sys.argv[1], channel="native", timeout=60)
     model = client.model("identity_fp32")
 
     def inputs(number, size=1000):
@@ -32,7 +32,7 @@ BEGIN = """
             assert (client.infer("identity_fp32", inputs(number, size))["OUTPUT0"] == number).all()
             assert (model(inputs(number, size))["OUTPUT0"] == number).all()
         future = client.submit("identity_fp32", inputs(number))
-        assert (future.result(20)["OUTPUT0"] == number).all()
+        assert (future.result(60)["OUTPUT0"] == number).all()
         return number
 
     call(0)
@@ -54,8 +54,11 @@ def run(script, url, timeout=100):
 def test_eight_children_call_at_once_while_the_parents_threads_are_in_calls(triton_server):
     script = """
     threads = ThreadPoolExecutor(12)
-    long = [threads.submit(client.infer, "slow", slow(2)) for _ in range(4)]
-    begun = [client.submit("slow", slow(2)) for _ in range(2)]
+    # These last until the client is closed, and those end when they may: across the forks, most
+    # likely.
+    long = [threads.submit(client.infer, "slow", slow(90), timeout=100) for _ in range(4)]
+    long.append(client.submit("slow", slow(90), timeout=100))
+    begun = [client.submit("slow", slow(1)) for _ in range(2)]
     stopping = threading.Event()
 
     def hammer():
@@ -72,9 +75,9 @@ def test_eight_children_call_at_once_while_the_parents_threads_are_in_calls(trit
     for number in range(8):
         pid = os.fork()
         if pid == 0:
-            signal.alarm(30)
+            signal.alarm(60)
             call(number)
-            begun[0].cancel()  # its copy; the parent's goes on
+            long[-1].cancel()  # its copy; the parent's goes on
             os._exit(0)
         children.append(pid)
     statuses = [os.waitpid(pid, 0)[1] for pid in children]
@@ -82,10 +85,13 @@ def test_eight_children_call_at_once_while_the_parents_threads_are_in_calls(trit
     assert not any(future.done() for future in long), "the children waited for the parent"
     stopping.set()
     assert all(future.result() > 1 for future in hammering)
-    for future in long + begun:
-        assert (future.result(20)["OUTPUT0"] == 1).all()
+    for future in begun:
+        assert (future.result(60)["OUTPUT0"] == 1).all()
+    assert not any(future.done() for future in long), "the children broke the parent's calls"
     call(9)
     client.close()
+    for future in long:
+        assert isinstance(future.exception(60), ClosedError)
     """
     assert run(script, triton_server.grpc_url) == (0, "", "")
 
@@ -98,9 +104,9 @@ def test_multiprocessing(triton_server, method, tmp_path):
         + textwrap.dedent(f"""
     if __name__ == "__main__":
         begun = client.submit("slow", slow(1))
-        with multiprocessing.get_context({method!r}).Pool(4) as pool:
-            assert pool.map(call, range(12)) == list(range(12))
-        assert (begun.result(20)["OUTPUT0"] == 1).all()
+        with multiprocessing.get_context({method!r}).Pool(2) as pool:
+            assert pool.map(call, range(6)) == list(range(6))
+        assert (begun.result(60)["OUTPUT0"] == 1).all()
         call(99)
     """)
     )
@@ -115,7 +121,7 @@ def test_multiprocessing(triton_server, method, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("end", ["sys.exit(0)", "sys.exit(7)", "raise SystemExit(7)", ""])
+@pytest.mark.parametrize("end", ["sys.exit(7)", ""])
 def test_the_interpreter_ends_with_calls_running(triton_server, end):
     """Threads in calls and between calls, futures that nobody waits for, a client not closed."""
     script = f"""
@@ -133,5 +139,5 @@ def test_the_interpreter_ends_with_calls_running(triton_server, end):
     time.sleep(0.3)
     {end}
     """
-    for _ in range(3):
+    for _ in range(2):
         assert run(script, triton_server.grpc_url) == (7 if "7" in end else 0, "", "")

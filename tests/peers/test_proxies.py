@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from peer_calls import Caller, told
+from peer_calls import SLACK, Caller, give_up_by_deadline, told
 
 from triton_fast import (
     Client,
@@ -23,8 +23,6 @@ from triton_fast import (
 pytestmark = pytest.mark.server
 
 ONE = {"INPUT0": np.ones(1, np.float32)}
-# How long a loaded machine may take to notice that a deadline has passed.
-SLACK = 3.0
 
 
 def slow(seconds):
@@ -45,6 +43,12 @@ def proxy(start_proxy, program, triton_server):
     return start_proxy(program, triton_server.grpc_url)
 
 
+@pytest.fixture(scope="session")
+def mortal(triton_server_factory):
+    """A server for those who kill it, and start it again."""
+    return triton_server_factory(models=["identity_fp32", "slow"])
+
+
 @pytest.fixture
 def client(proxy, channel):
     with Client(proxy.target, shared_memory=False, channel=channel, timeout=60) as client:
@@ -55,7 +59,7 @@ def client(proxy, channel):
 # What is carried ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("byte_size", [0, 64, 602_112, 16 << 20])
+@pytest.mark.parametrize("byte_size", [0, 64, 602_112, 8 << 20])
 def test_tensors_there_and_back(client, byte_size):
     inputs = tensor(byte_size)
     result = client.infer("identity_fp32", inputs)["OUTPUT0"]
@@ -141,9 +145,7 @@ def test_what_a_server_of_another_make_is_told(start_proxy, program, start_serve
     for compression in (None, "gzip"):
         message = bytes(range(256)) * 4000
         assert call("Echo", message, compression=compression) == message
-    with pytest.raises(DeadlineExceeded):
-        call("Sleep", b"60", timeout=0.2)
-    assert call("GivenUp") == b"yes"
+    give_up_by_deadline(call)
     call.channel.close()
     proxy.stop()
 
@@ -155,9 +157,9 @@ def test_deadlines(client):
     for _ in range(2):
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            client.infer("slow", slow(20), timeout=0.3)
-        assert 0.29 < time.monotonic() - started < SLACK
-        assert isinstance(client.submit("slow", slow(20), timeout=0.1).exception(5), TimeoutError)
+            client.infer("slow", slow(20), timeout=0.2)
+        assert 0.19 < time.monotonic() - started < SLACK
+        assert isinstance(client.submit("slow", slow(20), timeout=0.1).exception(60), TimeoutError)
 
 
 def test_cancelling(client):
@@ -170,31 +172,31 @@ def test_cancelling(client):
     assert time.monotonic() - started < 15
 
 
-def test_a_server_that_is_not_there_and_comes(start_proxy, program, triton_server_factory, channel):
-    with triton_server_factory(models=["identity_fp32", "slow"]) as server:
-        proxy = start_proxy(program, server.grpc_url)
-        with Client(proxy.target, shared_memory=False, channel=channel, timeout=30) as client:
-            assert_usable(client)
-            killer = threading.Timer(0.3, server.kill)
-            killer.start()
-            started = time.monotonic()
-            with pytest.raises(ServerError) as caught:
-                client.infer("slow", slow(50))
-            # A connection cut in mid-call is HAProxy's and nginx's 502, and Envoy's own status.
-            assert isinstance(caught.value, Unavailable)
-            killer.join()
-            for _ in range(3):
-                with pytest.raises(Unavailable):
-                    client.infer("identity_fp32", tensor(602_112))
-            assert not client.is_live()
-            assert time.monotonic() - started < 25
-            server.start()
-            deadline = time.monotonic() + 20
-            while not client.is_ready():
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            assert_usable(client)
-        proxy.stop()
+def test_a_server_that_is_not_there_and_comes(start_proxy, program, mortal, channel):
+    mortal.start()
+    proxy = start_proxy(program, mortal.grpc_url)
+    with Client(proxy.target, shared_memory=False, channel=channel, timeout=60) as client:
+        assert_usable(client)
+        killer = threading.Timer(0.3, mortal.kill)
+        killer.start()
+        started = time.monotonic()
+        with pytest.raises(ServerError) as caught:
+            client.infer("slow", slow(50))
+        # A connection cut in mid-call is HAProxy's and nginx's 502, and Envoy's own status.
+        assert isinstance(caught.value, Unavailable)
+        killer.join()
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                client.infer("identity_fp32", tensor(602_112))
+        assert not client.is_live()
+        assert time.monotonic() - started < 30
+        mortal.start()
+        end = time.monotonic() + 60
+        while not client.is_ready():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert_usable(client)
+    proxy.stop()
 
 
 def test_a_server_that_is_slower_than_the_proxy_likes(start_proxy, program, triton_server, channel):
@@ -251,6 +253,14 @@ class Traffic:
         for thread in self._threads:
             thread.join()
 
+    def go_on(self, calls):
+        """Return when so many more calls have ended."""
+        end = time.monotonic() + 60
+        calls += self.calls
+        while self.calls < calls:
+            assert time.monotonic() < end, f"only {self.calls} calls: {self.failures}"
+            time.sleep(0.01)
+
     def _work(self, number):
         turn = 0
         while not self._stopping.wait(self.pause()):
@@ -270,11 +280,10 @@ def test_connections_of_seven_requests(start_proxy, program, triton_server):
     proxy = start_proxy(program, triton_server.grpc_url, requests=7)
     with Client(proxy.target, shared_memory=False, channel="native", timeout=30) as client:
         with Traffic(client, threads=8) as traffic:
-            time.sleep(1.5)
-        for _ in range(100):
+            traffic.go_on(300)
+        for _ in range(30):
             assert_usable(client)
     assert traffic.failures == []
-    assert traffic.calls > 200
     proxy.stop()
 
 
@@ -286,9 +295,8 @@ def test_connections_that_idle_as_long_as_the_proxy_likes(start_proxy, program, 
         # About when it closes them: sometimes before the request, sometimes after, sometimes as
         # it is on its way.
         with Traffic(client, 16, pause=lambda: 1 + random.normal(0, 0.003)) as traffic:
-            time.sleep(4.5)
+            traffic.go_on(16 * 3)
     assert traffic.failures == []
-    assert traffic.calls > 40
     proxy.stop()
 
 
@@ -299,11 +307,9 @@ def test_a_proxy_that_is_reloaded(start_proxy, program, triton_server):
     with Client(proxy.target, shared_memory=False, channel="native", timeout=30) as client:
         with Traffic(client, threads=8) as traffic:
             for _ in range(3):
-                time.sleep(0.4)
-                before = traffic.calls
+                traffic.go_on(100)
                 proxy.reload()
-            time.sleep(0.5)
+            traffic.go_on(100)
         assert_usable(client)
     assert traffic.failures == []
-    assert traffic.calls > before
     proxy.stop()
