@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
-from environments import ROOT, Environment
+from environments import ROOT, STALE, Environment
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,20 @@ def new_environment(tmp_path):
         return Environment(tmp_path / name)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """The source, as it looks to somebody who has worked in it: with old products lying about."""
+    folder = tmp_path_factory.mktemp("source") / "triton_fast"
+    unwanted = {".git", ".venv", ".build-venv", "build", "dist", "results", "__pycache__"}
+    shutil.copytree(
+        ROOT,
+        folder,
+        ignore=lambda _, names: [n for n in names if n in unwanted or n.endswith("_cache")],
+    )
+    for name in STALE:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"of another day")
+    return folder

@@ -9,6 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# What lies about in the source of somebody who has worked in it.
+STALE = (
+    "triton_fast/_core/_wire.cpython-311-x86_64-linux-gnu.so",
+    "triton_fast/_core/_http2.cpython-311-x86_64-linux-gnu.so",
+    "triton_fast/inference.descriptors",
+    "triton_fast/__pycache__/client.cpython-311.pyc",
+    "build/stale.o",
+    "results/benchmark.json",
+    "dist/stale.whl",
+    ".venv/stale.py",
+)
+
 # What a newcomer does first, and whether the values are right: what imports may still be broken.
 INFERENCE = """
 import sys

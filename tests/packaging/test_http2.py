@@ -98,11 +98,11 @@ def test_settings_that_make_no_sense(tmp_path, settings, expected):
     assert expected in configured(tmp_path / "build", *settings)
 
 
-def built(folder: Path, value: str) -> Path:
+def built(folder: Path, value: str, source: Path = ROOT) -> Path:
     """Build a wheel as pip does for anybody who asks for that."""
     run(
         *(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder / "dist"),
-        *(f"-Cbuild-dir={folder / 'build'}", f"-Ccmake.define.TRITON_FAST_HTTP2={value}", ROOT),
+        *(f"-Cbuild-dir={folder / 'build'}", f"-Ccmake.define.TRITON_FAST_HTTP2={value}", source),
     )
     (wheel,) = (folder / "dist").iterdir()
     return wheel
@@ -110,9 +110,10 @@ def built(folder: Path, value: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_package_without_it(tmp_path, new_environment, triton_server):
+def test_a_package_without_it(tmp_path, tree, new_environment, triton_server):
+    """From a tree that was worked in: nothing that lies about there gets into the wheel."""
     environment = new_environment("without")
-    environment.install(built(tmp_path, "OFF"))
+    environment.install(built(tmp_path, "OFF", tree))
     environment.infer(triton_server.grpc_url)
     said = run(environment.python, "-c", WITHOUT, triton_server.grpc_url)
     assert "install libnghttp2 and pkg-config" in said

@@ -1,4 +1,7 @@
-"""What ``import triton_fast`` loads, and what that costs on top of numpy."""
+"""What ``import triton_fast`` loads. How long that takes is measured by benchmarks/bench_import.py.
+
+Modules are counted here, which no other program of a busy machine changes.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import sys
 
 import pytest
 
-LIMIT = 0.015  # seconds
-ATTEMPTS = 20
 FOREIGN = ("grpc", "google.protobuf", "google._upb", "tritonclient", "triton_fast.testing")
+# How many modules an import may load that numpy has not. The first loads nothing yet; the second
+# loads all that there is to a Client before its first call: 33 modules in 2026.
+MOST = {"import triton_fast": 2, "from triton_fast import Client": 40}
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,51 +35,15 @@ def foreign(modules: set[str]) -> set[str]:
     return {name for name in modules for top in FOREIGN if f"{name}.".startswith(f"{top}.")}
 
 
-def cost_of(statement: str, attempts: int = ATTEMPTS) -> float:
-    """Return the seconds of CPU that a statement costs after numpy was imported; the least of many.
-
-    CPU time and the least of many, because other programs of a busy machine add to all else; and
-    since they slow down the processor itself, in seconds of a machine on which numpy takes 0.075.
-    """
-    program = f"""
-import time
-start = time.process_time()
-import numpy
-middle = time.process_time()
-{statement}
-end = time.process_time()
-print((end - middle) * min(1, 0.075 / (middle - start)))
-"""
-    best = float("inf")
-    for _ in range(attempts):
-        best = min(best, float(python("-c", program).stdout))
-        if best < LIMIT:
-            break
-    return best
-
-
-# The first loads nothing yet; the second loads all that there is to a Client before its first call.
-STATEMENTS = ("import triton_fast", "from triton_fast import Client")
-
-
-@pytest.mark.parametrize("statement", STATEMENTS)
-def test_neither_grpc_nor_protobuf(statement):
+@pytest.mark.parametrize("statement", MOST)
+def test_little_is_loaded(statement):
     modules = loaded_by(statement)
     assert "triton_fast" in modules
     assert ("triton_fast.client.client" in modules) == ("Client" in statement)
     assert foreign(modules) == set()
+    assert len(modules - loaded_by("import numpy")) <= MOST[statement]
 
 
 def test_a_foreign_import_would_be_seen():
-    assert "grpc" in foreign(loaded_by("import triton_fast, grpc"))
-    assert "google.protobuf.message" in foreign(loaded_by("import google.protobuf.message"))
-
-
-@pytest.mark.parametrize("statement", STATEMENTS)
-def test_own_share(statement):
-    assert cost_of(statement) < LIMIT
-
-
-def test_a_slow_import_would_be_seen():
-    slow = "while time.process_time() - middle < 0.1: pass\nimport triton_fast"
-    assert cost_of(slow, attempts=3) > LIMIT
+    found = foreign(loaded_by("import triton_fast, grpc, google.protobuf.message"))
+    assert {"grpc", "google.protobuf.message"} <= found

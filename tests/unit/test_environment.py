@@ -222,7 +222,15 @@ def test_arguments_win():
         settings(overrides=overrides, TIMEOUTS="1")
 
 
-def test_the_environment_itself(monkeypatch):
+@pytest.fixture
+def no_settings(monkeypatch):
+    """An environment without any, whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("TRITON_FAST_")]:
+        if name not in _NOT_SETTINGS:
+            monkeypatch.delenv(name)
+
+
+def test_the_environment_itself(no_settings, monkeypatch):
     monkeypatch.setenv("TRITON_FAST_URL", "host:1")
     assert settings_from_environment("TRITON_FAST_", None, {}) == {"url": "host:1"}
 
@@ -244,10 +252,7 @@ def test_a_client_takes_all_of_them():
     assert set(found) <= taken
 
 
-def test_a_client_from_the_environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("TRITON_FAST_")]:
-        if name not in _NOT_SETTINGS:
-            monkeypatch.delenv(name)
+def test_a_client_from_the_environment(no_settings, monkeypatch):
     monkeypatch.setenv("TRITON_FAST_URL", "host:1")
     with Client.from_env() as client:
         assert client.url == "host:1"

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from contextlib import aclosing, closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from triton_fast import (
-    DeadlineExceeded,
-    Finished,
-    InferResult,
-    InvalidArgument,
-    InvalidOption,
-    NotFound,
-    Started,
-    TextMapping,
-    Token,
-    Unavailable,
-    Unimplemented,
-    Usage,
-    WireError,
-)
+from triton_fast import DeadlineExceeded, Finished, InferResult, InvalidArgument, InvalidOption, NotFound, Started, TextMapping, Token, Unavailable, Unimplemented, Usage, WireError
+from triton_fast.options import deadline
+from triton_fast.text import generation
 from triton_fast.inference.request import UNSET
 from triton_fast.management.metadata import ModelConfig, ModelMetadata, TensorMetadata
 from triton_fast.protocol.messages import message_class
@@ -345,8 +333,8 @@ class Face:
                         break
         return self.seen
 
-    async def _gather(self, generation, most):
-        async with aclosing(generation) as events:
+    async def _gather(self, events, most):
+        async with aclosing(events):
             async for event in events:
                 self.seen.append(event)
                 if len(self.seen) == most:
@@ -495,25 +483,29 @@ def test_options_that_are_parameters(face):
         face.events(client, mapping=mapping, options={"n": 2}, parameters={"n": 2})
 
 
-def test_one_deadline_for_all_calls(face):
+def test_one_deadline_for_all_calls(face, monkeypatch):
+    """By a clock on which each call takes two seconds, and nothing else any time."""
+    clock = SimpleNamespace(now=10**15)
+    clock.monotonic_ns = lambda: clock.now
+    for module in (deadline, generation):
+        monkeypatch.setattr(module, "time", clock)
     client = face.client(config=config(decoupled=True), results=[answer(b"x")])
-    face.events(client, timeout=5)
-    timeouts = [arguments["timeout"] for _, arguments in client.calls]
-    assert len(timeouts) == 3
-    assert 5 >= timeouts[0] > timeouts[1] > timeouts[2] > 0
-    face.events(client, timeout=None)
-    assert client.calls[-1][1]["timeout"] is None
-    # The first may take all of it.
-    slow = face.client(config=config(decoupled=False), results=[answer(b"x")])
-    face.known.clear()
+    calls = client.calls
 
     def told(what, arguments):
-        time.sleep(0.02)
-        slow.calls.append((what, arguments))
+        calls.append((what, arguments))
+        clock.now += 2 * 10**9
 
-    slow.told = told
-    face.events(slow, timeout=0.01)
-    assert [arguments["timeout"] for _, arguments in slow.calls[1:]] == [0.0, 0.0]
+    client.told = told
+    face.events(client, timeout=5)
+    assert [arguments["timeout"] for _, arguments in calls] == [5.0, 3.0, 1.0]
+    face.events(client, timeout=None)
+    assert calls[-1][1]["timeout"] is None
+    # The first may take all of it.
+    face.known.clear()
+    calls.clear()
+    face.events(client, timeout=1)
+    assert [arguments["timeout"] for _, arguments in calls] == [1.0, 0.0, 0.0]
 
 
 def test_many_models_are_not_kept(face):
@@ -576,21 +568,26 @@ def test_context_managers():
 
 
 def test_cancelling_a_task_closes_its_stream():
-    class Endless(AsyncFake):
-        def stream(self, **arguments):
-            stream = super().stream(**arguments)
-
-            async def wait():
-                await asyncio.sleep(60)
-
-            stream.__class__ = type("Waiting", (AsyncStream,), {"__anext__": lambda _: wait()})
-            return stream
-
     async def main():
+        waiting = asyncio.Event()
+
+        class Waiting(AsyncStream):
+            async def __anext__(self):
+                waiting.set()
+                await asyncio.Event().wait()
+
+        class Endless(AsyncFake):
+            def stream(self, **arguments):
+                return Waiting(Fake.stream(self, **arguments))
+
         client = Endless(config=config(decoupled=True))
-        generation = AsyncGeneration(client, {}, request())
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(generation), 0.01)
+        events = AsyncGeneration(client, {}, request())
+        task = asyncio.ensure_future(anext(events))
+        await waiting.wait()
+        assert client.streams[0].closed == 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert client.streams[0].closed == 1
 
     asyncio.run(main())

@@ -21,10 +21,12 @@ from triton_fast.inference.tensor import input_tensor
 from triton_fast.protocol.messages import message_class
 from triton_fast.streaming import stream as streams
 from triton_fast.streaming import stream_async as aio_streams
-from triton_fast.streaming.stream import Stream
+from triton_fast.streaming.stream import PATIENCE_NS, Stream
 from triton_fast.streaming.stream_async import AsyncStream
 
-LONG = 10.0
+# How long what must happen may take on a busy machine, in seconds.
+LONG = 60.0
+SHORT_NS = 2_000_000
 ONE = {"x": np.zeros(1, np.float32)}
 OPTIONS = CallOptions(call="ModelStreamInfer")
 # What an answer of the tests counts for.
@@ -144,6 +146,18 @@ def until(condition):
         time.sleep(0.001)
 
 
+class Clock:
+    """Stands for the module `time` where patience is measured: it goes on when the test says so."""
+
+    def __init__(self):
+        self.now = 10**15
+        self.looks = 0
+
+    def monotonic_ns(self):
+        self.looks += 1
+        return self.now
+
+
 def value(result):
     return result["y"].item()
 
@@ -154,8 +168,7 @@ def value(result):
 def test_one_thread_reads_for_all(channel, stream):
     made = [stream.stream("m", ONE) for _ in range(8)]
     waiting = [Waiting(lambda one=one: next(one)) for one in made]
-    until(lambda: channel.receives == 1)
-    time.sleep(0.05)
+    until(lambda: len(stream._waiters) == 7)
     assert channel.receives == 1
     # One after the other, and none to the one who reads.
     for number in range(7, 0, -1):
@@ -183,6 +196,7 @@ def test_a_reader_that_is_interrupted_leaves_its_turn(channel, stream):
     reader = Waiting(lambda: next(first))
     until(lambda: channel.receives == 1)
     other = Waiting(lambda: next(second))
+    until(lambda: stream._waiters)
     channel.put(ZeroDivisionError())  # as a signal's handler may raise anything
     assert isinstance(reader.result(), ZeroDivisionError)
     channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
@@ -203,6 +217,7 @@ def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypat
     reader = Waiting(lambda: next(first))
     until(lambda: channel.receives == 1)
     other = Waiting(lambda: next(second))
+    until(lambda: stream._waiters)
     channel.put([message(channel.ids[1], 2), message(channel.ids[0], 1)])
     assert isinstance(reader.result(), ZeroDivisionError)
     assert value(other.result()) == 2
@@ -214,76 +229,90 @@ def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypat
         stream.send("m", ONE)
 
 
+@pytest.fixture
+def only_woken(monkeypatch):
+    """Have nobody look by itself: who waits is woken, or the test finds that it is not."""
+    monkeypatch.setattr(streams, "_LOOK_S", 100 * LONG)
+    monkeypatch.setattr(streams, "PATIENCE_NS", round(200e9 * LONG))
+
+
 def starved(channel, stream):
     """Return a request of which twelve answers are unread, and one that waits for room for its."""
     unread, other = stream.stream("m", ONE), stream.stream("m", ONE)
     channel.put([message(channel.ids[0], number) for number in range(12)])
     channel.put([message(channel.ids[1], 99)])
     waiting = Waiting(lambda: next(other))
-    until(lambda: stream._starved)
+    until(lambda: stream._waiters)
+    assert stream._starved
     return unread, waiting
 
 
-def test_who_waits_for_room_is_woken(channel, stream):
+def test_who_waits_for_room_is_woken(channel, stream, only_woken):
     unread, waiting = starved(channel, stream)
-    assert channel.receives == 1
     # Twelve are unread, and there is room for fewer than ten: it takes three.
     for number in range(3):
-        assert waiting.is_alive()
-        time.sleep(0.02)
+        assert len(stream._waiters) == 1
         assert channel.receives == 1
         assert value(next(unread)) == number
-    started = time.monotonic()
     assert value(waiting.result()) == 99
-    assert time.monotonic() - started < 0.5  # woken, and not by its own clock
     assert channel.receives == 2
     assert value(next(unread)) == 3
 
 
-def test_who_waits_for_room_is_woken_by_those_who_receive_by_hand(channel, stream):
+def test_who_waits_for_room_is_woken_by_those_who_receive_by_hand(channel, stream, only_woken):
     other = stream.stream("m", ONE)
     stream.send("m", ONE)
     channel.put([message(channel.ids[1], number) for number in range(12)])
     channel.put([message(channel.ids[0], 99)])
     waiting = Waiting(lambda: next(other))
-    until(lambda: stream._starved)
+    until(lambda: stream._waiters)
     for number in range(3):
         assert value(stream.receive()) == number
-    started = time.monotonic()
     assert value(waiting.result()) == 99
-    assert time.monotonic() - started < 0.5
 
 
-def test_who_waits_for_room_is_woken_when_a_request_is_dropped(channel, stream):
+def test_who_waits_for_room_is_woken_when_a_request_is_dropped(channel, stream, only_woken):
     unread, waiting = starved(channel, stream)
-    started = time.monotonic()
     unread.close()
     assert value(waiting.result()) == 99
-    assert time.monotonic() - started < 0.5
 
 
 def test_patience_ends_and_begins_anew(channel, stream, monkeypatch):
-    monkeypatch.setattr(streams, "PATIENCE_NS", 400_000_000)
-    unread, other = stream.stream("m", ONE), stream.stream("m", ONE)
-    channel.put([message(channel.ids[0], number) for number in range(12)])
-    started = time.monotonic()
-    with pytest.raises(ResourceExhausted, match=f"^.*{12 * SIZE} bytes of answers"):
-        next(other)
-    assert 0.4 <= time.monotonic() - started < LONG
+    clock = Clock()
+    monkeypatch.setattr(streams, "time", clock)
+    monkeypatch.setattr(streams, "_LOOK_S", 0.001)
+
+    def looked_again():
+        looks = clock.looks
+        until(lambda: clock.looks >= looks + 3 or not waiting.is_alive())
+
+    unread, waiting = starved(channel, stream)
+    clock.now += PATIENCE_NS - 1
+    looked_again()
+    assert waiting.is_alive()
+    clock.now += 1
+    error = waiting.result()
+    assert isinstance(error, ResourceExhausted)
+    assert f"{12 * SIZE} bytes of answers" in str(error)
     # While others read, or read for it, it has all the patience there is.
+    channel.incoming.clear()
+    other = stream.stream("m", ONE)
     waiting = Waiting(lambda: next(other))
-    until(lambda: stream._starved)
-    time.sleep(0.3)
+    until(lambda: stream._waiters)
+    clock.now += PATIENCE_NS - 1
+    looked_again()
     for _ in range(3):
         next(unread)
     until(lambda: channel.receives == 2)
-    time.sleep(0.4)
+    clock.now += PATIENCE_NS - 1
     channel.put([message(channel.ids[0], 12) for _ in range(3)])
     until(lambda: stream._starved)
-    time.sleep(0.2)
+    looked_again()
+    clock.now += PATIENCE_NS - 1
+    looked_again()
     assert waiting.is_alive()
     unread.close()
-    channel.put([message(channel.ids[1], 99)])
+    channel.put([message(channel.ids[2], 99)])
     assert value(waiting.result()) == 99
 
 
@@ -292,7 +321,7 @@ def test_the_end_wakes_all(channel, stream):
     stream.send("m", ONE)
     waiting = [Waiting(lambda one=one: next(one)) for one in made]
     waiting.append(Waiting(stream.receive))
-    until(lambda: channel.receives == 1)
+    until(lambda: len(stream._waiters) == 5)
     channel.put([])
     for one in waiting:
         assert isinstance(one.result(), Unavailable)
@@ -317,6 +346,7 @@ def test_a_request_that_is_not_sent(channel, stream):
     with pytest.raises(DeadlineExceeded):
         stream.send("m", ONE)
     assert stream.receive() is None
+    channel.send_failure = None
     with pytest.raises(DeadlineExceeded):  # a part of it may be on its way
         stream.send("m", ONE)
 
@@ -383,6 +413,12 @@ def on_a_loop(test):
     return run
 
 
+async def until_async(condition):
+    """Let other tasks run until something is so; the test has a time limit."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
 async def asked(stream):
     """Return a request that has been sent."""
     made = stream.stream("m", ONE)
@@ -394,7 +430,7 @@ async def asked(stream):
 async def test_one_task_reads_for_all(channel, stream):
     made = [await asked(stream) for _ in range(8)]
     waiting = [asyncio.ensure_future(anext(one)) for one in made]
-    await asyncio.sleep(0.01)
+    await until_async(lambda: len(stream._waiters) == 7)
     assert channel.receives == 1
     for number in range(7, 0, -1):
         channel.put([message(channel.ids[number], number)])
@@ -410,28 +446,41 @@ async def test_a_task_that_waits_for_room_is_woken(channel, stream):
     channel.put([message(channel.ids[0], number) for number in range(12)])
     channel.put([message(channel.ids[1], 99)])
     waiting = asyncio.ensure_future(anext(other))
-    await asyncio.sleep(0.01)
+    await until_async(lambda: stream._waiters)
     for number in range(3):
+        assert not any(waiter.done() for waiter in stream._waiters)
         assert channel.receives == 1
         assert value(await anext(unread)) == number
-        await asyncio.sleep(0.01)
-    assert waiting.done()
-    assert value(waiting.result()) == 99
+    assert value(await waiting) == 99  # the test ends long before its patience
     assert channel.receives == 2
 
 
-async def patience(channel, stream):
+async def patience(channel, stream, clock):
+    async def looked_again():
+        looks = clock.looks
+        await until_async(lambda: clock.looks >= looks + 3 or waiting.done())
+
     unread, other = await asked(stream), await asked(stream)
     channel.put([message(channel.ids[0], number) for number in range(12)])
-    with pytest.raises(ResourceExhausted, match=f"{12 * SIZE} bytes of answers"):
-        await anext(other)
     waiting = asyncio.ensure_future(anext(other))
-    await asyncio.sleep(0.15)
+    await until_async(lambda: stream._waiters)
+    clock.now += SHORT_NS - 1
+    await looked_again()
+    assert not waiting.done()
+    clock.now += 1
+    with pytest.raises(ResourceExhausted, match=f"{12 * SIZE} bytes of answers"):
+        await waiting
+    waiting = asyncio.ensure_future(anext(other))
+    await until_async(lambda: stream._waiters)
+    clock.now += SHORT_NS - 1
     for _ in range(3):
         await anext(unread)
-    await asyncio.sleep(0.2)
+    await until_async(lambda: channel.receives == 2)
+    clock.now += SHORT_NS - 1
     channel.put([message(channel.ids[0], 12) for _ in range(3)])
-    await asyncio.sleep(0.1)
+    await until_async(lambda: stream._waiters or waiting.done())
+    clock.now += SHORT_NS - 1
+    await looked_again()
     assert not waiting.done()
     await unread.aclose()
     channel.put([message(channel.ids[1], 99)])
@@ -439,5 +488,8 @@ async def patience(channel, stream):
 
 
 def test_a_tasks_patience_ends_and_begins_anew(monkeypatch):
-    monkeypatch.setattr(aio_streams, "PATIENCE_NS", 200_000_000)
-    on_a_loop(patience)()
+    clock = Clock()
+    monkeypatch.setattr(aio_streams, "time", clock)
+    # A task that waits looks at the clock after as long as it has patience left.
+    monkeypatch.setattr(aio_streams, "PATIENCE_NS", SHORT_NS)
+    on_a_loop(lambda channel, stream: patience(channel, stream, clock))()

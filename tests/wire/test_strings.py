@@ -310,20 +310,24 @@ def test_other_threads_run_while_many_are_decoded() -> None:
             turns += 1
             time.sleep(0)
 
+    def turns_during_a_call() -> int:
+        before = turns
+        _wire.decode_elements(payload, array)
+        return turns - before
+
     other = threading.Thread(target=take_turns)
     other.start()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)  # after which a thread asks for its turn
     try:
-        before = turns
-        _wire.decode_elements(payload, array)
-        taken = turns - before
+        # Of more than a hundred; without any, there are those at its ends. A busy machine may not
+        # get round to the other thread in the time of one call, so one of many has to do.
+        assert any(turns_during_a_call() > 5 for _ in range(50))
     finally:
         sys.setswitchinterval(interval)
         over.set()
         other.join()
     assert array[0] == array[-1] == b"ab"
-    assert taken > 5  # of more than a hundred; without any, there are those at its ends
 
 
 def test_decode_what_was_encoded() -> None:
@@ -366,7 +370,8 @@ def test_decoded_elements_die_with_the_array() -> None:
     for _ in range(50):
         _wire.decode_elements(payload, array)  # each time over the elements of the last
     gc.collect()
-    assert abs(sys.getallocatedblocks() - before) < 200
+    # Of ten thousand, if they did not; other threads may have allocated some.
+    assert abs(sys.getallocatedblocks() - before) < 2000
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

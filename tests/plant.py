@@ -1,0 +1,171 @@
+"""Small faults, planted one after the other in a copy of the package: the tests must find each.
+
+Usage: ``python tests/plant.py [NAME ...]``, with the Python of an environment that has the package
+and what its tests need; without names, all faults are planted. Exits with 1 if a fault was not
+found. pytest collects nothing here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Fault:
+    """A slip in one module of the package, and the tests that are quick to find it."""
+
+    module: str
+    what: str
+    right: str
+    wrong: str
+    tests: str
+
+    @property
+    def name(self) -> str:
+        return self.module.rpartition("/")[2]
+
+
+FAULTS = [
+    Fault(
+        "answers",
+        "a server that does not say whether more comes is waited for",
+        "result.parameters.get(_FINAL, True)",
+        "result.parameters.get(_FINAL, False)",
+        "tests/unit/test_answers.py",
+    ),
+    Fault(
+        "streams",
+        "a stream goes on after a request of which a part may have been sent",
+        "if isinstance(error, DeadlineExceeded):",
+        "if isinstance(error, Unavailable):",
+        "tests/unit/test_stream_turns.py",
+    ),
+    Fault(
+        "aio_streams",
+        "patience does not begin anew while others read",
+        "if self._reading or room:\n                patience = None",
+        "if self._reading or room:\n                pass",
+        "tests/unit/test_stream_turns.py",
+    ),
+    Fault(
+        "sequences",
+        "each request starts the sequence until one was answered",
+        "starts = not self._answered and not self.made",
+        "starts = not self._answered",
+        "tests/unit/test_sequence_requests.py",
+    ),
+    Fault(
+        "admission",
+        "who gives up leaves those waiting that come after it",
+        "self._waiting.remove(entry)\n            self._let_in()",
+        "self._waiting.remove(entry)",
+        "tests/unit/test_admission.py",
+    ),
+    Fault(
+        "settings",
+        "TLS that is switched off is on if a server's name is set",
+        "if wanted is False or not given:",
+        "if not given:",
+        "tests/unit/test_settings.py",
+    ),
+    Fault(
+        "health",
+        "each question has a deadline of its own",
+        "method, {}, replace(options, deadline_ns=deadline_ns)\n            )",
+        "method, {}, options\n            )",
+        "tests/unit/test_health_rules.py",
+    ),
+    Fault(
+        "channels/aio_line",
+        "a connection that was closed has its turn all the same",
+        "if self._descriptor >= 0:\n            self._in_turn(step)",
+        "if step is not None:\n            self._in_turn(step)",
+        "tests/unit/test_aio_pace.py",
+    ),
+    Fault(
+        "placement",
+        "slots that the server may still write to are leased again",
+        "self._pool.quarantine(placement.slots)\n            return False",
+        "return False",
+        "tests/server/test_shared_memory.py::test_a_call_that_is_given_up_never_shares_its_slots",
+    ),
+    Fault(
+        "split",
+        "a last piece of one row is lost",
+        "for first in range(0, rows, most)]",
+        "for first in range(0, rows - 1, most)]",
+        "tests/server/test_split.py::test_any_number_of_rows",
+    ),
+]
+
+
+def fail(tests: list[str], package: Path) -> bool:
+    """Run tests with a copy of the package; say whether one fails."""
+    # A fault may make a test wait for ever; and bytecode is told by its source's second only.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--timeout=120"]
+    environment = {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # 1: tests failed. All else, as 4 for tests that are not there, says nothing of them.
+    if done.returncode not in {0, 1}:
+        sys.exit(f"pytest {tests} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 1
+
+
+def found(fault: Fault, package: Path) -> bool:
+    """Plant a fault in a copy of the package, and say whether its tests fail."""
+    path = package / f"{fault.module}.py"
+    text = path.read_text("utf-8")
+    if text.count(fault.right) != 1:
+        sys.exit(f"{fault.module}.py has {fault.right!r} {text.count(fault.right)} times, not once")
+    path.write_text(text.replace(fault.right, fault.wrong), "utf-8")
+    try:
+        return fail([fault.tests], package)
+    finally:
+        path.write_text(text, "utf-8")
+
+
+def main() -> int:
+    installed = importlib.util.find_spec("triton_fast")
+    assert installed is not None
+    assert installed.origin is not None
+    unknown = set(sys.argv[1:]) - {fault.name for fault in FAULTS}
+    if unknown:
+        sys.exit(f"no such fault: {', '.join(sorted(unknown))}")
+    wanted = [fault for fault in FAULTS if fault.name in sys.argv[1:] or not sys.argv[1:]]
+    survived = 0
+    with tempfile.TemporaryDirectory(prefix="triton_fast_planted_") as folder:
+        package = Path(folder) / "triton_fast"
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(installed.origin).parent, package, ignore=unwanted)
+        if fail(sorted({fault.tests for fault in wanted}), package):
+            sys.exit("these tests fail without any fault: they say nothing of those planted here")
+        for fault in wanted:
+            began = time.monotonic()
+            caught = found(fault, package)
+            survived += not caught
+            verdict = "caught" if caught else "NOT CAUGHT"
+            seconds = time.monotonic() - began
+            print(f"{verdict:10}  {fault.name:12} {fault.what} ({seconds:.0f} s)", flush=True)
+    print(f"{len(wanted) - survived} of {len(wanted)} planted faults were caught")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
