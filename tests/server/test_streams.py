@@ -244,9 +244,9 @@ def test_each_error_is_typed_and_ends_its_request_alone(client, case):
     assert type(alone) is kind
     assert (alone.call, alone.target) == (f"ModelStreamInfer({model!r})", client.url)
     # Beside requests of its kind: this server aborts when a stream has answers of both.
-    slow = {"INPUT0": np.float32([[1, 2, 3]]), "DELAY": np.float32([[0.1]])}
+    slow = {"INPUT0": np.float32([[1, 2, 3]]), "DELAY": np.float32([[0.03]])}
     beside = (
-        ("repeat_int32", repeat([1, 2, 3], [0, 50, 50]))
+        ("repeat_int32", repeat([1, 2, 3], [0, 20, 20]))
         if case == "decoupled"
         else ("batched_identity_fp32", slow)
     )
