@@ -314,12 +314,15 @@ def slow(seconds):
 @pytest.mark.server_may_die
 def test_a_future_can_be_cancelled(server, channel):
     with Client(server.grpc_url, channel=channel, timeout=60) as client:
-        future = client.submit("slow", slow(30))
+        reset(client)
+        future = client.submit("slow", slow(90))
+        wait_until(lambda: counts(client) == (0, 1))
         assert not future.done()
         assert future.cancel()
         assert future.cancelled()
         with pytest.raises(CancelledError):
             future.result()
+        wait_until(lambda: counts(client) == (1, 0))  # the model knows
         done = client.submit("slow", slow(0))
         done.result(60)
         assert not done.cancel()
@@ -357,14 +360,14 @@ def test_closing_while_calls_run_ends_them(server, channel):
 
     def work():
         try:
-            client.infer("slow", slow(60))
+            client.infer("slow", slow(90))
         except BaseException as error:
             outcomes.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    future = client.submit("slow", slow(60))
+    future = client.submit("slow", slow(90))
     wait_until(lambda: counts(client)[1] == 5)
     client.close()
     client.close()

@@ -375,7 +375,7 @@ def test_a_call_that_is_given_up_never_shares_its_slots(server, channel):
 
 def give_up(client):
     """Give up a call whose input is in shared memory, while the model has it."""
-    slow = {"INPUT0": array(0), "DELAY": np.array([60], np.float32)}
+    slow = {"INPUT0": array(0), "DELAY": np.array([90], np.float32)}
     future = client.submit("slow", slow)
     wait_until(lambda: counts(client)[1] == 1)
     assert future.cancel()
@@ -495,7 +495,7 @@ def test_two_processes(server):
     try:
         assert other.stdout.readline() == "once more\n"
         with Client(server.grpc_url, shared_memory=True, timeout=60) as client:
-            for _ in range(30):
+            for _ in range(12):
                 for _ in range(5):
                     np.testing.assert_array_equal(echo(client, array(1)), array(1))
                 assert other.stdout.readline() == "once more\n"

@@ -15,8 +15,9 @@ from triton_fast import Client, TritonFastError
 
 pytestmark = [pytest.mark.server, pytest.mark.server_may_die]
 
-# More than anything takes here, on a busy machine too.
-LONG = 60.0
+# As in test_streams.py.
+LONG = 90.0
+SOON = 30.0
 
 PRELUDE = """
 import contextlib, gc, os, signal, sys, threading, time
@@ -40,7 +41,7 @@ def run(server, channel):
     """Run a script with a client of its own; it must end well, and complain of nothing."""
 
     def run(script, *, quiet=True):
-        return run_python(PRELUDE + script, server.grpc_url, channel, timeout=LONG, quiet=quiet)
+        return run_python(PRELUDE + script, server.grpc_url, channel, timeout=60, quiet=quiet)
 
     return run
 
@@ -175,7 +176,7 @@ def test_a_signal_leaves_other_threads_alone(client, alarms):
         thread.start()
         with pytest.raises(Interrupt):
             soon_interrupted(alarms, 0.1, lambda: next(mine))
-        thread.join(LONG)
+        thread.join(SOON)
         assert found == [3, 4, 5]
         assert outs(mine) == [2]
 
@@ -217,7 +218,7 @@ def test_signals_at_any_moment_leave_nobody_waiting(client, alarms):
                             break
                         except Interrupt:
                             pass
-            thread.join(LONG)
+            thread.join(SOON)
             assert not thread.is_alive()
             whole = found == [400] * 400
             assert whole or isinstance(found[-1], TritonFastError)
@@ -266,7 +267,7 @@ children = []
 for turn in range(12):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(60)
+        signal.alarm(45)
         right = [
             refused(lambda: list(mine)),
             refused(lambda: shared.send("repeat_int32", ENDLESS)),
