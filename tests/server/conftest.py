@@ -1,17 +1,40 @@
-"""The server of the tests of streams."""
+"""The servers that these tests share: each is started once a session, where it is needed."""
 
 from __future__ import annotations
 
 import pytest
+from served_models import HASTY, IN_PYTHON, PATIENT, SERVED
 
-from triton_fast.testing import FURTHER_TEST_MODELS
-
-STREAM_MODELS = [
-    *FURTHER_TEST_MODELS,
-    *("identity_fp32", "identity_bytes", "identity_batched", "failing"),
-]
+from triton_fast.testing import write_test_models
 
 
 @pytest.fixture
 def server(shared_server):
-    return shared_server(models=STREAM_MODELS)
+    """All test models but those in Python."""
+    return shared_server(models=SERVED)
+
+
+@pytest.fixture
+def python_server(shared_server):
+    """Those in Python too, which are a process each. ``add_sub_python`` is for its own tests."""
+    return shared_server(models=[*SERVED, *IN_PYTHON])
+
+
+@pytest.fixture(scope="session")
+def sequence_models(tmp_path_factory):
+    """Models of sequences that may be idle for other times than the 3 s that they have else."""
+    folder = write_test_models(tmp_path_factory.mktemp("sequences"), [PATIENT, HASTY])
+    for model, microseconds in ((PATIENT, 60_000_000), (HASTY, 500_000)):
+        config = folder / model / "config.pbtxt"
+        text = config.read_text()
+        assert text.count("max_sequence_idle_microseconds: 3000000\n") == 1
+        config.write_text(text.replace(": 3000000\n", f": {microseconds}\n"))
+    return folder
+
+
+@pytest.fixture
+def sequence_server(shared_server, sequence_models):
+    """Serve sequences that keep their places for a minute, and others that lose theirs at once."""
+    return shared_server(
+        model_repository=str(sequence_models), extra_args=["--disable-auto-complete-config"]
+    )

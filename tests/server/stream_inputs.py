@@ -40,7 +40,7 @@ def reset(client):
     counts(client, reset=True)
 
 
-def wait_until(condition, seconds=10.0):
+def wait_until(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"still not so after {seconds} s"

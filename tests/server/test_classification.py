@@ -83,12 +83,19 @@ def test_submitted_calls_and_models(client):
     assert [one.index for one in model(INPUT0=values).classes("OUTPUT0")] == [1, 2]
 
 
-def test_labels(triton_server_factory, tmp_path, channel):
-    folder = write_test_models(tmp_path, ["classify_fp32", "classify_unlabelled_fp32"])
+@pytest.fixture(scope="module")
+def labels_server(triton_server_factory, tmp_path_factory):
+    names = ["classify_fp32", "classify_unlabelled_fp32"]
+    folder = write_test_models(tmp_path_factory.mktemp("models"), names)
     (folder / "classify_fp32" / "labels.txt").write_text("cat\nold: dog:\nnaïve owl\n")
     server = triton_server_factory(folder)
+    yield server
+    server.kill()
+
+
+def test_labels(labels_server, channel):
     values = np.array([[0.5, 3, 1, 0], [1, 2, 3, 4]], np.float32)
-    with Client(server.grpc_url, channel=channel, timeout=60) as client:
+    with Client(labels_server.grpc_url, channel=channel, timeout=60) as client:
         result = client.infer("classify_fp32", {"INPUT0": values}, outputs=asking(3))
         assert result.classes("OUTPUT0") == [
             [Class(3.0, 1, "old: dog:"), Class(1.0, 2, "naïve owl"), Class(0.5, 0, "cat")],
@@ -97,4 +104,3 @@ def test_labels(triton_server_factory, tmp_path, channel):
         ]
         result = client.infer("classify_unlabelled_fp32", {"INPUT0": values}, outputs=asking(1))
         assert result.classes("OUTPUT0") == [[Class(3.0, 1, "")], [Class(4.0, 3, "")]]
-    server.kill()

@@ -59,18 +59,9 @@ def test_every_document_is_run():
     assert {path.name for path in DOCS.glob("*.md")} == tested
 
 
-@pytest.fixture(scope="module")
-def server(triton_server_factory):
-    models = ["repeat_int32", "square_int32", "accumulate_oldest", "accumulate_string"]
-    models += ["vllm_like", "prompt_text_stream", "identity_fp32", "identity_rank3", "slow"]
-    with triton_server_factory(models=models) as server:
-        yield server
-        server.kill()
-
-
-def test_streams(server, capsys):
-    with Client(server.grpc_url, timeout=30) as client:
-        assert run("streams.md", server.grpc_url, {"client": client}) == 11
+def test_streams(python_server, capsys):
+    with Client(python_server.grpc_url, timeout=60) as client:
+        assert run("streams.md", python_server.grpc_url, {"client": client}) == 11
     said = capsys.readouterr().out
     assert said.count("number [2] is [9]") == 2
     assert "3 is given 3 times\n1 is given 1 times\n2 is given 2 times\n" in said
@@ -85,6 +76,7 @@ def test_streams(server, capsys):
     assert "Token(text='one', index=0)" in said
 
 
+@pytest.mark.server_may_die
 def test_asyncio(server, capsys):
     need_uvloop()
     uvloop = importlib.import_module("uvloop")

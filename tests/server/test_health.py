@@ -8,7 +8,7 @@ import time
 
 import grpc
 import pytest
-from server_threads import of_threads
+from server_state import of_threads
 from stream_inputs import wait_until
 
 from triton_fast import Client, ClosedError, HealthStatus
@@ -99,8 +99,7 @@ def test_a_model_that_was_unloaded(broken_server, channel):
     with Client(broken_server.grpc_url, channel=channel) as client:
         tell(broken_server, "RepositoryModelUnload", "identity_bytes")
         try:
-            while client.is_model_ready("identity_bytes", timeout=60):
-                time.sleep(0.01)
+            wait_until(lambda: not client.is_model_ready("identity_bytes", timeout=60))
             assert client.health(timeout=60).models == {"identity_fp32": True, "broken": False}
         finally:
             tell(broken_server, "RepositoryModelLoad", "identity_bytes")

@@ -10,6 +10,7 @@ from itertools import combinations
 import ml_dtypes
 import numpy as np
 import pytest
+from stream_inputs import counts, reset, wait_until
 
 from triton_fast import (
     DATATYPES,
@@ -310,16 +311,21 @@ def slow(seconds):
     return {"INPUT0": np.zeros(1, np.float32), "DELAY": np.array([seconds], np.float32)}
 
 
-def test_a_future_can_be_cancelled(client):
-    future = client.submit("slow", slow(30))
-    assert not future.done()
-    assert future.cancel()
-    assert future.cancelled()
-    with pytest.raises(CancelledError):
-        future.result()
-    done = client.submit("slow", slow(0))
-    done.result(60)
-    assert not done.cancel()
+@pytest.mark.server_may_die
+def test_a_future_can_be_cancelled(server, channel):
+    with Client(server.grpc_url, channel=channel, timeout=60) as client:
+        reset(client)
+        future = client.submit("slow", slow(90))
+        wait_until(lambda: counts(client) == (0, 1))
+        assert not future.done()
+        assert future.cancel()
+        assert future.cancelled()
+        with pytest.raises(CancelledError):
+            future.result()
+        wait_until(lambda: counts(client) == (1, 0))  # the model knows
+        done = client.submit("slow", slow(0))
+        done.result(60)
+        assert not done.cancel()
 
 
 # Many at once ------------------------------------------------------------------------------------
@@ -346,28 +352,30 @@ def test_threads_share_a_client(client):
     assert not errors
 
 
-def test_closing_while_calls_run_ends_them(triton_server, channel):
-    client = Client(triton_server.grpc_url, channel=channel)
+@pytest.mark.server_may_die
+def test_closing_while_calls_run_ends_them(server, channel):
+    client = Client(server.grpc_url, channel=channel)
+    reset(client)
     outcomes = []
 
     def work():
         try:
-            client.infer("slow", slow(20))
+            client.infer("slow", slow(90))
         except BaseException as error:
             outcomes.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    future = client.submit("slow", slow(20))
-    threading.Event().wait(0.5)
+    future = client.submit("slow", slow(90))
+    wait_until(lambda: counts(client)[1] == 5)
     client.close()
     client.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert [type(error) for error in outcomes] == [ClosedError] * 4
-    assert isinstance(future.exception(10), ClosedError)
-    with pytest.raises(ClosedError, match=f"client of {triton_server.grpc_url} is closed"):
+    assert isinstance(future.exception(30), ClosedError)
+    with pytest.raises(ClosedError, match=f"client of {server.grpc_url} is closed"):
         client.infer("slow", slow(0))
     with pytest.raises(ClosedError):
         client.submit("slow", slow(0))
@@ -388,25 +396,25 @@ def test_compression(client, compression):
         client.infer("identity_fp32", {"INPUT0": values}, compression="zstd")
 
 
-def test_headers_reach_the_server(triton_server_factory, channel):
-    with triton_server_factory(
+def test_headers_reach_the_server(shared_server, channel):
+    server = shared_server(
         models=["identity_fp32"], extra_args=["--grpc-header-forward-pattern=x-.*"]
-    ) as server:
-        tokens = iter(["one", "two"])
-        with Client(
-            server.grpc_url,
-            channel=channel,
-            timeout=60,
-            headers={"X-Client": "c"},
-            header_hook=lambda call: {"x-token": next(tokens), "x-call": call},
-        ) as client:
-            inputs = {"INPUT0": np.zeros(1, np.float32)}
-            first = client.infer("identity_fp32", inputs, headers={"x-own": "o"}).parameters
-            second = client.infer("identity_fp32", inputs).parameters
-        assert (first["x-client"], first["x-token"], first["x-own"]) == ("c", "one", "o")
-        assert first["x-call"] == "ModelInfer('identity_fp32')"
-        assert second["x-token"] == "two"
-        assert "x-own" not in second
+    )
+    tokens = iter(["one", "two"])
+    with Client(
+        server.grpc_url,
+        channel=channel,
+        timeout=60,
+        headers={"X-Client": "c"},
+        header_hook=lambda call: {"x-token": next(tokens), "x-call": call},
+    ) as client:
+        inputs = {"INPUT0": np.zeros(1, np.float32)}
+        first = client.infer("identity_fp32", inputs, headers={"x-own": "o"}).parameters
+        second = client.infer("identity_fp32", inputs).parameters
+    assert (first["x-client"], first["x-token"], first["x-own"]) == ("c", "one", "o")
+    assert first["x-call"] == "ModelInfer('identity_fp32')"
+    assert second["x-token"] == "two"
+    assert "x-own" not in second
 
 
 def test_queue_timeout_and_priority(client):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from blocking_face import BlockingFace
+from served_models import HASTY, PATIENT
 
 from triton_fast import (
     AsyncClient,
@@ -32,16 +33,8 @@ from triton_fast import (
 pytestmark = pytest.mark.server
 
 NUMBERED = ["accumulate_direct", "accumulate_oldest"]
-MODELS = [*NUMBERED, "accumulate_string"]
 WRONG = {"INPUT": np.float32([1])}
 LOST = "must specify the START flag"
-
-
-@pytest.fixture(scope="module")
-def server(triton_server_factory):
-    with triton_server_factory(models=[*MODELS, "repeat_int32"]) as server:
-        yield server
-        server.kill()
 
 
 @pytest.fixture(params=[Client, BlockingFace], ids=["threads", "coroutines"])
@@ -461,42 +454,38 @@ def test_the_deadline_of_all_requests(client, model):
         assert add(sequence, 1, timeout=30, end=True) == 2
 
 
-def test_waiting_for_a_place(triton_server_factory, channel, face):
+@pytest.mark.server_may_die
+def test_waiting_for_a_place(sequence_server, channel, face, streamed):
     """The direct strategy has place for 16 sequences."""
-    with triton_server_factory(models=["accumulate_direct"]) as server:
-        with face(server.grpc_url, channel=channel, timeout=30) as client:
-            for streamed in (True, False):
-                sequences = [
-                    client.sequence("accumulate_direct", stream=streamed) for _ in range(16)
-                ]
-                for sequence in sequences:
-                    add(sequence, 1)
-                sequences.append(client.sequence("accumulate_direct", stream=streamed, timeout=1))
-                began = time.monotonic()
-                with pytest.raises(DeadlineExceeded):
-                    add(sequences[16], 1)
-                assert 0.9 < time.monotonic() - began < 2.5, "places are free after 3 s"
-                sequences[0].close()
-                # On a stream, the request that was given up has its place now.
-                assert add(sequences[16], 10, timeout=30) == (11 if streamed else 10)
-                for sequence in sequences:
-                    sequence.close()
-        server.kill()
+    with face(sequence_server.grpc_url, channel=channel, timeout=60) as client:
+        sequences = [client.sequence(PATIENT, stream=streamed) for _ in range(16)]
+        for sequence in sequences:
+            add(sequence, 1)
+        sequences.append(client.sequence(PATIENT, stream=streamed, timeout=0.5))
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            add(sequences[16], 1)
+        assert 0.49 < time.monotonic() - began < 30, "places are free after a minute"
+        sequences[0].close()
+        # On a stream, the request that was given up has its place now.
+        assert add(sequences[16], 10, timeout=60) == (11 if streamed else 10)
+        for sequence in sequences:
+            sequence.close()
 
 
-def test_sequences_that_are_idle_for_too_long(server, channel):
+def test_sequences_that_are_idle_for_too_long(sequence_server, channel):
     with (
-        Client(server.grpc_url, channel=channel, timeout=30) as one,
-        BlockingFace(server.grpc_url, channel=channel, timeout=30) as other,
+        Client(sequence_server.grpc_url, channel=channel, timeout=30) as one,
+        BlockingFace(sequence_server.grpc_url, channel=channel, timeout=30) as other,
     ):
         modes = [(client, streamed) for client in (one, other) for streamed in (True, False)]
         lost, left = (
-            [client.sequence("accumulate_oldest", stream=streamed) for client, streamed in modes]
+            [client.sequence(HASTY, stream=streamed) for client, streamed in modes]
             for _ in range(2)
         )
         for sequence in (*lost, *left):
             add(sequence, 1)
-        time.sleep(5)  # 3 are allowed, and the server looks now and then
+        time.sleep(2)  # a quarter of it is allowed, and the server looks now and then
         for sequence in lost:
             with pytest.raises(InvalidArgument, match=LOST):
                 add(sequence, 1)
@@ -509,7 +498,7 @@ def test_sequences_that_are_idle_for_too_long(server, channel):
 
 def patiently(call, *arguments):
     """Call until the server is reached: connections that it has left are found out by calls."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
             return call(*arguments)
@@ -518,40 +507,43 @@ def patiently(call, *arguments):
     pytest.fail("the server is not reached")
 
 
-def test_a_server_that_is_started_anew(triton_server_factory, channel, face):
-    with triton_server_factory(models=["accumulate_oldest"]) as server:
-        with face(server.grpc_url, channel=channel, timeout=30) as client:
-            stream = client.sequence("accumulate_oldest")
-            calls = client.sequence("accumulate_oldest", stream=False)
-            assert [add(stream, 1), add(calls, 1)] == [1, 1]
-            server.kill()
-            server.start()
-            with pytest.raises(Unavailable):
-                add(stream, 1)
-            with pytest.raises(Unavailable), stream:
-                add(stream, 1)  # it does not come back: answers would be those of another sum
-            with pytest.raises(InvalidArgument, match=LOST):
-                patiently(add, calls, 1)
-            calls.close()
-            with client.sequence("accumulate_oldest") as sequence:
-                assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
+@pytest.fixture(scope="module")
+def own_server(triton_server_factory):
+    """Started by those who need it, who kill it."""
+    return triton_server_factory(models=["accumulate_oldest"])
 
 
-def test_a_server_that_is_killed(triton_server_factory, channel, face):
-    with triton_server_factory(models=["accumulate_oldest"]) as server:
-        with face(server.grpc_url, channel=channel, timeout=30) as client:
-            for streamed in (True, False):
-                sequence = client.sequence("accumulate_oldest", stream=streamed)
-                add(sequence, 1)
-                server.kill()
-                began = time.monotonic()
-                with pytest.raises(KeyError) as caught, sequence:
-                    raise KeyError
-                (note,) = caught.value.__notes__
-                assert f"sequence {sequence.id} could not be ended" in note
-                assert time.monotonic() - began < 10
-                if streamed:
-                    server.start()
+def test_a_server_that_is_started_anew(own_server, channel, face):
+    own_server.start()
+    with face(own_server.grpc_url, channel=channel, timeout=30) as client:
+        stream = client.sequence("accumulate_oldest")
+        calls = client.sequence("accumulate_oldest", stream=False)
+        assert [add(stream, 1), add(calls, 1)] == [1, 1]
+        own_server.kill()
+        own_server.start()
+        with pytest.raises(Unavailable):
+            add(stream, 1)
+        with pytest.raises(Unavailable), stream:
+            add(stream, 1)  # it does not come back: answers would be those of another sum
+        with pytest.raises(InvalidArgument, match=LOST):
+            patiently(add, calls, 1)
+        calls.close()
+        with client.sequence("accumulate_oldest") as sequence:
+            assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
+
+
+def test_a_server_that_is_killed(own_server, channel, face, streamed):
+    own_server.start()
+    with face(own_server.grpc_url, channel=channel, timeout=30) as client:
+        sequence = client.sequence("accumulate_oldest", stream=streamed)
+        add(sequence, 1)
+        own_server.kill()
+        began = time.monotonic()
+        with pytest.raises(KeyError) as caught, sequence:
+            raise KeyError
+        assert time.monotonic() - began < 20, "it does not wait for the call's deadline"
+        (note,) = caught.value.__notes__
+        assert f"sequence {sequence.id} could not be ended" in note
 
 
 def test_a_client_that_is_closed(client, model, streamed):

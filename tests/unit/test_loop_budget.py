@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from triton_fast.channels.native import loop_budget as aio_pace
+from triton_fast.channels.native import loop_budget
 from triton_fast.channels.native.connection_async import Line
 from triton_fast.channels.native.loop_budget import Pace
 
@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(aio_pace, "time", clock)
+    monkeypatch.setattr(loop_budget, "time", clock)
     return clock
 
 
