@@ -449,7 +449,7 @@ def test_any_number_of_rows(run, new_client, rows):
 @pytest.mark.server_may_die
 def test_a_piece_that_fails_is_named_and_none_is_left_running(run, new_client):
     rows = np.ones((4, 3), np.float32)
-    delays = np.array([[0], [-1], [0.3], [0.3]], np.float32)  # the model refuses -1
+    delays = np.array([[0], [-1], [0.3], [-1]], np.float32)  # the model refuses -1
     out = np.zeros((4, 3), np.float32)
 
     async def work():
@@ -461,7 +461,7 @@ def test_a_piece_that_fails_is_named_and_none_is_left_running(run, new_client):
                 )
             assert raised.value.call == "ModelInfer('queued')"
             out[:] = 7
-            # If one went on, its answer would be here after the model had made it.
+            # If one went on, its answer would come after the model had made it.
             await until_running(client, 0)
             for _ in range(5):
                 await client.infer("queued", {"INPUT0": rows[:1], "DELAY": delays[:1]})
@@ -471,9 +471,19 @@ def test_a_piece_that_fails_is_named_and_none_is_left_running(run, new_client):
 
 
 @pytest.mark.server_may_die
-def test_cancelling_a_split_call_cancels_its_pieces(run, new_client):
+@pytest.mark.parametrize(
+    ("delays", "admitted"),
+    [
+        # The model has one of them, and the others are in its queue.
+        pytest.param([600, 600, 600, 600, 600, 600], 1, id="first"),
+        pytest.param([0, 600, 600, 600, 600, 600], 4, id="others"),
+        pytest.param([0, -1, 600, 600, 600, 600], 3, id="one_failed"),
+    ],
+)
+def test_cancelling_a_split_call_cancels_its_pieces(run, new_client, delays, admitted):
+    """While it waits for the first, which says what the outputs are like, or for the others."""
     rows = np.ones((6, 3), np.float32)
-    delays = np.full((6, 1), 600, np.float32)
+    delays = np.array(delays, np.float32).reshape(6, 1)
 
     async def work():
         async with new_client() as client:
@@ -481,6 +491,9 @@ def test_cancelling_a_split_call_cancels_its_pieces(run, new_client):
             call = client.infer("queued", {"INPUT0": rows, "DELAY": delays}, split=True)
             task = asyncio.create_task(call)
             await until_running(client, 1)
+            admission = client._connection._admission
+            while admission.calls != admitted:
+                await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
