@@ -43,7 +43,7 @@ CRASH_SECONDS = 3.0
 LOOK_SECONDS = 0.2
 ASK_SECONDS = 5.0
 
-_CRASH = re.compile(r"^Signal \(\d+\) received", re.MULTILINE)
+_CRASH = re.compile(r"\bSignal \((6|11)\) received")
 _PROPERTY = "server died"
 _SEEN = pytest.StashKey["Seen"]()
 _SERVERS = pytest.StashKey["Servers"]()
