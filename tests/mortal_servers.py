@@ -7,13 +7,23 @@ answers, the failure is the server's: it is started anew and the test is done on
 `ATTEMPTS` times in all. A test whose server is well is never repeated, and what one leaves behind
 in this process (an assertion that fails in its teardown) is never excused. The summary counts the
 deaths.
+
+A server that hangs has crashed too, as far as we have seen: its memory is damaged, malloc aborts,
+and Triton's handler of the signal waits for malloc's lock, which the same thread holds, when it
+wants to write where that was. Then this thread hangs and whoever needs the lock after it, and the
+others go on: health calls are answered, and often all others but streams. It can be one call that
+is never answered, as one of the two threads that take calls is left. But "Signal (6) received." is
+in the log by then, so that is where a crash is looked for first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +37,13 @@ if TYPE_CHECKING:
 ATTEMPTS = 4
 # How long a server may take over a health call before it counts as hung, on a busy machine too.
 ANSWER_SECONDS = 15.0
+# How long a server that has begun to crash may take until its process ends.
+CRASH_SECONDS = 3.0
+# How often a server is asked that is kept up: cheaply, and with calls.
+LOOK_SECONDS = 0.2
+ASK_SECONDS = 5.0
 
+_CRASH = re.compile(r"\bSignal \((6|11)\) received")
 _PROPERTY = "server died"
 _SEEN = pytest.StashKey["Seen"]()
 _SERVERS = pytest.StashKey["Servers"]()
@@ -39,6 +55,7 @@ class Servers:
     def __init__(self, start: Callable[..., TritonServer]) -> None:
         self._start = start
         self._servers: dict[str, TritonServer] = {}
+        self._meanwhile: list[str] = []
 
     def __call__(self, **options: object) -> TritonServer:
         """Return a running server with these options of `TritonServer`."""
@@ -48,18 +65,63 @@ class Servers:
         return self._servers[name]
 
     def restart_the_dead(self, *, ask: bool) -> list[str]:
-        """Start those anew that have died, or do not answer if asked; say how each ended."""
-        found = []
+        """Start those anew that have died, or do not answer if asked; say how each ended.
+
+        Those that died while they were kept up are told too.
+        """
+        found, self._meanwhile = self._meanwhile, []
         for server in self._servers.values():
-            if server.is_alive:
-                wrong = what_is_wrong_with(server) if ask else ""
-            else:
-                wrong = "its process ended"
+            wrong = what_is_wrong_with(server) if ask else how_it_crashed(server)
             if wrong:
                 server.kill()
                 server.start()
                 found.append(wrong)
         return found
+
+    @contextlib.contextmanager
+    def kept_up(self, server: TritonServer) -> Iterator[list[str]]:
+        """Start a server anew when it dies or hangs, at once, while a program makes its calls.
+
+        Gives a list, in which it says how the server ended each time.
+        """
+        found: list[str] = []
+        over = threading.Event()
+
+        def look() -> None:
+            asked = time.monotonic()
+            while not over.wait(LOOK_SECONDS):
+                wrong = how_it_crashed(server)
+                if not wrong and time.monotonic() - asked > ASK_SECONDS:
+                    wrong = what_is_wrong_with(server)
+                    asked = time.monotonic()
+                if wrong:
+                    server.kill()
+                    server.start()
+                    found.append(wrong)
+
+        with ThreadPoolExecutor(1) as threads:
+            looking = threads.submit(look)
+            try:
+                yield found
+            finally:
+                over.set()
+                looking.result()
+                self._meanwhile += found
+
+
+def how_it_crashed(server: TritonServer) -> str:
+    """Say how a server has died, as far as is known without asking it; "" if it has not."""
+    if not server.is_alive:
+        return "its process ended"
+    crash = _CRASH.search(server.log())
+    if not crash:
+        return ""
+    end = time.monotonic() + CRASH_SECONDS
+    while time.monotonic() < end:
+        if not server.is_alive:
+            return "its process ended"
+        time.sleep(0.05)
+    return f"it crashed, and hangs over that ({crash[0]})"
 
 
 def what_is_wrong_with(server: TritonServer) -> str:
@@ -69,6 +131,9 @@ def what_is_wrong_with(server: TritonServer) -> str:
     where it has the models to try that with. It is asked by the official client: what is wrong with
     ours is not the server's fault.
     """
+    wrong = how_it_crashed(server)
+    if wrong:
+        return wrong
     try:
         url = f"http://{server.http_url}/v2/health/ready"
         with urllib.request.urlopen(url, timeout=ANSWER_SECONDS):
@@ -76,47 +141,66 @@ def what_is_wrong_with(server: TritonServer) -> str:
         _ask_over_grpc(server.grpc_url)
     except Exception as error:  # whichever way it fails, it is no answer
         # It may be about to end: its ports close a moment before it is known to have died.
-        for _ in range(20):
-            if not server.is_alive:
-                return "its process ended"
+        end = time.monotonic() + CRASH_SECONDS
+        while time.monotonic() < end:
+            if wrong := how_it_crashed(server):
+                return wrong
             time.sleep(0.1)
         return f"it hangs ({type(error).__name__}: {error})"
     return ""
 
 
 def _ask_over_grpc(url: str) -> None:
-    import queue
-
     import numpy as np
     import tritonclient.grpc as peer
 
     def tensor(name: str, array: np.ndarray, datatype: str) -> peer.InferInput:
         return peer.InferInput(name, array.shape, datatype).set_data_from_numpy(array)
 
+    # What answers at once, of the models that such tests have.
+    questions = {
+        "identity_fp32": [tensor("INPUT0", np.ones(1, np.float32), "FP32")],
+        "cancellations": [tensor("RESET", np.array([False]), "BOOL")],
+    }
+    streams = {
+        "identity_fp32": questions["identity_fp32"],
+        "repeat_int32": [
+            tensor("IN", np.int32([1]), "INT32"),
+            tensor("DELAY", np.uint32([0]), "UINT32"),
+            tensor("WAIT", np.uint32([0]), "UINT32"),
+        ],
+    }
     limit = ANSWER_SECONDS
     with contextlib.closing(peer.InferenceServerClient(url)) as client:
         if not client.is_server_ready(client_timeout=limit):
             raise AssertionError("not ready")
-        if client.is_model_ready("identity_fp32", client_timeout=limit):
-            one = tensor("INPUT0", np.ones(1, np.float32), "FP32")
-            client.infer("identity_fp32", [one], client_timeout=limit)
-        if client.is_model_ready("repeat_int32", client_timeout=limit):
-            answers: queue.Queue[object] = queue.Queue()
-            client.start_stream(
-                lambda result, error: answers.put(error or result), stream_timeout=limit
-            )
-            client.async_stream_infer(
-                "repeat_int32",
-                [
-                    tensor("IN", np.int32([1]), "INT32"),
-                    tensor("DELAY", np.uint32([0]), "UINT32"),
-                    tensor("WAIT", np.uint32([0]), "UINT32"),
-                ],
-            )
-            answer = answers.get(timeout=limit)
-            client.stop_stream()
-            if isinstance(answer, Exception):
-                raise answer
+        models = {
+            model
+            for model in questions | streams
+            if client.is_model_ready(model, client_timeout=limit)
+        }
+        for model in models & questions.keys():
+            client.infer(model, questions[model], client_timeout=limit)
+        for model in models & streams.keys():
+            _stream(client, model, streams[model])
+
+
+def _stream(client, model: str, inputs: list[object]) -> None:
+    import queue
+
+    answers: queue.Queue[object] = queue.Queue()
+    client.start_stream(
+        lambda result, error: answers.put(error or result), stream_timeout=ANSWER_SECONDS
+    )
+    try:
+        client.async_stream_infer(model, inputs)
+        answer = answers.get(timeout=2 * ANSWER_SECONDS)
+    except queue.Empty:
+        raise AssertionError(f"{model} gives no answer on a stream") from None
+    finally:
+        client.stop_stream()
+    if isinstance(answer, Exception):
+        raise answer
 
 
 @pytest.fixture(scope="session")

@@ -32,75 +32,75 @@ class Fault:
 
     @property
     def name(self) -> str:
-        return self.module.rpartition("/")[2]
+        return self.module.replace("/", ".")
 
 
 FAULTS = [
     Fault(
-        "answers",
+        "streaming/demux",
         "a server that does not say whether more comes is waited for",
         "result.parameters.get(_FINAL, True)",
         "result.parameters.get(_FINAL, False)",
-        "tests/unit/test_answers.py",
+        "tests/unit/test_demux.py",
     ),
     Fault(
-        "streams",
+        "streaming/stream",
         "a stream goes on after a request of which a part may have been sent",
         "if isinstance(error, DeadlineExceeded):",
         "if isinstance(error, Unavailable):",
         "tests/unit/test_stream_turns.py",
     ),
     Fault(
-        "aio_streams",
+        "streaming/stream_async",
         "patience does not begin anew while others read",
         "if self._reading or room:\n                patience = None",
         "if self._reading or room:\n                pass",
         "tests/unit/test_stream_turns.py",
     ),
     Fault(
-        "sequences",
+        "streaming/sequence",
         "each request starts the sequence until one was answered",
         "starts = not self._answered and not self.made",
         "starts = not self._answered",
         "tests/unit/test_sequence_requests.py",
     ),
     Fault(
-        "admission",
+        "client/admission",
         "who gives up leaves those waiting that come after it",
         "self._waiting.remove(entry)\n            self._let_in()",
         "self._waiting.remove(entry)",
         "tests/unit/test_admission.py",
     ),
     Fault(
-        "settings",
+        "options/environment",
         "TLS that is switched off is on if a server's name is set",
         "if wanted is False or not given:",
         "if not given:",
-        "tests/unit/test_settings.py",
+        "tests/unit/test_environment.py",
     ),
     Fault(
-        "health",
+        "management/health",
         "each question has a deadline of its own",
         "method, {}, replace(options, deadline_ns=deadline_ns)\n            )",
         "method, {}, options\n            )",
         "tests/unit/test_health_rules.py",
     ),
     Fault(
-        "channels/aio_line",
+        "channels/native/connection_async",
         "a connection that was closed has its turn all the same",
         "if self._descriptor >= 0:\n            self._in_turn(step)",
         "if step is not None:\n            self._in_turn(step)",
-        "tests/unit/test_aio_pace.py",
+        "tests/unit/test_loop_budget.py",
     ),
     Fault(
-        "placement",
+        "shared_memory/placement",
         "slots that the server may still write to are leased again",
         "self._pool.quarantine(placement.slots)\n            return False",
         "return False",
         "tests/server/test_shared_memory.py::test_a_call_that_is_given_up_never_shares_its_slots",
     ),
     Fault(
-        "split",
+        "client/split",
         "a last piece of one row is lost",
         "for first in range(0, rows, most)]",
         "for first in range(0, rows - 1, most)]",

@@ -13,7 +13,7 @@ from triton_fast.protocol.messages import message_class, method_path
 
 
 class IdentityServer(grpc.GenericRpcHandler):
-    """Answers ModelInfer with the inputs, named OUTPUT0 and so on."""
+    """Answers ModelInfer with the inputs, named OUTPUT0 and so on; cancels for the model "gone"."""
 
     def __init__(self) -> None:
         sizes = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
@@ -32,11 +32,13 @@ class IdentityServer(grpc.GenericRpcHandler):
     def service(self, details):
         if details.method != method_path("ModelInfer"):
             return None
-        return grpc.unary_unary_rpc_method_handler(lambda request, context: _answer(request))
+        return grpc.unary_unary_rpc_method_handler(_answer)
 
 
-def _answer(encoded: bytes) -> bytes:
+def _answer(encoded: bytes, context: grpc.ServicerContext) -> bytes:
     request = message_class("ModelInferRequest").FromString(encoded)
+    if request.model_name == "gone":
+        context.abort(grpc.StatusCode.CANCELLED, "gone")
     response = message_class("ModelInferResponse")(model_name=request.model_name, id=request.id)
     for number, tensor in enumerate(request.inputs):
         response.outputs.add(

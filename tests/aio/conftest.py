@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import pytest
 from aio_identity import IdentityServer
+from aio_tools import PAIRS
+from event_loops import Runner, need_uvloop
 
 MODELS = [
     *("identity_fp32", "identity_cpp", "identity_cpp_bytes", "identity_bytes", "identity_mixed"),
     *("add_sub", "slow", "queued", "failing", "cancellations", "identity_batched", "variable"),
+    "late",
 ]
 
 
-@pytest.fixture(scope="session")
-def aio_server(triton_server_factory):
-    with triton_server_factory(models=MODELS) as server:
-        yield server
+@pytest.fixture(params=PAIRS)
+def loop_and_channel(request):
+    return request.param
+
+
+@pytest.fixture
+def run(loop_and_channel):
+    """Return a function that runs a coroutine, in a kind of event loop that goes with a channel."""
+    kind, _ = loop_and_channel
+    if kind == "uvloop":
+        need_uvloop()
+    return Runner(kind)
+
+
+@pytest.fixture
+def channel(loop_and_channel):
+    return loop_and_channel[1]
+
+
+@pytest.fixture
+def aio_server(shared_server):
+    return shared_server(models=MODELS)
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,24 @@ repeat_int32 and cancellations. PLANTED leaks on purpose, for the test of the te
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
+import time
 
 import numpy as np
 from soak_calls import MEASUREMENTS, measure
 
-from triton_fast import AsyncClient, Unavailable
+from triton_fast import AsyncClient, DeadlineExceeded, Unavailable
 
 AT_A_TIME = 20
 # Triton 2.51 may crash when streams are cancelled, the more so the more there are at a time, and at
-# the moment when they begin or send an answer. The test starts it anew; here a call is refused.
+# the moment when they begin or send an answer. The test starts it anew; here a call is refused, or
+# not answered in time.
 FEW = 3
 CALM = 0.01
+# How long the server may take to be there again, or to see what was given up.
+PATIENCE = 100.0
 
 
 class Soak:
@@ -44,9 +47,15 @@ class Soak:
         """Begin something and give it up; what and how depends on its number."""
         try:
             await self.give_up(number)
-        except Unavailable:
+        except (Unavailable, DeadlineExceeded):
             self.refused += 1
-            await asyncio.sleep(0.5)
+            await self.until_ready()
+
+    async def until_ready(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while not await self.client.is_ready(timeout=5):
+            assert time.monotonic() < end, "the server does not come back"
+            await asyncio.sleep(0.1)
 
     async def give_up(self, number: int) -> None:
         kind = number % 10
@@ -112,13 +121,15 @@ async def main(url: str, channel: str, count: int, planted: str) -> list[dict[st
             if first >= 0 and first % every < AT_A_TIME:
                 await asyncio.sleep(0.1)  # for what the collector gave up
                 measurements.append(measure_here(first))
-        await asyncio.sleep(0.5)
-        counts = {}
-        while not counts:
-            with contextlib.suppress(Unavailable):
-                counts = await client.infer("cancellations", {"RESET": np.array([False])})
+        await soak.until_ready()
+        end = time.monotonic() + PATIENCE
+        running = 1
+        while running and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+            counts = await client.infer("cancellations", {"RESET": np.array([False])})
+            running = int(counts["RUNNING"][0])
         for measurement in measurements:
-            measurement["running"] = int(counts["RUNNING"][0])
+            measurement["running"] = running
             measurement["refused"] = soak.refused
         for task in soak.kept:
             task.cancel()

@@ -19,13 +19,13 @@ from triton_fast import Cancelled, Client, DeadlineExceeded, NotFound, Unavailab
 
 pytestmark = pytest.mark.server
 
-SHORT = 10
+SHORT = 5
 LONG = int(os.environ.get("TRITON_FAST_SOAK_KILLS", "1000"))
 TIMEOUT = 10.0
 # How late a call may end on a loaded machine.
-SLACK = 3.0
+SLACK = 10.0
 # How long after the server is back a client may take; grpcio tries again once a second.
-RECOVERY = 20.0
+RECOVERY = 60.0
 
 
 class Worker(threading.Thread):
@@ -94,8 +94,9 @@ def descriptors():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize("form", ["short", pytest.param("long", marks=pytest.mark.soak)])
-@pytest.mark.timeout(0)
+@pytest.mark.parametrize(
+    "form", ["short", pytest.param("long", marks=[pytest.mark.soak, pytest.mark.timeout(0)])]
+)
 def test_kills_at_random_moments(triton_server_factory, channel, form, capsys):
     kills = SHORT if form == "short" else LONG
     random = np.random.default_rng(11)

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from triton_fast import DeadlineExceeded
-from triton_fast.client.admission import Admission
 from triton_fast.channels.base import CallOptions
+from triton_fast.client.admission import Admission
 
 
 @pytest.mark.parametrize("how", ["cancelled", "too late"])

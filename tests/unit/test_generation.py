@@ -10,12 +10,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from triton_fast import DeadlineExceeded, Finished, InferResult, InvalidArgument, InvalidOption, NotFound, Started, TextMapping, Token, Unavailable, Unimplemented, Usage, WireError
-from triton_fast.options import deadline
-from triton_fast.text import generation
+from triton_fast import (
+    DeadlineExceeded,
+    Finished,
+    InferResult,
+    InvalidArgument,
+    InvalidOption,
+    NotFound,
+    Started,
+    TextMapping,
+    Token,
+    Unavailable,
+    Unimplemented,
+    Usage,
+    WireError,
+)
 from triton_fast.inference.request import UNSET
 from triton_fast.management.metadata import ModelConfig, ModelMetadata, TensorMetadata
+from triton_fast.options import deadline
 from triton_fast.protocol.messages import message_class
+from triton_fast.text import generation
 from triton_fast.text.events import TextDecoder
 from triton_fast.text.generation import AsyncGeneration, Generation, TextRequest
 

@@ -8,9 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from triton_fast import ClosedError, DeadlineExceeded, Health, HealthStatus, InvalidOption, Unavailable, Unimplemented, WireError
-from triton_fast.management import health
+from triton_fast import (
+    ClosedError,
+    DeadlineExceeded,
+    Health,
+    HealthStatus,
+    InvalidOption,
+    Unavailable,
+    Unimplemented,
+    WireError,
+)
 from triton_fast.channels.base import CallOptions
+from triton_fast.management import health
 from triton_fast.management.health import check_health, check_health_async
 from triton_fast.options.deadline import deadline_after, seconds
 from triton_fast.protocol.messages import message_class

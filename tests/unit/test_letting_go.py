@@ -9,8 +9,8 @@ import pytest
 
 from triton_fast import Internal, InvalidArgument, InvalidOption
 from triton_fast.shared_memory import regions, regions_async, registration
-from triton_fast.shared_memory.regions_async import AsyncRegions
 from triton_fast.shared_memory.regions import Regions
+from triton_fast.shared_memory.regions_async import AsyncRegions
 
 IN_USE = "Cannot unregister shared memory region 'camera', it is currently in use."
 

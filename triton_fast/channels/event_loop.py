@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from ..errors import DeadlineExceeded, LoopError
 from .base import CallOptions, Incoming
 
-__all__ = ["LONG", "Cancellation", "fed", "in_thread", "running_loop", "seconds_left"]
+__all__ = ["LONG", "Cancellation", "end_of", "fed", "in_thread", "running_loop", "seconds_left"]
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ async def in_thread(
         return result
     finally:
         if not future.done() and not work.withdraw() and borrowed:
-            await _end_of(future)
+            await end_of((future,))
         future.cancel()
 
 
@@ -126,11 +126,12 @@ class _Work:
             return not self._begun
 
 
-async def _end_of(future: asyncio.Future[Any]) -> None:
-    while not future.done():
+async def end_of(futures: Collection[asyncio.Future[Any]]) -> None:
+    """Wait until futures are done, for a call that fails and whose memory they use until then."""
+    while not all(future.done() for future in futures):
         # The cancellation that has led here is raised again; another one must not cut this short.
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait((future,))
+            await asyncio.wait(futures)
 
 
 class Cancellation:

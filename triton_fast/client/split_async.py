@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..channels.event_loop import in_thread
+from ..channels.event_loop import end_of, in_thread
 from ..errors import TritonFastError
 from .split import IN_FLIGHT, Split
 
@@ -72,15 +72,22 @@ async def infer_split(
     workers = [asyncio.create_task(worker()) for _ in range(min(IN_FLIGHT, len(batch.pieces)))]
     try:
         await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+        # If one has failed, no more are sent, and those that are on their way end by themselves.
+        left.clear()
+        if any(not task.done() for task in workers):
+            await asyncio.wait(workers)
     except BaseException:
+        left.clear()
         for task in workers:
             task.cancel()
         raise
     finally:
         # The caller may use the arrays again as soon as this is over.
-        left.clear()
-        if any(not task.done() for task in workers):
-            await asyncio.wait(workers)
+        await end_of(workers)
+        # One error is told; asyncio would complain of the others, that nobody has looked at them.
+        for task in workers:
+            if not task.cancelled():
+                task.exception()
     for task in workers:
         task.result()
     return batch.result()
