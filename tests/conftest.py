@@ -6,6 +6,7 @@ that has none, but fail in CI, where a skipped test proves nothing.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -87,34 +88,40 @@ def ledger():
     assert _wire.live_counts() == before
 
 
+def open_now() -> set[object]:
+    """Return this process's descriptors, each with what it stands for, and its threads."""
+    found: set[object] = set(threading.enumerate())
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the listing's own
+            found.add((descriptor.name, str(descriptor.readlink())))
+    return found
+
+
 class NothingIsLeft:
-    """Counts of this process's descriptors and threads, which may not grow."""
+    """Which descriptors and threads there are, to be held against those that there are later.
+
+    Which there are is compared, not how many: what goes of earlier tests hides nothing.
+    """
 
     def __init__(self) -> None:
-        self._before = (0, 0)
-        self.from_now_on()
+        self._before = open_now()
 
     def from_now_on(self) -> None:
-        """Count anew: what was made until now, as what is made once, may stay."""
-        gc.collect()
-        self._before = self._now()
+        """Look again: what there is by now, as what is made once, may stay."""
+        self._before = open_now()
 
     def check(self) -> None:
-        """Fail if there are more; some threads end, and close what they have, a moment later."""
-        deadline = time.monotonic() + 20
-        while any(now > then for now, then in zip(self._now(), self._before, strict=True)):
-            assert time.monotonic() < deadline, (self._before, self._now())
-            gc.collect()
-            time.sleep(0.05)
-
-    @staticmethod
-    def _now() -> tuple[int, int]:
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+        """Fail if there are others; some threads end, and close what they have, a moment later."""
+        end = time.monotonic() + 30
+        while left := open_now() - self._before:
+            assert time.monotonic() < end, left
+            gc.collect()  # takes longer than most tests, and is for what a traceback keeps
+            time.sleep(0.01)
 
 
 @pytest.fixture
 def nothing_is_left():
     """No descriptor and no thread may be left, whatever happened."""
-    counts = NothingIsLeft()
-    yield counts
-    counts.check()
+    seen = NothingIsLeft()
+    yield seen
+    seen.check()

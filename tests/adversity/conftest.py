@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import time
-
 import pytest
-from meetings import ONE, assert_good, meeting, open_now
+from meetings import ONE, assert_good, meeting
 
 from triton_fast import DeadlineExceeded
 
@@ -22,15 +19,5 @@ def loaded():
 
 
 @pytest.fixture
-def nothing_is_left(loaded):
-    """No descriptor and no thread may be left, whatever happened.
-
-    Which there are is compared, not how many: what goes of earlier tests hides nothing.
-    """
-    before = open_now()
-    yield
-    end = time.monotonic() + 30
-    while left := open_now() - before:
-        assert time.monotonic() < end, left
-        gc.collect()  # takes longer than most tests, and is for what an exception's traceback keeps
-        time.sleep(0.01)
+def nothing_is_left(loaded, nothing_is_left):
+    return nothing_is_left

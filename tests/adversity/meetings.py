@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +54,6 @@ def meeting(script, *, payload=GOOD, client=None, usable=True, **server):
         rogue.reform()
         if usable:
             assert_good(caller)
-
-
-def open_now():
-    """Return this process's descriptors, each with what it stands for, and its threads."""
-    found = set(threading.enumerate())
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the listing's own
-            found.add((descriptor.name, str(descriptor.readlink())))
-    return found
 
 
 def resident():
