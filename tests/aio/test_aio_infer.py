@@ -238,7 +238,7 @@ async def give_up_by_deadline(client, witness):
     await reset(witness)
     # The model must have it by then.
     with pytest.raises(DeadlineExceeded) as raised:
-        await client.infer("slow", slow(600), timeout=1)
+        await client.infer("slow", slow(600), timeout=2)
     assert raised.value.call == "ModelInfer('slow')"
 
 
