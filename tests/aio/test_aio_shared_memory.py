@@ -243,7 +243,7 @@ def test_calls_wait_for_slots_where_there_must_be_some(run, open_client):
             late = asyncio.create_task(client.empty(2 * BIG, np.float32))
             # They wait: one that comes after them does so in vain.
             with pytest.raises(DeadlineExceeded, match="no shared memory came free"):
-                await client.infer("identity_cpp", {"INPUT0": array(1)}, timeout=0.3)
+                await client.infer("identity_cpp", {"INPUT0": array(1)}, timeout=1)
             late.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await late
@@ -279,7 +279,7 @@ def test_a_loop_ends_while_calls_wait_for_slots(aio_server, channel):
 
     async def again():
         with pytest.raises(DeadlineExceeded, match="no shared memory came free"):
-            await client.infer("identity_cpp", {"INPUT0": array(1)}, timeout=0.3)
+            await client.infer("identity_cpp", {"INPUT0": array(1)}, timeout=1)
         held.clear()
         np.testing.assert_array_equal(await echo(client, array(1)), array(1))
         await client.close()
