@@ -16,6 +16,7 @@
 #endif
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <string>

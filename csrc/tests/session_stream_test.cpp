@@ -444,7 +444,7 @@ TEST_CASE("news name each call once and none that is closed") {
     expected.push_back(call->id());
   }
   exchange(session, server);
-  for (int i = 0; i < 300; i += 3) {
+  for (std::size_t i = 0; i < 300; i += 3) {
     expected.erase(std::find(expected.begin(), expected.end(), calls[i]->id()));
     session.close(calls[i]);
   }
