@@ -372,7 +372,7 @@ PROGRAM = """
     from channel_peers import Message, until_blocked
     from test_channel_streams import KINDS, all_ids, ids
     from triton_fast import errors
-    from triton_fast.channels import grpc_fork
+    from triton_fast.channels.grpcio import fork as grpc_fork
     from triton_fast.channels.base import CallOptions
 
     kind = KINDS[sys.argv[1]]

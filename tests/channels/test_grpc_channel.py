@@ -20,8 +20,8 @@ from interpreter import run_python
 
 from triton_fast import errors
 from triton_fast.channels.base import CallOptions
+from triton_fast.channels.grpcio import channel as grpc_channel
 from triton_fast.channels.grpcio.channel import GrpcChannel, Keepalive
-from triton_fast.channels.grpcio.common import channel as grpc_channel
 from triton_fast.options.tls import TLS
 
 HERE = Path(__file__).parent

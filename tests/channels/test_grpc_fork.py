@@ -17,7 +17,7 @@ PRELUDE = """
     import multiprocessing, os, signal, sys, threading, time
     from channel_peers import Answer, Ending, Message, until
     from triton_fast import errors
-    from triton_fast.channels import grpc_fork
+    from triton_fast.channels.grpcio import fork as grpc_fork
     from triton_fast.channels.base import CallOptions
     from triton_fast.channels.grpcio.channel import GrpcChannel
     from triton_fast.options.tls import TLS

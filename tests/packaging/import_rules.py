@@ -27,8 +27,8 @@ ROOMS = [
     "streaming",
     "text",
     "client",
-    "",  # triton_fast itself
     "testing",
+    "",  # triton_fast itself
 ]
 # Rooms of which each knows nothing of the other, though they lie beside each other.
 APART = {"streaming": "text", "text": "streaming", "channels.native": "channels.grpcio"}

@@ -232,7 +232,7 @@ def test_round_trip_finds_a_planted_fault() -> None:
 # Living beside others: the default pool, tritonclient, threads, forks
 
 USE_OURS = """
-from triton_fast import messages
+from triton_fast.protocol import messages
 from triton_fast.management.metadata import ModelConfig
 
 ours = messages.message_class("ModelInferRequest")(model_name="resnet")
@@ -304,7 +304,8 @@ for name in ("inference.ModelConfig", "inference.ModelInferRequest"):
 def test_subprocess_importing_loads_no_protobuf() -> None:
     script = """
 import sys
-from triton_fast import messages, metadata
+from triton_fast.management import metadata
+from triton_fast.protocol import messages
 metadata.TensorMetadata("x", "FP32", (2,))
 messages.method_path("ModelInfer")
 print(sorted(name for name in sys.modules if name.partition(".")[0] in {"google", "grpc"}))
@@ -342,7 +343,7 @@ def test_threads_that_load_at_once_get_one_class(monkeypatch: pytest.MonkeyPatch
 def test_subprocess_fork_while_another_thread_loads() -> None:
     script = """
 import importlib.resources, os, signal, threading
-from triton_fast import messages
+from triton_fast.protocol import messages
 
 real, loading, go_on = importlib.resources.files, threading.Event(), threading.Event()
 
