@@ -15,9 +15,9 @@ from test_grpc_channel import HERE, path, within
 
 from triton_fast import errors
 from triton_fast.channels.base import CallOptions
+from triton_fast.channels.native import channel as native
 from triton_fast.channels.native.call_threads import _MOST_THREADS
 from triton_fast.channels.native.channel import NativeChannel
-from triton_fast.channels.native import channel as native
 
 pytestmark = pytest.mark.native
 
