@@ -51,8 +51,8 @@ def mortal(triton_server_factory):
 
 
 @pytest.fixture
-def client(triton_server, channel):
-    with Client(triton_server.grpc_url, channel=channel) as client:
+def client(shared_server, channel):
+    with Client(shared_server().grpc_url, channel=channel) as client:
         yield client
         assert_usable(client)
 
@@ -137,6 +137,7 @@ def test_nobody_is_there(channel):
 
 
 @pytest.mark.server
+@pytest.mark.server_may_die
 def test_a_deadline_in_mid_call(client):
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:
@@ -333,12 +334,13 @@ sys.exit(str(codes) if any(codes) else 0)
 
 
 @pytest.mark.server
-def test_ctrl_c_ends_a_call_at_once(triton_server, channel):
+@pytest.mark.server_may_die
+def test_ctrl_c_ends_a_call_at_once(shared_server, channel):
     code = f"""
 import os, signal, threading, time
 import numpy as np
 from triton_fast import Client
-client = Client({triton_server.grpc_url!r}, channel={channel!r})
+client = Client({shared_server().grpc_url!r}, channel={channel!r})
 one = np.ones(1, np.float32)
 client.infer("identity_fp32", {{"INPUT0": one}})
 started = time.monotonic()

@@ -121,8 +121,9 @@ def test_multiprocessing(triton_server, method, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.server_may_die
 @pytest.mark.parametrize("end", ["sys.exit(7)", ""])
-def test_the_interpreter_ends_with_calls_running(triton_server, end):
+def test_the_interpreter_ends_with_calls_running(shared_server, end):
     """Threads in calls and between calls, futures that nobody waits for, a client not closed."""
     script = f"""
     begun = [client.submit("slow", slow(60)) for _ in range(40)]
@@ -140,4 +141,4 @@ def test_the_interpreter_ends_with_calls_running(triton_server, end):
     {end}
     """
     for _ in range(2):
-        assert run(script, triton_server.grpc_url) == (7 if "7" in end else 0, "", "")
+        assert run(script, shared_server().grpc_url) == (7 if "7" in end else 0, "", "")
