@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from event_loops import need_uvloop
+from interpreter import run_python
 
 import triton_fast
 from triton_fast import Client
@@ -54,9 +55,22 @@ def run(document, url, given):
     return len(matches)
 
 
+def test_the_readmes_program_runs_as_it_stands(triton_server_factory):
+    """It starts a server itself; the fixture says what to do where there is none."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    first = BLOCK.search(text)
+    assert first is not None
+    assert run_python(first[1], timeout=100).split() == [
+        "[",
+        *(f"{n}." for n in range(1, 16)),
+        "16.]",
+    ]
+
+
 def test_every_document_is_run():
     tested = {"asyncio.md", "shared-memory.md", "streams.md"}
-    assert {path.name for path in DOCS.glob("*.md")} == tested
+    with_python = {path.name for path in DOCS.glob("*.md") if BLOCK.search(path.read_text("utf-8"))}
+    assert with_python == tested
 
 
 def test_streams(python_server, capsys):
