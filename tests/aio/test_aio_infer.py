@@ -27,7 +27,7 @@ from triton_fast import (
     Tensor,
     Unimplemented,
 )
-from triton_fast.client.endpoint import Connection  # noqa: F401 - both faces, in one process
+from triton_fast.client.endpoint import Endpoint  # noqa: F401 - both faces, in one process
 from triton_fast.inference.result import Receiver
 
 pytestmark = pytest.mark.server

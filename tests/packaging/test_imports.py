@@ -23,7 +23,7 @@ PLANTED = {
     ),
     "upward, in a function": (
         "triton_fast/inference/result.py",
-        "def f():\n    from ..client.endpoint import Connection",
+        "def f():\n    from ..client.endpoint import Endpoint",
         "inference.result imports client.endpoint",
     ),
     "upward, absolute": (

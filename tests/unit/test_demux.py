@@ -22,7 +22,7 @@ from triton_fast import (
     Unimplemented,
     WireError,
 )
-from triton_fast.streaming.demux import Answers, Inbox, request_error
+from triton_fast.streaming.demux import Inbox, ResponseDemux, request_error
 
 CALL = "ModelStreamInfer('m')"
 # What an answer counts for beside its tensors.
@@ -31,7 +31,7 @@ OVERHEAD = 1024
 
 @pytest.fixture
 def answers():
-    answers = Answers("host:1")
+    answers = ResponseDemux("host:1")
     yield answers
     vars(answers).clear()  # what nobody has read goes with it, and pytest keeps it for a while
 
@@ -67,7 +67,7 @@ def test_ids(answers):
 
 
 def test_ids_of_different_streams_differ(answers):
-    assert add(answers).wire_id != add(Answers("host:1")).wire_id
+    assert add(answers).wire_id != add(ResponseDemux("host:1")).wire_id
 
 
 def test_withdrawn_requests(answers):
@@ -81,7 +81,7 @@ def test_withdrawn_requests(answers):
         answers.deliver([message("y", 1)])
 
 
-# Answers ------------------------------------------------------------------------------------------
+# Answers -----------------------------------------------------------------------------------------
 
 
 def test_answers_get_to_their_requests_in_order(answers):
@@ -304,7 +304,7 @@ def requests(draw):
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(st.lists(requests(), max_size=12), st.randoms(use_true_random=False), st.booleans())
 def test_each_request_gets_its_own_answers_in_order(made, random, one_inbox):
-    answers = Answers("host:1")
+    answers = ResponseDemux("host:1")
     shared: Inbox = deque()
     waiting = list(made)
     running = []

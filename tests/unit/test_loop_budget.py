@@ -9,10 +9,10 @@ from collections import Counter
 import pytest
 
 from triton_fast.channels.native import loop_budget
-from triton_fast.channels.native.connection_async import Line
-from triton_fast.channels.native.loop_budget import Pace
+from triton_fast.channels.native.connection_async import AsyncConnection
+from triton_fast.channels.native.loop_budget import LoopBudget
 
-LINES = 8
+CONNECTIONS = 8
 STEP_S = 0.0015  # two of them are more than a round's share
 
 
@@ -34,7 +34,7 @@ def clock(monkeypatch):
 
 
 class Busy:
-    """What a `Line` asks of a multiplexer, with a socket that has always something to do.
+    """What a connection asks of a multiplexer, with a socket that has always something to do.
 
     Its step takes a while, and is written down.
     """
@@ -81,21 +81,22 @@ async def steps_by_round(
 ) -> list[list[Busy]]:
     """Return who had a turn in each round of the loop, of connections that are always busy."""
     loop = asyncio.get_running_loop()
-    pace = Pace(loop)
+    budget = LoopBudget(loop)
     steps: list[Busy] = []
-    lines = [
-        Line(loop, Busy(clock, steps, seconds, sends=sends), pace, (0, 0)) for _ in range(LINES)
+    connections = [
+        AsyncConnection(loop, Busy(clock, steps, seconds, sends=sends), budget, (0, 0))
+        for _ in range(CONNECTIONS)
     ]
     if sends:
-        for line in lines:
-            line.begin(1)
+        for connection in connections:
+            connection.begin(1)
     seen = []
     for _ in range(rounds):
         seen.append(steps[:])
         steps.clear()
         await asyncio.sleep(0)
-    for line in lines:
-        line.hang_up()
+    for connection in connections:
+        connection.hang_up()
     return seen
 
 
@@ -104,28 +105,29 @@ def test_long_steps_are_spread_over_rounds_and_everyone_has_turns(run, clock, se
     rounds = run(steps_by_round(clock, 100, STEP_S, sends=sends))
     assert max(map(len, rounds)) <= 2
     turns = Counter(busy for steps in rounds for busy in steps)
-    assert len(turns) == LINES
+    assert len(turns) == CONNECTIONS
     assert max(turns.values()) <= 2 * min(turns.values())
 
 
 @pytest.mark.parametrize("sends", [False, True], ids=["receive", "send"])
 def test_short_steps_are_all_taken_at_once(run, clock, sends):
     rounds = run(steps_by_round(clock, 100, 0, sends=sends))
-    assert max(map(len, rounds)) >= LINES
+    assert max(map(len, rounds)) >= CONNECTIONS
 
 
 def test_a_connection_that_is_closed_takes_no_turn(run, clock):
     async def hung_up_while_waiting():
         loop = asyncio.get_running_loop()
-        pace = Pace(loop)
+        budget = LoopBudget(loop)
         steps: list[Busy] = []
-        lines = [
-            Line(loop, Busy(clock, steps, STEP_S, sends=False), pace, (0, 0)) for _ in range(LINES)
+        connections = [
+            AsyncConnection(loop, Busy(clock, steps, STEP_S, sends=False), budget, (0, 0))
+            for _ in range(CONNECTIONS)
         ]
         while not steps:
             await asyncio.sleep(0)
-        for line in lines:
-            line.hang_up()
+        for connection in connections:
+            connection.hang_up()
         taken = len(steps)
         for _ in range(10):
             await asyncio.sleep(0)

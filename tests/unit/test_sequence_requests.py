@@ -210,7 +210,7 @@ def test_the_first_says_start_and_the_last_end():
 def test_a_sequence_of_one_request():
     mine = requests()
     assert made(mine, end=True) == BOTH
-    assert mine.farewell() is None
+    assert mine.ending_request() is None
 
 
 def test_requests_may_follow_each_other_before_there_are_answers():
@@ -218,7 +218,7 @@ def test_requests_may_follow_each_other_before_there_are_answers():
     assert [sent(mine)[0], sent(mine)[0], sent(mine, end=True)[0]] == [START, MIDDLE, END]
     with pytest.raises(ClosedError, match="sequence 7 was ended"):
         mine.next(ONE, end=False)
-    assert mine.farewell() is None
+    assert mine.ending_request() is None
 
 
 @pytest.mark.parametrize("end", [True, False])
@@ -235,13 +235,13 @@ def test_no_request_follows_when_it_is_closed():
     mine.closed = True
     with pytest.raises(ClosedError):
         mine.next(ONE, end=False)
-    assert mine.farewell() is None
+    assert mine.ending_request() is None
 
 
 def test_a_request_that_is_not_entered_was_not_made():
     mine = requests()
     mine.next(ONE, end=True)
-    assert mine.farewell() is None
+    assert mine.ending_request() is None
     assert made(mine) == START
 
 
@@ -249,7 +249,7 @@ def test_a_request_that_is_not_entered_was_not_made():
 def test_what_could_not_be_sent_was_not_made(error):
     mine = requests()
     assert made(mine, error=error) == START
-    assert mine.farewell() is None
+    assert mine.ending_request() is None
     assert made(mine) == START
     assert made(mine, end=True, error=error) == END
     assert made(mine) == MIDDLE
@@ -283,9 +283,9 @@ def test_a_failed_end_is_none():
     made(mine)
     assert made(mine, end=True, error=InvalidArgument("x")) == END
     assert made(mine) == MIDDLE
-    assert mine.farewell() is not None
+    assert mine.ending_request() is not None
     assert made(mine, end=True) == END
-    assert mine.farewell() is None
+    assert mine.ending_request() is None
 
 
 def test_failures_on_a_stream_are_seen_when_they_are_read():
@@ -316,28 +316,28 @@ def test_an_answer_that_was_too_late_counts():
 
 
 def test_nothing_is_sent_where_nothing_was():
-    assert requests().farewell() is None
-    assert requests(streamed=True).farewell() is None
+    assert requests().ending_request() is None
+    assert requests(streamed=True).ending_request() is None
 
 
-def test_the_farewell():
+def test_the_ending_request():
     mine = requests()
     made(mine)
-    request, inputs, in_doubt = mine.farewell()
+    request, inputs, in_doubt = mine.ending_request()
     assert flags(request) == END
     assert not in_doubt
     assert list(inputs) == ["INPUT"]
     with request:
         pass
-    assert mine.farewell() is None
+    assert mine.ending_request() is None
 
 
-def test_the_farewell_has_the_form_of_the_last_answered_request():
+def test_the_ending_request_has_the_form_of_the_last_answered_request():
     mine = requests()
     made(mine, {"A": np.ones((1, 2), np.float32)})
     made(mine, {"A": np.ones((3, 2), np.float32), "B": ["x", "y"]})
     made(mine, {"A": np.ones(9, np.float64)}, error=InvalidArgument("x"))
-    _, inputs, in_doubt = mine.farewell()
+    _, inputs, in_doubt = mine.ending_request()
     assert in_doubt
     assert inputs["A"].datatype == "FP32"
     assert inputs["A"].shape == (3, 2)
@@ -345,35 +345,35 @@ def test_the_farewell_has_the_form_of_the_last_answered_request():
     assert inputs["B"].tolist() == [b"", b""]
 
 
-def test_the_farewell_without_an_answered_request_has_the_form_of_the_last():
+def test_the_ending_request_without_an_answered_request_has_the_form_of_the_last():
     mine = requests()
     made(mine, {"A": np.ones(9)}, error=Internal("x"))
     made(mine, {"A": np.ones(3)}, error=Internal("x"))
-    request, inputs, in_doubt = mine.farewell()
+    request, inputs, in_doubt = mine.ending_request()
     assert flags(request) == END
     assert in_doubt
     assert inputs["A"].shape == (3,)
 
 
-def test_the_farewell_while_answers_are_on_their_way():
+def test_the_ending_request_while_answers_are_on_their_way():
     mine = requests(streamed=True)
     _, first = sent(mine, {"A": np.ones(3)})
     sent(mine, {"A": np.ones(4)})
-    request, inputs, in_doubt = mine.farewell()
+    request, inputs, in_doubt = mine.ending_request()
     assert flags(request) == END
     assert not in_doubt
     assert inputs["A"].shape == (4,)
     answer(first)
-    assert mine.farewell()[1]["A"].shape == (3,)
+    assert mine.ending_request()[1]["A"].shape == (3,)
 
 
 def test_doubt_ends_with_the_next_answer():
     mine = requests()
     made(mine)
     made(mine, error=Internal("x"))
-    assert mine.farewell()[2]
+    assert mine.ending_request()[2]
     made(mine)
-    assert not mine.farewell()[2]
+    assert not mine.ending_request()[2]
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_doubt_ends_with_the_next_answer():
 def test_blanks_of_numbers(value, datatype, shape):
     mine = requests()
     made(mine, {"A": value})
-    blank = mine.farewell()[1]["A"]
+    blank = mine.ending_request()[1]["A"]
     assert (blank.datatype, blank.shape) == (datatype, shape)
     assert not blank.data.any()
 
@@ -400,7 +400,7 @@ def test_blanks_of_numbers(value, datatype, shape):
 def test_blanks_of_strings(value):
     mine = requests()
     made(mine, {"A": value})
-    assert mine.farewell()[1]["A"].tolist() == [[b"", b""]]
+    assert mine.ending_request()[1]["A"].tolist() == [[b"", b""]]
 
 
 def test_no_sequence_is_what_the_server_says():

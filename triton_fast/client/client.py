@@ -17,7 +17,7 @@ from ..options.headers import HeaderSource
 from ..shared_memory.sharing import shared_factory
 from .attempt import Out
 from .call_settings import CallSettings
-from .endpoint import Connection, HeaderHook
+from .endpoint import Endpoint, HeaderHook
 from .model import Model
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Client:
             busy_poll=busy_poll,
             options=channel_options,
         )
-        self._connection = Connection(
+        self._connection = Endpoint(
             url,
             new_channel,
             CallSettings(

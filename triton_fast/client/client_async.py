@@ -27,7 +27,7 @@ from ..shared_memory.sharing import shared_factory
 from .admission import Admission
 from .attempt import Out
 from .call_settings import CallSettings
-from .endpoint_async import AsyncConnection, AsyncHeaderHook
+from .endpoint_async import AsyncEndpoint, AsyncHeaderHook
 from .model_async import AsyncModel
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class AsyncClient:
         max_in_flight: int = 1024,
         max_in_flight_bytes: int = 1 << 30,
     ) -> None:
-        self._connection = AsyncConnection(
+        self._connection = AsyncEndpoint(
             url,
             async_channel_factory(
                 url, channel, tls=tls, keepalive=keepalive, options=channel_options

@@ -1,4 +1,4 @@
-"""Connection: one server's channel, and how calls are made on it.
+"""Endpoint: one server's channel, and how calls are made on it.
 
 Owns the channel, what is known of models, and the use of shared memory. The faces above it (client,
 model) turn arguments into `Prepared` requests and `CallOptions`; this carries them out.
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from ..shared_memory.placement import SharedMemory
     from ..streaming.stream import Stream
 
-__all__ = ["Connection", "HeaderHook"]
+__all__ = ["Endpoint", "HeaderHook"]
 
 HeaderHook: TypeAlias = Callable[[str], HeaderSource | None]
 T = TypeVar("T")
 
 # How long closing waits for the server to let go of shared memory.
-FAREWELL_S = 2.0
+CLOSE_TIMEOUT_S = 2.0
 
 
-class Connection:
+class Endpoint:
     """One server, as a client and its models see it.
 
     Parameters
@@ -108,7 +108,7 @@ class Connection:
     def _open_shared(self) -> SharedMemory | None:
         if self._new_shared is None:
             return None
-        return self._new_shared(self.ask, lambda: self.options("close", FAREWELL_S))
+        return self._new_shared(self.ask, lambda: self.options("close", CLOSE_TIMEOUT_S))
 
     def _open_channel(self) -> Channel:
         if self._closed:

@@ -1,4 +1,4 @@
-"""AsyncConnection: one server's channel for coroutines, and how calls are made on it.
+"""AsyncEndpoint: one server's channel for coroutines, and how calls are made on it.
 
 What `triton_fast.client.endpoint` is for threads. Owns the channel, the admission of calls, and
 what is known of models, for one event loop at a time.
@@ -47,20 +47,20 @@ if TYPE_CHECKING:
     from .admission import Admission
     from .call_settings import CallSettings
 
-__all__ = ["AsyncConnection", "AsyncHeaderHook"]
+__all__ = ["AsyncEndpoint", "AsyncHeaderHook"]
 
 AsyncHeaderHook: TypeAlias = Callable[[str], HeaderSource | Awaitable[HeaderSource | None] | None]
 T = TypeVar("T")
 
 # How long closing waits for the server to let go of shared memory.
-FAREWELL_S = 2.0
+CLOSE_TIMEOUT_S = 2.0
 # What is copied on another thread than the event loop's, in bytes: more than a millisecond's worth.
 _LONG = 2 << 20
 # Inputs that never are, however many bytes are written for each of theirs.
 _SHORT = 16 << 10
 
 
-class AsyncConnection:
+class AsyncEndpoint:
     """One server, as a client for coroutines and its models see it.
 
     Parameters
@@ -127,9 +127,9 @@ class AsyncConnection:
             await self._channel.close()
         finally:
             if self._shared is not None and self._shared.used:
-                options = self._farewell()
+                options = self._closing_options()
                 try:
-                    options = await self.options("close", FAREWELL_S)
+                    options = await self.options("close", CLOSE_TIMEOUT_S)
                 finally:
                     await self._shared.close(options)
 
@@ -138,11 +138,13 @@ class AsyncConnection:
             return None
         from ..shared_memory.sharing_async import AsyncSharedMemory  # noqa: PLC0415 - only where it is used
 
-        return AsyncSharedMemory(self._new_shared, self._new_blocking, self._farewell, self.url)
+        return AsyncSharedMemory(
+            self._new_shared, self._new_blocking, self._closing_options, self.url
+        )
 
-    def _farewell(self) -> CallOptions:
+    def _closing_options(self) -> CallOptions:
         # Where there may be no loop, and so nobody to ask the hook for headers.
-        deadline_ns = self._settings.deadline_ns(FAREWELL_S)
+        deadline_ns = self._settings.deadline_ns(CLOSE_TIMEOUT_S)
         return self._settings.options("close", deadline_ns, None, None, UNSET)
 
     def _enter(self) -> AsyncChannel:
@@ -213,7 +215,7 @@ class AsyncConnection:
         return self._settings.deadline_ns(timeout)
 
     async def ask(self, query: Query[T], options: CallOptions) -> T:
-        """Make a management call; see `triton_fast.client.endpoint.Connection.ask`."""
+        """Make a management call; see `triton_fast.client.endpoint.Endpoint.ask`."""
         try:
             message = await self.exchange(query.method, query.fields, options)
         except ServerError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..inference.signature import Signature
     from ..options.headers import HeaderSource
     from .attempt import Out
-    from .endpoint import Connection
+    from .endpoint import Endpoint
 
 __all__ = ["Model", "merged"]
 
@@ -38,7 +38,7 @@ class Model:
     >>> resnet({"image": batch}, timeout=0.05, out={"scores": scores})  # doctest: +SKIP
     """
 
-    def __init__(self, connection: Connection, prepared: Prepared) -> None:
+    def __init__(self, connection: Endpoint, prepared: Prepared) -> None:
         self._connection = connection
         self._prepared = prepared
         self._asked = False  # whether the server was asked for the signature

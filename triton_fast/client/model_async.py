@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..inference.signature import Signature
     from ..options.headers import HeaderSource
     from .attempt import Out
-    from .endpoint_async import AsyncConnection
+    from .endpoint_async import AsyncEndpoint
 
 __all__ = ["AsyncModel"]
 
@@ -32,7 +32,7 @@ class AsyncModel:
     >>> (await resnet(image=batch))["scores"]  # doctest: +SKIP
     """
 
-    def __init__(self, connection: AsyncConnection, prepared: Prepared) -> None:
+    def __init__(self, connection: AsyncEndpoint, prepared: Prepared) -> None:
         self._connection = connection
         self._prepared = prepared
         self._asked = False  # whether the server was asked for the signature

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..inference.request import Prepared
     from ..inference.signature import Signature
     from .attempt import Out
-    from .endpoint import Connection
+    from .endpoint import Endpoint
 
 __all__ = ["IN_FLIGHT", "Split", "infer_split"]
 
@@ -34,7 +34,7 @@ and slots to others.
 
 
 def infer_split(
-    connection: Connection,
+    connection: Endpoint,
     prepared: Prepared,
     inputs: Mapping[str, Any],
     request_id: str,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..inference.request import Prepared
     from ..inference.result import InferResult
     from .attempt import Out
-    from .endpoint_async import AsyncConnection
+    from .endpoint_async import AsyncEndpoint
 
 __all__ = ["infer_split"]
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 async def infer_split(
-    connection: AsyncConnection,
+    connection: AsyncEndpoint,
     prepared: Prepared,
     inputs: Mapping[str, Any],
     request_id: str,

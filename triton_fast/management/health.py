@@ -87,7 +87,7 @@ _Answer: TypeAlias = "Message | ServerError | WireError | None"
 
 
 class _Asks(Protocol):
-    """What makes management calls: a `Connection`."""
+    """What makes management calls: an `Endpoint`."""
 
     def options(
         self, call: str, timeout: float | None, headers: HeaderSource | None

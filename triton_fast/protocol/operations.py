@@ -74,7 +74,7 @@ class Query(Generic[T]):
 
 
 class Ask(Protocol):
-    """Makes management calls, as `triton_fast.client.endpoint.Connection.ask` does."""
+    """Makes management calls, as `triton_fast.client.endpoint.Endpoint.ask` does."""
 
     def __call__(self, query: Query[T], options: CallOptions) -> T:
         """Make a call and wait for its result."""

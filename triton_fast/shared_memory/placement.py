@@ -33,7 +33,7 @@ from ..errors import (
 )
 from ..inference.request import Prepared, shared_memory_parameters
 from ..inference.tensor import InputTensor
-from .pool import Patience, Pool, Refused, Slot, WouldBlock
+from .pool import Refused, Slot, SlotPool, WaitPolicy, WouldBlock
 
 if TYPE_CHECKING:
     from ..inference.result import InferResult
@@ -105,7 +105,7 @@ class SharedMemory:
 
     Parameters
     ----------
-    pool : Pool
+    pool : SlotPool
         Where slots are from.
     required : bool
         Whether it is an error that the server takes no shared memory; the wire is used otherwise.
@@ -113,7 +113,7 @@ class SharedMemory:
         For errors.
     """
 
-    def __init__(self, pool: Pool, *, required: bool, url: str) -> None:
+    def __init__(self, pool: SlotPool, *, required: bool, url: str) -> None:
         self._pool = pool
         self._required = required
         self._url = url
@@ -123,7 +123,7 @@ class SharedMemory:
         self._full_until_ns = 0
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> SlotPool:
         """Where slots are from."""
         return self._pool
 
@@ -133,7 +133,7 @@ class SharedMemory:
         tensors: list[InputTensor],
         out: Mapping[str, np.ndarray[Any, Any]] | None,
         options: CallOptions,
-        patience: Patience = Patience.WAIT,
+        patience: WaitPolicy = WaitPolicy.WAIT,
     ) -> Placement | None:
         """Put a call's large tensors into slots; None if it goes on the wire as it is.
 
@@ -155,7 +155,7 @@ class SharedMemory:
         inputs = {tensor.name: self._found(tensor) for tensor in large}
         outputs = {name: self._found_out(name, size, out) for name, size in expected.items()}
         sizes = [tensor.byte_size for tensor in large if inputs[tensor.name] is None]
-        if patience is Patience.NONE and sum(sizes) > _LONG_COPY:
+        if patience is WaitPolicy.NONE and sum(sizes) > _LONG_COPY:
             raise WouldBlock
         sizes += [size for name, size in expected.items() if outputs[name] is None]
         leased: list[Slot] = []
@@ -219,7 +219,7 @@ class SharedMemory:
         )
 
     def _lease(
-        self, sizes: Sequence[int], options: CallOptions, patience: Patience
+        self, sizes: Sequence[int], options: CallOptions, patience: WaitPolicy
     ) -> list[Slot] | None:
         if not self._required and time.monotonic_ns() < self._full_until_ns:
             return None
@@ -330,7 +330,7 @@ class SharedMemory:
         return False
 
     def close(self) -> None:
-        """Have the server let go of our regions; see `Pool.close`."""
+        """Have the server let go of our regions; see `SlotPool.close`."""
         self._pool.close()
 
     def empty(
@@ -338,7 +338,7 @@ class SharedMemory:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         options: CallOptions,
-        patience: Patience = Patience.WAIT,
+        patience: WaitPolicy = WaitPolicy.WAIT,
     ) -> np.ndarray[Any, Any]:
         """Return an array in a slot of its own, or an ordinary one; see `place`."""
         byte_size = math.prod(shape) * dtype.itemsize

@@ -38,7 +38,7 @@ from ..errors import (
 from .ownership import region_name, remove_orphans
 from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, Registry
 
-__all__ = ["Patience", "Pool", "Refused", "Slot", "WouldBlock"]
+__all__ = ["Refused", "Slot", "SlotPool", "WaitPolicy", "WouldBlock"]
 
 _log = logging.getLogger("triton_fast")
 
@@ -61,7 +61,7 @@ class Refused(FailedPrecondition):
     """The server does not take our regions, and would not if it were asked again."""
 
 
-class Patience(enum.Enum):
+class WaitPolicy(enum.Enum):
     """How long those that need shared memory can do without the result."""
 
     NONE = enum.auto()
@@ -78,15 +78,15 @@ class WouldBlock(Exception):
     Attributes
     ----------
     generation : int
-        If it takes a slot that has to come back: for `Pool.wait`.
-    late : DeadlineExceeded or None
+        If it takes a slot that has to come back: for `SlotPool.wait`.
+    deadline_error : DeadlineExceeded or None
         If so, the error for a call whose deadline passes before that.
     """
 
-    def __init__(self, generation: int = 0, late: DeadlineExceeded | None = None) -> None:
+    def __init__(self, generation: int = 0, deadline_error: DeadlineExceeded | None = None) -> None:
         super().__init__("this takes longer than there is time for")
         self.generation = generation
-        self.late = late
+        self.deadline_error = deadline_error
 
 
 class Slot(NamedTuple):
@@ -111,7 +111,7 @@ class _Region:
     lost: bool = False  # the server does not know it any more
 
 
-class Pool:
+class SlotPool:
     """Slots in memory that this process shares with one server.
 
     Parameters
@@ -120,7 +120,7 @@ class Pool:
         Where regions are registered.
     limit : int, bytes
         How much all regions may have together, those included that the server has not let go of.
-    farewell : callable
+    closing_options : callable
         Returns the options of the calls that closing takes; not asked if there are none to make.
 
     Notes
@@ -129,10 +129,12 @@ class Pool:
     mapped them, so that none is left behind, however the process ends.
     """
 
-    def __init__(self, registry: Registry, limit: int, farewell: Callable[[], CallOptions]) -> None:
+    def __init__(
+        self, registry: Registry, limit: int, closing_options: Callable[[], CallOptions]
+    ) -> None:
         self._registry = registry
         self._limit = limit
-        self._farewell = farewell
+        self._closing_options = closing_options
         self._arenas = Arenas()
         self._regions: dict[int, _Region] = {}  # by arena
         self._leaving: dict[str, int] = {}  # bytes of those that the server still has, by name
@@ -144,7 +146,7 @@ class Pool:
         self,
         sizes: Sequence[int],
         options: CallOptions,
-        patience: Patience,
+        patience: WaitPolicy,
         *,
         required: bool,
     ) -> list[Slot] | None:
@@ -156,7 +158,7 @@ class Pool:
             In bytes.
         options : CallOptions
             Of the call that needs them; its deadline ends the wait.
-        patience : Patience
+        patience : WaitPolicy
             What may be done for it.
         required : bool
             Whether the call cannot do without, and waits for slots to come back if there are none.
@@ -184,20 +186,20 @@ class Pool:
             slots = self.take(sizes)
             if slots is not None:
                 return slots
-            if patience is Patience.NONE:
+            if patience is WaitPolicy.NONE:
                 raise WouldBlock
             if self._grow(sizes, options, patient=required):
                 continue
             if not required:
                 return None
-            late = DeadlineExceeded(
+            deadline_error = DeadlineExceeded(
                 f"no shared memory came free for {sum(sizes)} bytes: {self.summary()}",
                 call=options.call,
             )
             if options.deadline_ns is not None and time.monotonic_ns() >= options.deadline_ns:
-                raise late
-            if patience is Patience.WORK:
-                raise WouldBlock(generation, late)
+                raise deadline_error
+            if patience is WaitPolicy.WORK:
+                raise WouldBlock(generation, deadline_error)
             self.wait(generation, options.deadline_ns)
 
     def wait(self, generation: int, deadline_ns: int | None) -> None:
@@ -375,7 +377,7 @@ class Pool:
                     self._leaving[region.name] = region.segment.byte_size
             self._regions.clear()
             if self._leaving:
-                options = self._farewell()
+                options = self._closing_options()
                 self._unregister(options)
                 end = time.monotonic() + LETTING_GO_S
                 while self._leaving and time.monotonic() < end:
@@ -385,7 +387,7 @@ class Pool:
             self._lock.release()
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: weakref.WeakSet[SlotPool] = weakref.WeakSet()
 _expecting = -1  # the process that has told multiprocessing
 
 

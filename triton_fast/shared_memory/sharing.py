@@ -51,11 +51,11 @@ def shared_factory(
             raise InvalidOption(f"shared_memory=True: target {url!r} is not one address")
         return None
     from .placement import SharedMemory  # noqa: PLC0415 - only where it is used
-    from .pool import Pool  # noqa: PLC0415
+    from .pool import SlotPool  # noqa: PLC0415
     from .registration import Registry  # noqa: PLC0415
 
-    return lambda ask, farewell: SharedMemory(
-        Pool(Registry(ask), limit, farewell), required=required, url=url
+    return lambda ask, closing_options: SharedMemory(
+        SlotPool(Registry(ask), limit, closing_options), required=required, url=url
     )
 
 

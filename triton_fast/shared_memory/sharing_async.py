@@ -20,7 +20,7 @@ from ..channels.forks import inherit
 from ..errors import ClosedError, DeadlineExceeded
 from ..protocol.grpc.queries import exchange
 from ..protocol.operations import Query
-from .pool import Patience, WouldBlock
+from .pool import WaitPolicy, WouldBlock
 
 if TYPE_CHECKING:
     from ..client.attempt import Out
@@ -46,7 +46,7 @@ class AsyncSharedMemory:
         Makes what decides, of all that is the same for threads.
     new_channel : callable
         Makes the channel on which regions are registered; called when the first one is.
-    farewell : callable
+    closing_options : callable
         Returns the options of the calls that closing takes, if `close` was not given any.
     url : str
         For errors.
@@ -56,7 +56,7 @@ class AsyncSharedMemory:
         self,
         new_shared: SharedFactory,
         new_channel: ChannelFactory,
-        farewell: Callable[[], CallOptions],
+        closing_options: Callable[[], CallOptions],
         url: str,
     ) -> None:
         self._url = url
@@ -64,7 +64,7 @@ class AsyncSharedMemory:
         self._channel: Channel | None = None
         self._lock = threading.Lock()  # of the channel
         self._closed = False
-        self._farewell = farewell
+        self._closing_options = closing_options
         self._waiting: asyncio.Future[None] | None = None
         self.inner: SharedMemory = new_shared(self._ask, self._options)
 
@@ -78,7 +78,7 @@ class AsyncSharedMemory:
         """Put a call's large tensors into slots; see `SharedMemory.place`."""
         place = self.inner.place
         try:
-            return place(prepared, tensors, out, options, Patience.NONE)
+            return place(prepared, tensors, out, options, WaitPolicy.NONE)
         except WouldBlock:
             return await self._patiently(options, place, prepared, tensors, out, options)
 
@@ -88,7 +88,7 @@ class AsyncSharedMemory:
         """Return an array in a slot of its own, or an ordinary one; see `SharedMemory.empty`."""
         empty = self.inner.empty
         try:
-            return empty(shape, dtype, options, Patience.NONE)
+            return empty(shape, dtype, options, WaitPolicy.NONE)
         except WouldBlock:
             return await self._patiently(options, empty, shape, dtype, options)
 
@@ -97,24 +97,24 @@ class AsyncSharedMemory:
     ) -> np.ndarray[Any, Any]:
         """Return an array as `empty` does, on a thread; an ordinary one where it would wait."""
         try:
-            return self.inner.empty(shape, dtype, options, Patience.WORK)
+            return self.inner.empty(shape, dtype, options, WaitPolicy.WORK)
         except WouldBlock:
             return np.empty(shape, dtype)
 
     async def _patiently(
         self, options: CallOptions, function: Callable[..., T], *arguments: Any
     ) -> T:
-        late: DeadlineExceeded | None = None
+        deadline_error: DeadlineExceeded | None = None
         while True:
             try:
-                return await in_thread(options, self._url, function, *arguments, Patience.WORK)
+                return await in_thread(options, self._url, function, *arguments, WaitPolicy.WORK)
             except WouldBlock as obstacle:
-                late = obstacle.late
+                deadline_error = obstacle.deadline_error
                 await self._wait(obstacle.generation, options)
             except DeadlineExceeded:
-                if late is None:
+                if deadline_error is None:
                     raise
-                raise late from None  # which says what is in the way
+                raise deadline_error from None  # which says what is in the way
 
     async def _wait(self, generation: int, options: CallOptions) -> None:
         """Wait until a slot may have come back. One thread waits for all that want one."""
@@ -141,7 +141,7 @@ class AsyncSharedMemory:
         return exchange(channel, method, fields, options)
 
     def _options(self) -> CallOptions:
-        return self._farewell()
+        return self._closing_options()
 
     @property
     def used(self) -> bool:
@@ -150,7 +150,7 @@ class AsyncSharedMemory:
 
     async def close(self, options: CallOptions) -> None:
         """Have the server let go of our regions, with calls that have these options."""
-        self._farewell = lambda: options
+        self._closing_options = lambda: options
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:

@@ -16,7 +16,7 @@ from ..channels.base import Answer
 from ..errors import ServerError, StatusCode, TritonFastError, WireError, server_error
 from ..inference.result import InferResult, result_of
 
-__all__ = ["Answers", "Inbox", "Pending", "request_error"]
+__all__ = ["Inbox", "Pending", "ResponseDemux", "request_error"]
 
 Inbox: TypeAlias = "deque[InferResult | TritonFastError]"
 """What has come for a request, or for several, and was not read yet."""
@@ -117,7 +117,7 @@ class Pending:
         self.unwanted = False
 
 
-class Answers:
+class ResponseDemux:
     """The requests of one stream.
 
     Parameters

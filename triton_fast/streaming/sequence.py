@@ -30,13 +30,13 @@ from ..options.headers import checked_headers
 from ..protocol.datatypes import datatype_of, dtype_of
 
 if TYPE_CHECKING:
-    from ..client.endpoint import Connection
+    from ..client.endpoint import Endpoint
     from ..options.headers import HeaderSource
     from .demux import Pending
     from .stream import ResponseStream, Stream
 
 __all__ = [
-    "FAREWELL_S",
+    "CLOSE_TIMEOUT_S",
     "NO_SEQUENCE",
     "InferSequence",
     "SequenceRequest",
@@ -46,7 +46,7 @@ __all__ = [
     "unary_only",
 ]
 
-FAREWELL_S = 2.0
+CLOSE_TIMEOUT_S = 2.0
 """How long a sequence that is left by an exception may take to be ended."""
 
 NO_SEQUENCE = (InvalidArgument, NotFound)
@@ -201,7 +201,7 @@ class SequenceRequests:
         form = _form_of(inputs)
         return SequenceRequest(self, self._marked(starts=starts, ends=end), form, ends=end)
 
-    def farewell(self) -> tuple[SequenceRequest, dict[str, Any], bool] | None:
+    def ending_request(self) -> tuple[SequenceRequest, dict[str, Any], bool] | None:
         """Return the request that ends the sequence, if the server may keep a place for it.
 
         Returns
@@ -266,7 +266,7 @@ class InferSequence:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Endpoint,
         requests: SequenceRequests,
         stream: Stream | None,
         timeout: float | None,
@@ -372,9 +372,9 @@ class InferSequence:
 
     def _close(self, timeout: float | None) -> None:
         try:
-            farewell = self._requests.farewell()
-            if farewell is not None:
-                self._end(*farewell, timeout)
+            ending_request = self._requests.ending_request()
+            if ending_request is not None:
+                self._end(*ending_request, timeout)
         finally:
             self._requests.closed = True
             if self._stream is not None:
@@ -411,7 +411,7 @@ class InferSequence:
             self.close()
             return
         try:
-            self._close(FAREWELL_S)
+            self._close(CLOSE_TIMEOUT_S)
         except TritonFastError as failure:
             # The error that is on its way is the one to see; this one is told with it.
             error.add_note(f"and sequence {self.id!r} could not be ended: {failure}")

@@ -11,7 +11,7 @@ from ..inference.request import UNSET
 from ..inference.result import InferResult
 from ..options.headers import checked_headers
 from .sequence import (
-    FAREWELL_S,
+    CLOSE_TIMEOUT_S,
     NO_SEQUENCE,
     SequenceRequest,
     SequenceRequests,
@@ -21,7 +21,7 @@ from .sequence import (
 )
 
 if TYPE_CHECKING:
-    from ..client.endpoint_async import AsyncConnection
+    from ..client.endpoint_async import AsyncEndpoint
     from ..options.headers import HeaderSource
     from .stream_async import AsyncResponseStream, AsyncStream
 
@@ -41,7 +41,7 @@ class AsyncInferSequence:
 
     def __init__(
         self,
-        connection: AsyncConnection,
+        connection: AsyncEndpoint,
         requests: SequenceRequests,
         stream: AsyncStream | None,
         timeout: float | None,
@@ -123,9 +123,9 @@ class AsyncInferSequence:
 
     async def _close(self, timeout: float | None) -> None:
         try:
-            farewell = self._requests.farewell()
-            if farewell is not None:
-                await self._end(*farewell, timeout)
+            ending_request = self._requests.ending_request()
+            if ending_request is not None:
+                await self._end(*ending_request, timeout)
         finally:
             self._requests.closed = True
             if self._stream is not None:
@@ -162,7 +162,7 @@ class AsyncInferSequence:
             await self.aclose()
             return
         try:
-            await self._close(FAREWELL_S)
+            await self._close(CLOSE_TIMEOUT_S)
         except TritonFastError as failure:
             # The error that is on its way is the one to see; this one is told with it.
             error.add_note(f"and sequence {self.id!r} could not be ended: {failure}")

@@ -28,7 +28,7 @@ from ..errors import (
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
-from .demux import Answers, Inbox, Pending
+from .demux import Inbox, Pending, ResponseDemux
 
 if TYPE_CHECKING:
     from ..channels.base import Answer, CallOptions, ChannelStream
@@ -40,9 +40,9 @@ __all__ = [
     "ResponseStream",
     "Stream",
     "checked_buffer_size",
+    "deadline_error",
     "described",
     "ended_early",
-    "late",
     "neglected",
     "readers_own",
 ]
@@ -169,7 +169,7 @@ class Stream:
         self._options = options
         self._inputs = inputs
         self._buffer_size = checked_buffer_size(buffer_size)
-        self._answers = Answers(target)
+        self._answers = ResponseDemux(target)
         # Guards what follows, and the answers. Nobody waits with it, as on a condition: a signal's
         # handler may raise at any moment, and would leave it taken, or not.
         self._lock = threading.RLock()
@@ -418,7 +418,7 @@ class Stream:
         try:
             now = time.monotonic_ns()
             if deadline_ns is not None and now >= deadline_ns:
-                raise late(self._options)
+                raise deadline_error(self._options)
             if patience is not None and now >= patience:
                 with self._lock:
                     unread = self._answers.unread(0)
@@ -531,7 +531,7 @@ def described(prepared: Prepared, request_id: str) -> str:
     return f"{prepared.call[:-1]}, request {request_id!r})" if request_id else prepared.call
 
 
-def late(options: CallOptions) -> DeadlineExceeded:
+def deadline_error(options: CallOptions) -> DeadlineExceeded:
     """Return the error for a reader whose own deadline has passed."""
     return DeadlineExceeded("the deadline passed before the answer", call=options.call)
 

@@ -18,14 +18,14 @@ from ..errors import ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
-from .demux import Answers, Inbox, Pending
+from .demux import Inbox, Pending, ResponseDemux
 from .stream import (
     FAREWELL_NS,
     PATIENCE_NS,
     checked_buffer_size,
+    deadline_error,
     described,
     ended_early,
-    late,
     neglected,
     readers_own,
 )
@@ -180,7 +180,7 @@ class AsyncStream:
         self._options = CallOptions()
         self._inputs = inputs
         self._buffer_size = checked_buffer_size(buffer_size)
-        self._answers = Answers(target)
+        self._answers = ResponseDemux(target)
         self._waiters: set[asyncio.Future[None]] = set()
         self._reading = False
         self.starved = False  # somebody does not read on before others have read what is there
@@ -361,7 +361,7 @@ class AsyncStream:
         """Wait until another task has read, or taken, something."""
         now = time.monotonic_ns()
         if deadline_ns is not None and now >= deadline_ns:
-            raise late(self._options)
+            raise deadline_error(self._options)
         if patience is not None and now >= patience:
             raise neglected(self._answers.unread(0), self._buffer_size, self._options)
         ends = [end for end in (deadline_ns, patience) if end is not None]

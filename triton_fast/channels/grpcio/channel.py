@@ -24,7 +24,7 @@ from ...options.keepalive import Keepalive
 from ...options.tls import TLS
 from ..base import Call, CallOptions, Incoming, Outgoing
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
-from .fork import Flight, gate, here
+from .fork import ActiveCall, gate, here
 
 if TYPE_CHECKING:
     from .stream import GrpcStream
@@ -235,7 +235,7 @@ class GrpcChannel:
     def _call(self, method: str, outgoing: Outgoing, options: CallOptions) -> bytes:
         # Spelt out, and not by way of _settings: for small requests every function call shows.
         message = outgoing.render()
-        flight = Flight(self, get_ident())
+        flight = ActiveCall(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
             callables = self._methods.get(method) or self._open(method, options)
@@ -257,7 +257,7 @@ class GrpcChannel:
 
     def _call_as_stream(self, method: str, outgoing: Outgoing, options: CallOptions) -> bytes:
         request = _OneMessage(outgoing.render())
-        flight = Flight(self, get_ident())
+        flight = ActiveCall(self, get_ident())
         try:
             gate.enter(flight, options, self.target)
             callables = self._methods.get(method) or self._open(method, options)
@@ -345,7 +345,7 @@ class _StartedCall:
         options: CallOptions,
         on_done: Callable[[BaseException | None], None],
     ) -> None:
-        self.flight = Flight(channel, 0)
+        self.flight = ActiveCall(channel, 0)
         self._channel = channel
         self._incoming = incoming
         self._options = options

@@ -19,7 +19,7 @@ from ...options.tls import TLS
 from ..base import CallOptions, Incoming, Outgoing
 from ..event_loop import Cancellation, fed, in_thread, running_loop
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
-from .fork import Flight, collect_calls, gate
+from .fork import ActiveCall, collect_calls, gate
 
 if TYPE_CHECKING:
     from .stream_async import AsyncGrpcStream
@@ -79,7 +79,7 @@ class AsyncGrpcChannel:
         self.enter_loop()
         self._endpoint.remaining(options)
         message = await self.rendered(outgoing, options)
-        flight = Flight(self, get_ident())
+        flight = ActiveCall(self, get_ident())
         try:
             if not gate.try_enter(flight):
                 await self.await_fork(flight, options)
@@ -180,7 +180,7 @@ class AsyncGrpcChannel:
             return outgoing.render()
         return await in_thread(options, self.target, outgoing.render, borrowed=True)
 
-    async def await_fork(self, flight: Flight, options: CallOptions) -> None:
+    async def await_fork(self, flight: ActiveCall, options: CallOptions) -> None:
         """Count a call in when no fork is under way any more."""
         while not gate.try_enter(flight):
             self._endpoint.remaining(options)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ...errors import DeadlineExceeded
 from ..base import CallOptions
 
-__all__ = ["Flight", "Guarded", "collect_calls", "gate", "here"]
+__all__ = ["ActiveCall", "Guarded", "collect_calls", "gate", "here"]
 
 # How long a fork waits for running calls to end before the child has to do without grpcio.
 _FORK_PATIENCE_S = 1.0
@@ -44,7 +44,7 @@ class Guarded(Protocol):
         """Be of no more use, in a forked child, without touching what is the parent's."""
 
 
-class Flight:
+class ActiveCall:
     """A call that is inside grpcio, or about to be."""
 
     __slots__ = ("channel", "slow", "thread")
@@ -66,7 +66,7 @@ class ForkGate:
 
     def __init__(self) -> None:
         self._renew_lock()
-        self.flights: set[Flight] = set()
+        self.flights: set[ActiveCall] = set()
         self.forks = 0  # threads that are about to fork
         self.opened: weakref.WeakSet[Guarded] = weakref.WeakSet()
         self.inherited: list[Any] = []
@@ -83,7 +83,7 @@ class ForkGate:
         self.lock = threading.RLock()
         self._condition = threading.Condition(self.lock)
 
-    def enter(self, flight: Flight, options: CallOptions, target: str) -> None:
+    def enter(self, flight: ActiveCall, options: CallOptions, target: str) -> None:
         """Count a call in, once no fork is waiting; no longer than to the call's deadline."""
         if self._pid != os.getpid():
             self.notice_fork()
@@ -92,7 +92,7 @@ class ForkGate:
                 self._await_forks(options, target)
             self.flights.add(flight)
 
-    def try_enter(self, flight: Flight) -> bool:
+    def try_enter(self, flight: ActiveCall) -> bool:
         """Count a call in, unless a fork is waiting; for those that must not block."""
         if self._pid != os.getpid():
             self.notice_fork()
@@ -102,7 +102,7 @@ class ForkGate:
             self.flights.add(flight)
         return True
 
-    def leave(self, flight: Flight) -> None:
+    def leave(self, flight: ActiveCall) -> None:
         """Count a call out. Idempotent."""
         with self.lock:
             self.flights.discard(flight)

@@ -18,8 +18,8 @@ from typing import Any
 from ..._core import _wire
 from ...errors import ClosedError, StatusCode, TritonFastError
 from ..base import Answer, CallOptions, Outgoing
-from .fork import Flight, gate
-from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, late, withdrawn
+from .fork import ActiveCall, gate
+from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
 
 __all__ = ["GrpcStream"]
 
@@ -47,7 +47,7 @@ class GrpcStream:
         self._start = start
         self._options = options
         self._pid = os.getpid()
-        self._flight = Flight(channel, 0)
+        self._flight = ActiveCall(channel, 0)
         self._changed = threading.Condition()  # guards what follows
         self._call: Any = None
         self._outbox: bytes | None = None  # until grpcio's thread has taken it
@@ -210,7 +210,7 @@ class GrpcStream:
         if deadline_ns is not None:
             left = (deadline_ns - time.monotonic_ns()) * 1e-9
             if left <= 0:
-                raise late(self._channel, self._options, what)
+                raise deadline_error(self._channel, self._options, what)
         self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
 
     def _withdrawn(self) -> TritonFastError:

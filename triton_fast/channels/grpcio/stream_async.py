@@ -22,8 +22,8 @@ from ...errors import (
 )
 from ..base import Answer, CallOptions, Outgoing
 from ..event_loop import LONG, Cancellation, fed, seconds_left
-from .fork import Flight, gate
-from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, late, withdrawn
+from .fork import ActiveCall, gate
+from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
 
 __all__ = ["AsyncGrpcStream"]
 
@@ -41,7 +41,7 @@ class Owner(StreamOwner, Protocol):
     async def rendered(self, outgoing: Outgoing, options: CallOptions) -> bytes:
         """Return a message in one piece."""
 
-    async def await_fork(self, flight: Flight, options: CallOptions) -> None:
+    async def await_fork(self, flight: ActiveCall, options: CallOptions) -> None:
         """Count a call in when no fork is under way any more."""
 
     async def open(self, options: CallOptions) -> Any:
@@ -58,7 +58,7 @@ class AsyncGrpcStream:
         self._channel = channel
         self._method = method
         self._options = options
-        self._flight = Flight(channel, get_ident())
+        self._flight = ActiveCall(channel, get_ident())
         self._call: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None  # of the call
         self._begun = asyncio.Event()  # set also if it will never begin
@@ -217,7 +217,7 @@ class AsyncGrpcStream:
         return withdrawn(self._channel, self._options)
 
     def _late(self, what: str) -> DeadlineExceeded:
-        return late(self._channel, self._options, what)
+        return deadline_error(self._channel, self._options, what)
 
 
 class _ReadAhead:

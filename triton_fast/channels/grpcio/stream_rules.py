@@ -12,7 +12,7 @@ from ...errors import Cancelled, ClosedError, DeadlineExceeded, TritonFastError
 from ..base import CallOptions
 from .fork import Guarded
 
-__all__ = ["MOST_BYTES", "MOST_MESSAGES", "StreamOwner", "late", "withdrawn"]
+__all__ = ["MOST_BYTES", "MOST_MESSAGES", "StreamOwner", "deadline_error", "withdrawn"]
 
 MOST_MESSAGES = 64
 """How many messages are read ahead of those who receive."""
@@ -43,7 +43,7 @@ def withdrawn(channel: StreamOwner, options: CallOptions) -> TritonFastError:
     return Cancelled("the call was cancelled", call=options.call, target=channel.target)
 
 
-def late(channel: StreamOwner, options: CallOptions, what: str) -> DeadlineExceeded:
+def deadline_error(channel: StreamOwner, options: CallOptions, what: str) -> DeadlineExceeded:
     """Return the error of a deadline that has passed before something."""
     return DeadlineExceeded(
         f"the deadline passed before {what}", call=options.call, target=channel.target

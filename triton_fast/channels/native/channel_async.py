@@ -1,7 +1,7 @@
 """The native channel for coroutines: HTTP/2 in the event loop, without threads and without grpcio.
 
-Owns the lines to one server: which call is on which, and when one is made or dropped. For servers
-at one address, in plain text; everything else is the grpcio channel's.
+Owns the connections to one server: which call is on which, and when one is made or dropped. For
+servers at one address, in plain text; everything else is the grpcio channel's.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ...errors import (
 from ..base import CallOptions, Incoming, Outgoing
 from ..event_loop import in_thread, running_loop, seconds_left
 from .channel import import_native, metadata, native_address
-from .connection_async import Line
-from .loop_budget import Pace
+from .connection_async import AsyncConnection
+from .loop_budget import LoopBudget
 
 if TYPE_CHECKING:
     from ..._core import _http2
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncNativeChannel"]
 
-# Calls that send as much have lines to themselves as long as there are some, so that the small ones
-# need not wait behind their frames.
+# Calls that send as much have connections to themselves as long as there are some, so that the small
+# ones need not wait behind their frames.
 _LARGE = 64 << 10
-_MOST_LARGE_LINES = 8
+_MOST_LARGE_CONNECTIONS = 8
 # Of several megabytes, compressing takes longer than the loop should wait.
 _SLOW = 1 << 20
 # Shorter than the idle timeouts of the load balancers that people put in between (60 s and up).
@@ -85,11 +85,13 @@ class AsyncNativeChannel:
         )
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pace: Pace  # of that loop
-        self._small: list[Line] = []
-        self._large: list[Line] = []
-        self._streaming: list[Line] = []
-        self._opening: dict[int, list[asyncio.Task[Line]]] = {}  # by the id of the list it is for
+        self._budget: LoopBudget  # of that loop
+        self._small: list[AsyncConnection] = []
+        self._large: list[AsyncConnection] = []
+        self._streaming: list[AsyncConnection] = []
+        self._opening: dict[
+            int, list[asyncio.Task[AsyncConnection]]
+        ] = {}  # by the id of the list it is for
 
     async def call(
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
@@ -102,40 +104,46 @@ class AsyncNativeChannel:
         parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
         headers = metadata(options.headers) if options.headers else ()
         byte_size = outgoing.byte_size
-        lines, most = (self._large, _MOST_LARGE_LINES) if byte_size >= _LARGE else (self._small, 1)
+        connections, most = (
+            (self._large, _MOST_LARGE_CONNECTIONS) if byte_size >= _LARGE else (self._small, 1)
+        )
         retried = False
         while True:
-            line = self._free_line(lines, most) or await self._new_line(lines, most, options)
+            connection = self._free_connection(connections, most) or await self._new_connection(
+                connections, most, options
+            )
             try:
-                exchange = line.multiplexer.open(
+                exchange = connection.multiplexer.open(
                     method, outgoing, parser, headers, encoding, options.deadline_ns
                 )
             except RuntimeError:
-                line.retire()  # the server is going away; the next line may be to another one
+                connection.retire()  # the server is going away; the next may be to another one
                 continue
             exchange.waiter = loop.create_future()
-            line.begin(byte_size)
+            connection.begin(byte_size)
             try:
                 if options.deadline_ns is None:
                     await exchange.waiter
                 else:
-                    await self._wait(loop, exchange, line, options)
+                    await self._wait(loop, exchange, connection, options)
             except BaseException:
-                line.multiplexer.close(exchange)
-                line.flush_soon()
+                connection.multiplexer.close(exchange)
+                connection.flush_soon()
                 raise
             finally:
-                line.finish(byte_size)
-            status, message, compressed, coding, gathered, unseen = line.multiplexer.end(exchange)
+                connection.finish(byte_size)
+            status, message, compressed, coding, gathered, unseen = connection.multiplexer.end(
+                exchange
+            )
             if status == StatusCode.OK:
                 break
             if self._closed:
                 raise ClosedError(f"{self._name} was closed during the call")
             if not unseen or retried:
                 raise server_error(status, message, call=options.call, target=self.target)
-            # A line that idled was dead. Once more: the server cannot have acted on the request.
+            # One that idled was dead. Once more: the server cannot have acted on the request.
             retried = True
-            line.retire()
+            connection.retire()
         if gathered is None:
             return
         if compressed:
@@ -159,7 +167,7 @@ class AsyncNativeChannel:
         self,
         loop: asyncio.AbstractEventLoop,
         exchange: _http2.Exchange,
-        line: Line,
+        connection: AsyncConnection,
         options: CallOptions,
     ) -> None:
         """Return when a call is over; raise if its deadline passes first."""
@@ -170,7 +178,7 @@ class AsyncNativeChannel:
             await exchange.waiter
         finally:
             timer.cancel()
-        if not line.multiplexer.done(exchange):
+        if not connection.multiplexer.done(exchange):
             raise DeadlineExceeded(
                 "the deadline passed before the answer was complete",
                 call=options.call,
@@ -196,14 +204,16 @@ class AsyncNativeChannel:
         if self._closed:
             raise ClosedError(f"{self._name} is closed")
         return AsyncNativeStream(
-            self._stream_line, method, options, self.target, lambda: self._closed
+            self._stream_connection, method, options, self.target, lambda: self._closed
         )
 
-    async def _stream_line(self, options: CallOptions) -> Line:
-        """Return the line that streams share."""
+    async def _stream_connection(self, options: CallOptions) -> AsyncConnection:
+        """Return the connection that streams share."""
         self._enter_loop(options)
-        lines = self._streaming
-        return self._free_line(lines, 1) or await self._new_line(lines, 1, options)
+        connections = self._streaming
+        return self._free_connection(connections, 1) or await self._new_connection(
+            connections, 1, options
+        )
 
     async def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
@@ -212,13 +222,13 @@ class AsyncNativeChannel:
         if self._loop is not None:
             running_loop(self._loop, self._name)
         self._closed = True
-        self._drop_lines()
+        self._drop_connections()
 
     def abandon(self) -> None:
         """Refuse calls in a forked child; the connections were closed there by the fork."""
         self._closed = True
         # Not to be unregistered: what the loop watches them with is the parent's, too.
-        self._forget_lines()
+        self._forget_connections()
 
     def _enter_loop(self, options: CallOptions) -> asyncio.AbstractEventLoop:
         """Check that a call can be made here and now; return the running event loop."""
@@ -226,9 +236,9 @@ class AsyncNativeChannel:
             raise ClosedError(f"{self._name} is closed")
         loop = running_loop(self._loop, self._name)
         if loop is not self._loop:
-            self._forget_lines()  # the loop that watched them is closed
+            self._forget_connections()  # the loop that watched them is closed
             self._loop = loop
-            self._pace = Pace(loop)
+            self._budget = LoopBudget(loop)
         if options.deadline_ns is not None and options.deadline_ns <= time.monotonic_ns():
             raise DeadlineExceeded(
                 "the deadline passed before the request was sent",
@@ -237,40 +247,46 @@ class AsyncNativeChannel:
             )
         return loop
 
-    def _free_line(self, lines: list[Line], most: int) -> Line | None:
-        """Return a line for a call; None if one is to be made, or being made, for it."""
+    def _free_connection(
+        self, connections: list[AsyncConnection], most: int
+    ) -> AsyncConnection | None:
+        """Return a connection for a call; None if one is to be made, or being made, for it."""
         assert self._loop is not None
-        found: Line | None = None
+        found: AsyncConnection | None = None
         stale = []
-        for line in lines:
-            idle = line.calls == 0
-            if not line.usable or (idle and self._loop.time() - line.idle_since > _IDLE_S):
-                stale.append(line)
-            elif found is None or line.byte_size < found.byte_size:
-                found = line
-        for line in stale:
-            lines.remove(line)
-            line.retire()
-        if found is None or (found.calls and len(lines) < most):
+        for connection in connections:
+            idle = connection.calls == 0
+            if not connection.usable or (
+                idle and self._loop.time() - connection.idle_since > _IDLE_S
+            ):
+                stale.append(connection)
+            elif found is None or connection.byte_size < found.byte_size:
+                found = connection
+        for connection in stale:
+            connections.remove(connection)
+            connection.retire()
+        if found is None or (found.calls and len(connections) < most):
             return None
         return found
 
-    async def _new_line(self, lines: list[Line], most: int, options: CallOptions) -> Line:
-        """Return a line after one was made, for this call or for one that waits too."""
+    async def _new_connection(
+        self, connections: list[AsyncConnection], most: int, options: CallOptions
+    ) -> AsyncConnection:
+        """Return a connection after one was made, for this call or for one that waits too."""
         while True:
             if self._closed:
                 raise ClosedError(f"{self._name} was closed during the call")
-            opening = self._opening.setdefault(id(lines), [])
-            if len(lines) + len(opening) < most or not (lines or opening):
+            opening = self._opening.setdefault(id(connections), [])
+            if len(connections) + len(opening) < most or not (connections or opening):
                 assert self._loop is not None
-                task = self._loop.create_task(self._open(lines))
+                task = self._loop.create_task(self._open(connections))
                 opening.append(task)
                 task.add_done_callback(opening.remove)
                 task.add_done_callback(_look_at)
             elif opening:
                 task = opening[0]
             else:
-                return min(lines, key=lambda line: line.byte_size)
+                return min(connections, key=lambda connection: connection.byte_size)
             # Others may wait for it too: it goes on if this call is given up.
             await asyncio.wait((task,), timeout=seconds_left(options.deadline_ns))
             if not task.done():
@@ -282,13 +298,13 @@ class AsyncNativeChannel:
             error = task.exception()
             if error is not None:
                 raise Unavailable(_said(error), call=options.call, target=self.target) from error
-            # All who waited are here at once: each takes the line with the least on it.
-            line = self._free_line(lines, most) or task.result()
-            if line.usable:
-                return line
+            # All who waited are here at once: each takes the connection with the least on it.
+            connection = self._free_connection(connections, most) or task.result()
+            if connection.usable:
+                return connection
 
-    async def _open(self, lines: list[Line]) -> Line:
-        """Connect, and return the line. Raises OSError or RuntimeError."""
+    async def _open(self, connections: list[AsyncConnection]) -> AsyncConnection:
+        """Connect, and return the connection. Raises OSError or RuntimeError."""
         loop = asyncio.get_running_loop()
         failure: Exception | None = None
         for host in await self._hosts(loop):
@@ -304,9 +320,9 @@ class AsyncNativeChannel:
                 failure = error
                 continue
             multiplexer = self._native.Multiplexer(connecting, self._address.authority)
-            line = Line(loop, multiplexer, self._pace, self._keepalive)
-            lines.append(line)
-            return line
+            connection = AsyncConnection(loop, multiplexer, self._budget, self._keepalive)
+            connections.append(connection)
+            return connection
         raise failure or OSError(f"{self._address.host} has no address")
 
     async def _hosts(self, loop: asyncio.AbstractEventLoop) -> list[str]:
@@ -321,16 +337,16 @@ class AsyncNativeChannel:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [str(address[0]) for *_, address in found]
 
-    def _drop_lines(self) -> None:
+    def _drop_connections(self) -> None:
         for tasks in self._opening.values():
             for task in tasks:
                 task.cancel()
-        for lines in (self._small, self._large, self._streaming):
-            for line in lines:
-                line.hang_up()
-        self._forget_lines()
+        for connections in (self._small, self._large, self._streaming):
+            for connection in connections:
+                connection.hang_up()
+        self._forget_connections()
 
-    def _forget_lines(self) -> None:
+    def _forget_connections(self) -> None:
         self._small, self._large, self._streaming = [], [], []
         self._opening = {}
         self._loop = None
@@ -339,18 +355,18 @@ class AsyncNativeChannel:
         loop = getattr(self, "_loop", None)
         if loop is None or loop.is_closed():
             return
-        # Any thread may be here, and the loop has the lines.
-        for line in (*self._small, *self._large, *self._streaming):
-            if not line.multiplexer.inherited:
+        # Any thread may be here, and the loop has the connections.
+        for connection in (*self._small, *self._large, *self._streaming):
+            if not connection.multiplexer.inherited:
                 with contextlib.suppress(RuntimeError):  # closed just now
-                    loop.call_soon_threadsafe(line.hang_up)
+                    loop.call_soon_threadsafe(connection.hang_up)
 
 
 def _said(error: BaseException) -> str:
     return str(error).removeprefix("triton_fast's native code failed: ")
 
 
-def _look_at(task: asyncio.Task[Line]) -> None:
+def _look_at(task: asyncio.Task[AsyncConnection]) -> None:
     """Look at a result that nobody may look at any more, or asyncio would complain."""
     if not task.cancelled():
         task.exception()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..._core import _http2
-    from .loop_budget import Pace
+    from .loop_budget import LoopBudget
 
-__all__ = ["Line"]
+__all__ = ["AsyncConnection"]
 
 
-class Line:
+class AsyncConnection:
     """A connection, from when it is made until it is hung up.
 
     Parameters
@@ -27,7 +27,7 @@ class Line:
         Drives it; all methods are called on it.
     multiplexer : _http2.Multiplexer
         Connected.
-    pace : Pace
+    budget : LoopBudget
         Of all connections of the channel.
     keepalive : (int, int), nanoseconds
         Silence after which to ping while there are calls, and how long to wait; 0 is off.
@@ -44,7 +44,7 @@ class Line:
         self,
         loop: asyncio.AbstractEventLoop,
         multiplexer: _http2.Multiplexer,
-        pace: Pace,
+        budget: LoopBudget,
         keepalive: tuple[int, int],
     ) -> None:
         self.multiplexer = multiplexer
@@ -52,7 +52,7 @@ class Line:
         self.byte_size = 0
         self.idle_since = loop.time()
         self._loop = loop
-        self._pace = pace
+        self._budget = budget
         self._waiting: set[Callable[[], None]] = set()  # for the loop's next round
         self._descriptor = multiplexer.descriptor
         self._scheduled = False
@@ -74,9 +74,9 @@ class Line:
         if self.calls == 1:
             if self._keepalive[0] and self._timer is None:
                 self._expect(self.multiplexer.received)
-            if not (self._scheduled or self._pace.over):
+            if not (self._scheduled or self._budget.over):
                 # Nobody else is at it who might have something to send along.
-                self._pace.run(self.flush)
+                self._budget.run(self.flush)
                 return
         self.flush_soon()
 
@@ -154,8 +154,8 @@ class Line:
         Those that had to wait come first then, for the loop tells of ready ones in the same order
         every time.
         """
-        if not self._pace.over:
-            self._pace.run(step)
+        if not self._budget.over:
+            self._budget.run(step)
         elif step not in self._waiting:
             self._waiting.add(step)
             self._loop.call_soon(self._resume, step)

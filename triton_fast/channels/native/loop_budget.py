@@ -10,14 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable
 
-__all__ = ["Pace"]
+__all__ = ["LoopBudget"]
 
 _SHARE_S = 0.002
 # Shorter steps are not counted: small calls are not to pay for large ones.
 _NOTABLE_S = 0.0001
 
 
-class Pace:
+class LoopBudget:
     """What connections have had of the loop's current round.
 
     Parameters

@@ -16,20 +16,20 @@ from .stream import answers, stream_failure
 
 if TYPE_CHECKING:
     from ..._core import _http2
-    from .connection_async import Line
+    from .connection_async import AsyncConnection
 
 __all__ = ["AsyncNativeStream"]
 
 
 class AsyncNativeStream:
-    """A stream among others on a line; see `triton_fast.channels.base.AsyncChannelStream`.
+    """A stream among others on a connection; see `triton_fast.channels.base.AsyncChannelStream`.
 
     What is not received is not asked for: a mebibyte on, the server waits.
 
     Parameters
     ----------
-    line : coroutine function
-        Returns the line that it is to be on.
+    connection : coroutine function
+        Returns the connection that it is to be on.
     method, options
         As in `triton_fast.channels.base.Channel.open_stream`.
     target : str
@@ -40,18 +40,18 @@ class AsyncNativeStream:
 
     def __init__(
         self,
-        line: Callable[[CallOptions], Awaitable[Line]],
+        connection: Callable[[CallOptions], Awaitable[AsyncConnection]],
         method: str,
         options: CallOptions,
         target: str,
         closed: Callable[[], bool],
     ) -> None:
-        self._new_line = line
+        self._new_connection = connection
         self._target = target
         self._closed = closed
         self._method = method
         self._options = options
-        self._line: Line | None = None
+        self._connection: AsyncConnection | None = None
         self._exchange: _http2.Exchange | None = None
         self._bell = _Bell()
         self._timer: asyncio.TimerHandle | None = None
@@ -69,14 +69,14 @@ class AsyncNativeStream:
         if self._over:
             raise self._ended_by_server()
         try:
-            line, exchange = await self._begin()
+            connection, exchange = await self._begin()
             self._half_closed = last
-            line.multiplexer.send(exchange, outgoing)
+            connection.multiplexer.send(exchange, outgoing)
             if last:
-                line.multiplexer.half_close(exchange)
-            line.flush()
-            while not self._over and not line.multiplexer.sent(exchange):
-                if line.multiplexer.done(exchange):
+                connection.multiplexer.half_close(exchange)
+            connection.flush()
+            while not self._over and not connection.multiplexer.sent(exchange):
+                if connection.multiplexer.done(exchange):
                     self._end()
                     break
                 await self._news(deadline_ns, "while the request was being sent")
@@ -95,20 +95,20 @@ class AsyncNativeStream:
         self._check()
         if self._half_closed or self._over:
             return
-        line, exchange = await self._begin()
+        connection, exchange = await self._begin()
         self._half_closed = True
-        line.multiplexer.half_close(exchange)
-        line.flush_soon()
+        connection.multiplexer.half_close(exchange)
+        connection.flush_soon()
 
     async def receive(self, deadline_ns: int | None = None) -> list[Answer]:
         """Wait for messages; see `triton_fast.channels.base.AsyncChannelStream.receive`."""
         while True:
-            if self._exchange is not None and self._line is not None:
-                responses = self._line.multiplexer.messages(self._exchange)
+            if self._exchange is not None and self._connection is not None:
+                responses = self._connection.multiplexer.messages(self._exchange)
                 if responses:
-                    self._line.flush_soon()  # that as many may come again
+                    self._connection.flush_soon()  # that as many may come again
                     return answers(responses)
-                if not self._over and self._line.multiplexer.done(self._exchange):
+                if not self._over and self._connection.multiplexer.done(self._exchange):
                     self._end()
             if self._over:
                 if self._failure is not None:
@@ -135,14 +135,14 @@ class AsyncNativeStream:
         if self._closed():
             raise ClosedError(f"the channel to {self._target} is closed")
 
-    async def _begin(self) -> tuple[Line, _http2.Exchange]:
+    async def _begin(self) -> tuple[AsyncConnection, _http2.Exchange]:
         """Return the call, which begins with its first message."""
-        if self._line is not None and self._exchange is not None:
-            return self._line, self._exchange
-        line = await self._new_line(self._options)
+        if self._connection is not None and self._exchange is not None:
+            return self._connection, self._exchange
+        connection = await self._new_connection(self._options)
         self._check()  # whether it was given up meanwhile
         try:
-            exchange = line.multiplexer.open(
+            exchange = connection.multiplexer.open(
                 self._method,
                 None,
                 None,
@@ -157,9 +157,9 @@ class AsyncNativeStream:
         if left is not None:
             # The timer must not keep a stream that nobody reads any more.
             self._timer = asyncio.get_running_loop().call_later(left, _expire, weakref.ref(self))
-        self._line, self._exchange = line, exchange
-        line.begin(0)
-        return line, exchange
+        self._connection, self._exchange = connection, exchange
+        connection.begin(0)
+        return connection, exchange
 
     async def _news(self, deadline_ns: int | None, phase: str) -> None:
         """Wait until something has happened to the call."""
@@ -179,25 +179,25 @@ class AsyncNativeStream:
     def _give_up(self, failure: TritonFastError) -> None:
         self._failure = failure
         self._conclude()
-        if self._line is not None and self._exchange is not None:
-            self._line.multiplexer.close(self._exchange)
-            self._line.flush_soon()
-            self._line.finish(0)
+        if self._connection is not None and self._exchange is not None:
+            self._connection.multiplexer.close(self._exchange)
+            self._connection.flush_soon()
+            self._connection.finish(0)
 
     def _end(self) -> None:
         """Take note of how the call ended."""
-        assert self._line is not None
+        assert self._connection is not None
         assert self._exchange is not None
         options, target = self._options, self._target
         try:
-            status, message, *_ = self._line.multiplexer.end(self._exchange)
+            status, message, *_ = self._connection.multiplexer.end(self._exchange)
             self._failure = stream_failure(status, message, options, target, self._closed())
             if self._failure is not None and self._closed():
                 self._failure = ClosedError(f"the channel to {target} is closed")
         except TritonFastError as error:
             self._failure = error
         self._conclude()
-        self._line.finish(0)
+        self._connection.finish(0)
 
     def _conclude(self) -> None:
         self._over = True
@@ -206,9 +206,9 @@ class AsyncNativeStream:
         self._bell.set_result(None)
 
     def __del__(self) -> None:
-        line = getattr(self, "_line", None)
-        if line is not None and not self._over and self._exchange is not None:
-            line.drop(self._exchange, self._timer)
+        connection = getattr(self, "_connection", None)
+        if connection is not None and not self._over and self._exchange is not None:
+            connection.drop(self._exchange, self._timer)
 
 
 class _Bell:
