@@ -170,7 +170,7 @@ def test_a_clients_limits(run, aio_server, channel):
             AsyncClient(aio_server.grpc_url, max_in_flight_bytes=40, **settings) as small,
         ):
             for client, limit in ((few, 3), (small, 2)):
-                admission = client._connection._admission
+                admission = client._endpoint._admission
                 most = 0
                 tasks = [asyncio.create_task(client.infer("slow", inputs)) for _ in range(8)]
                 while not all(task.done() for task in tasks):
@@ -183,6 +183,6 @@ def test_a_clients_limits(run, aio_server, channel):
             late = [few.infer("slow", longer, timeout=0.3) for _ in range(8)]
             for error in await asyncio.gather(*late, return_exceptions=True):
                 assert isinstance(error, DeadlineExceeded)
-            assert few._connection._admission.calls == 0
+            assert few._endpoint._admission.calls == 0
 
     run(work())

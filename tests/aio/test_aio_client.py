@@ -72,7 +72,7 @@ def test_a_second_loop_beside_the_first(run, new_client):
     async def work():
         await echo(client)
         # The limit is reached: whoever comes from elsewhere must not wait for it.
-        admission = client._connection._admission
+        admission = client._endpoint._admission
         assert admission.enter(1)
         thread = threading.Thread(target=elsewhere)
         thread.start()
@@ -218,7 +218,7 @@ def test_a_hook_for_headers(run, new_client, kind):
             assert await client.is_live()
             await client.model("identity_fp32")(ONE)
             assert await client.health()
-            options = await client._connection.options("X", headers={"x-call": "1"})
+            options = await client._endpoint.options("X", headers={"x-call": "1"})
             tokens = [] if kind == "none" else [("x-token", str(len(called)))]
             assert list(options.headers) == [("x-own", "1"), *tokens, ("x-call", "1")]
 

@@ -393,7 +393,7 @@ def test_a_model_is_asked_for_once(run, new_client, monkeypatch):
 
     async def work():
         async with new_client() as client:
-            original = client._connection.exchange
+            original = client._endpoint.exchange
 
             told = asyncio.Event()
 
@@ -402,7 +402,7 @@ def test_a_model_is_asked_for_once(run, new_client, monkeypatch):
                 await told.wait()
                 return await original(method, fields, options)
 
-            monkeypatch.setattr(client._connection, "exchange", exchange)
+            monkeypatch.setattr(client._endpoint, "exchange", exchange)
             model = client.model("identity_fp32")
             first = asyncio.create_task(model(ONE))
             others = [asyncio.create_task(model(ONE)) for _ in range(20)]
@@ -488,7 +488,7 @@ def test_cancelling_a_split_call_cancels_its_pieces(run, new_client, delays, mon
         async with new_client() as client:
             await reset(client)
             failed = asyncio.Event()
-            infer = client._connection.infer
+            infer = client._endpoint.infer
 
             async def one_fails_first(prepared, piece, *more):
                 # The model takes them one by one, in any order.
@@ -500,10 +500,10 @@ def test_cancelling_a_split_call_cancels_its_pieces(run, new_client, delays, mon
                     failed.set()
                     raise
 
-            monkeypatch.setattr(client._connection, "infer", one_fails_first)
+            monkeypatch.setattr(client._endpoint, "infer", one_fails_first)
             task = asyncio.create_task(client.infer("queued", inputs, split=True))
             await until_running(client, 1)
-            admission = client._connection._admission
+            admission = client._endpoint._admission
             # One runs, and others may be in the model's queue.
             while admission.calls != {600: 1, 0: 4 - delays.count(-1)}[delays[0]]:
                 await asyncio.sleep(0.01)
@@ -578,10 +578,10 @@ def test_what_a_server_does_not_have(run, new_client):
     async def work():
         async with new_client() as client:
             with pytest.raises((Unimplemented, ServerError)):
-                await client._connection.exchange(
+                await client._endpoint.exchange(
                     "CudaSharedMemoryStatus",
                     {"name": "nope"},
-                    await client._connection.options("CudaSharedMemoryStatus"),
+                    await client._endpoint.options("CudaSharedMemoryStatus"),
                 )
 
     run(work())

@@ -69,7 +69,7 @@ def array(seed, size=BIG):
 
 
 def pool(client):
-    return client._connection._shared.inner.pool
+    return client._endpoint._shared.inner.pool
 
 
 def figures(client):
@@ -269,7 +269,7 @@ def test_a_loop_ends_while_calls_wait_for_slots(aio_server, channel):
         )
         held = [await client.empty(BIG, np.float32) for _ in range(2)]
         tasks = [asyncio.create_task(client.empty(BIG, np.float32)) for _ in range(3)]
-        while not client._connection._shared._waiting:  # for those that wait, on a thread
+        while not client._endpoint._shared._waiting:  # for those that wait, on a thread
             await asyncio.sleep(0)
         return client, held, tasks
 

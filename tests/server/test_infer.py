@@ -272,8 +272,8 @@ def test_a_model_handle_refuses_before_sending(client):
 def inferences(client, model):
     from triton_fast.protocol.messages import decode  # noqa: F401
 
-    options = client._connection.options("ModelStatistics")
-    message = client._connection.exchange("ModelStatistics", {"name": model}, options)
+    options = client._endpoint.options("ModelStatistics")
+    message = client._endpoint.exchange("ModelStatistics", {"name": model}, options)
     statistics = message.model_stats[0].inference_stats
     return statistics.success.count + statistics.fail.count
 

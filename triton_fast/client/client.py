@@ -123,7 +123,7 @@ class Client:
             busy_poll=busy_poll,
             options=channel_options,
         )
-        self._connection = Endpoint(
+        self._endpoint = Endpoint(
             url,
             new_channel,
             CallSettings(
@@ -190,7 +190,7 @@ class Client:
     @property
     def url(self) -> str:
         """The server's address, as given."""
-        return self._connection.url
+        return self._endpoint.url
 
     @property
     def shared_memory(self) -> Regions:
@@ -223,11 +223,11 @@ class Client:
         FailedPrecondition, ResourceExhausted, SharedMemoryError
             If shared memory is required, and not to be had.
         """
-        return self._connection.empty(shape, dtype)
+        return self._endpoint.empty(shape, dtype)
 
     def close(self) -> None:
         """Give the connection back. Calls that are running end with `ClosedError`. Idempotent."""
-        self._connection.close()
+        self._endpoint.close()
 
     def __enter__(self) -> Self:
         return self
@@ -241,7 +241,7 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Client({self.url!r}{', closed' if self._connection.closed else ''})"
+        return f"Client({self.url!r}{', closed' if self._endpoint.closed else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Client holds a connection; make one in the other process from its url")
@@ -330,12 +330,12 @@ class Client:
         prepared = self._prepared.get(
             model, model_version, outputs, parameters, priority, queue_timeout
         )
-        options = self._connection.options(prepared.call, timeout, headers, compression)
+        options = self._endpoint.options(prepared.call, timeout, headers, compression)
         if split:
             from .split import infer_split  # noqa: PLC0415 - concurrent.futures takes its time
 
-            return infer_split(self._connection, prepared, inputs, request_id, options, out)
-        return self._connection.infer(prepared, inputs, request_id, options, out)
+            return infer_split(self._endpoint, prepared, inputs, request_id, options, out)
+        return self._endpoint.infer(prepared, inputs, request_id, options, out)
 
     def submit(
         self,
@@ -374,8 +374,8 @@ class Client:
         prepared = self._prepared.get(
             model, model_version, outputs, parameters, priority, queue_timeout
         )
-        options = self._connection.options(prepared.call, timeout, headers, compression)
-        return self._connection.submit(prepared, inputs, request_id, options, out)
+        options = self._endpoint.options(prepared.call, timeout, headers, compression)
+        return self._endpoint.submit(prepared, inputs, request_id, options, out)
 
     def stream(
         self,
@@ -427,8 +427,8 @@ class Client:
         prepared = prepare_streamed(
             model, model_version, outputs, parameters, priority, queue_timeout
         )
-        options = self._connection.options(prepared.call, timeout, headers)
-        stream = self._connection.open_stream(options, buffer_size=1 << 30)
+        options = self._endpoint.options(prepared.call, timeout, headers)
+        stream = self._endpoint.open_stream(options, buffer_size=1 << 30)
         try:
             return stream.make(prepared, inputs, request_id, last=True)
         except BaseException:
@@ -463,8 +463,8 @@ class Client:
         InvalidOption, ClosedError
             As in `infer`.
         """
-        options = self._connection.options("ModelStreamInfer", timeout, headers)
-        return self._connection.open_stream(options, buffer_size)
+        options = self._endpoint.options("ModelStreamInfer", timeout, headers)
+        return self._endpoint.open_stream(options, buffer_size)
 
     def generate(
         self,
@@ -629,7 +629,7 @@ class Client:
         shared = None
         if stream:
             shared = self.open_stream(timeout=None, headers=headers)
-        return InferSequence(self._connection, requests, shared, timeout, headers)
+        return InferSequence(self._endpoint, requests, shared, timeout, headers)
 
     def model(
         self,
@@ -657,7 +657,7 @@ class Client:
             against it before anything is sent.
         """
         prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
-        return Model(self._connection, prepared)
+        return Model(self._endpoint, prepared)
 
     def health(self, *, timeout: float | None = 5.0, headers: HeaderSource | None = None) -> Health:
         """Return how the server and its models are, as a value.
@@ -687,7 +687,7 @@ class Client:
         """
         from ..management.health import check_health  # noqa: PLC0415 - management only
 
-        return check_health(self._connection, timeout, headers)
+        return check_health(self._endpoint, timeout, headers)
 
     def is_live(
         self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
@@ -794,7 +794,7 @@ class Client:
         from ..management.server import model_metadata  # noqa: PLC0415 - management only
 
         metadata = self._ask(model_metadata(name, version), timeout, headers)
-        self._connection.signatures.remember(metadata, name, version)
+        self._endpoint.signatures.remember(metadata, name, version)
         return metadata
 
     def model_config(
@@ -835,5 +835,5 @@ class Client:
         timeout: float | None = UNSET,
         headers: HeaderSource | None = None,
     ) -> T:
-        options = self._connection.options(query.call, timeout, headers)
-        return self._connection.ask(query, options)
+        options = self._endpoint.options(query.call, timeout, headers)
+        return self._endpoint.ask(query, options)

@@ -102,7 +102,7 @@ class AsyncClient:
         max_in_flight: int = 1024,
         max_in_flight_bytes: int = 1 << 30,
     ) -> None:
-        self._connection = AsyncEndpoint(
+        self._endpoint = AsyncEndpoint(
             url,
             async_channel_factory(
                 url, channel, tls=tls, keepalive=keepalive, options=channel_options
@@ -143,7 +143,7 @@ class AsyncClient:
     @property
     def url(self) -> str:
         """The server's address, as given."""
-        return self._connection.url
+        return self._endpoint.url
 
     @property
     def shared_memory(self) -> AsyncRegions:
@@ -154,11 +154,11 @@ class AsyncClient:
 
     async def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array in memory that is shared with the server; see `Client.empty`."""
-        return await self._connection.empty(shape, dtype)
+        return await self._endpoint.empty(shape, dtype)
 
     async def close(self) -> None:
         """Give the connections back. Calls that are running end with `ClosedError`. Idempotent."""
-        await self._connection.close()
+        await self._endpoint.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -172,7 +172,7 @@ class AsyncClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self.url!r}{', closed' if self._connection.closed else ''})"
+        return f"AsyncClient({self.url!r}{', closed' if self._endpoint.closed else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
@@ -203,12 +203,12 @@ class AsyncClient:
         prepared = self._prepared.get(
             model, model_version, outputs, parameters, priority, queue_timeout
         )
-        options = await self._connection.options(prepared.call, timeout, headers, compression)
+        options = await self._endpoint.options(prepared.call, timeout, headers, compression)
         if split:
             from .split_async import infer_split  # noqa: PLC0415 - for those who split
 
-            return await infer_split(self._connection, prepared, inputs, request_id, options, out)
-        return await self._connection.infer(prepared, inputs, request_id, options, out)
+            return await infer_split(self._endpoint, prepared, inputs, request_id, options, out)
+        return await self._endpoint.infer(prepared, inputs, request_id, options, out)
 
     def stream(
         self,
@@ -242,7 +242,7 @@ class AsyncClient:
         prepared = prepare_streamed(
             model, model_version, outputs, parameters, priority, queue_timeout
         )
-        stream = self._connection.open_stream(prepared.call, timeout, headers, 1 << 30)
+        stream = self._endpoint.open_stream(prepared.call, timeout, headers, 1 << 30)
         return AsyncResponseStream(lambda: stream, prepared, inputs, request_id, None, own=True)
 
     def open_stream(
@@ -253,7 +253,7 @@ class AsyncClient:
         buffer_size: int = 64 << 20,
     ) -> AsyncStream:
         """Return a stream that many requests share; see `triton_fast.Client.open_stream`."""
-        return self._connection.open_stream("ModelStreamInfer", timeout, headers, buffer_size)
+        return self._endpoint.open_stream("ModelStreamInfer", timeout, headers, buffer_size)
 
     def sequence(
         self,
@@ -288,7 +288,7 @@ class AsyncClient:
         )
         sent = checked_headers(headers)
         shared = self.open_stream(timeout=None, headers=sent) if stream else None
-        return AsyncInferSequence(self._connection, requests, shared, timeout, sent)
+        return AsyncInferSequence(self._endpoint, requests, shared, timeout, sent)
 
     def generate(
         self,
@@ -353,7 +353,7 @@ class AsyncClient:
     ) -> AsyncModel:
         """Return a coroutine function for one model; see `triton_fast.Client.model`."""
         prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
-        return AsyncModel(self._connection, prepared)
+        return AsyncModel(self._endpoint, prepared)
 
     async def health(
         self, *, timeout: float | None = 5.0, headers: HeaderSource | None = None
@@ -361,7 +361,7 @@ class AsyncClient:
         """Return how the server and its models are, as a value; see `triton_fast.Client.health`."""
         from ..management.health import check_health_async  # noqa: PLC0415 - management only
 
-        return await check_health_async(self._connection, timeout, headers)
+        return await check_health_async(self._endpoint, timeout, headers)
 
     async def is_live(
         self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
@@ -402,7 +402,7 @@ class AsyncClient:
     ) -> ModelMetadata:
         """Return what a model takes and gives; see `triton_fast.Client.model_metadata`."""
         metadata = await self._ask(model_metadata(name, version), timeout, headers)
-        self._connection.signatures.remember(metadata, name, version)
+        self._endpoint.signatures.remember(metadata, name, version)
         return metadata
 
     async def model_config(
@@ -422,5 +422,5 @@ class AsyncClient:
         timeout: float | None = UNSET,
         headers: HeaderSource | None = None,
     ) -> T:
-        options = await self._connection.options(query.call, timeout, headers)
-        return await self._connection.ask(query, options)
+        options = await self._endpoint.options(query.call, timeout, headers)
+        return await self._endpoint.ask(query, options)

@@ -38,8 +38,8 @@ class Model:
     >>> resnet({"image": batch}, timeout=0.05, out={"scores": scores})  # doctest: +SKIP
     """
 
-    def __init__(self, connection: Endpoint, prepared: Prepared) -> None:
-        self._connection = connection
+    def __init__(self, endpoint: Endpoint, prepared: Prepared) -> None:
+        self._endpoint = endpoint
         self._prepared = prepared
         self._asked = False  # whether the server was asked for the signature
 
@@ -59,8 +59,8 @@ class Model:
 
         None if the server does not say. Raises what `Client.model_metadata` raises.
         """
-        self._learn(self._connection.options(f"ModelMetadata({self.name!r})"))
-        return self._connection.signatures.get(self._prepared)
+        self._learn(self._endpoint.options(f"ModelMetadata({self.name!r})"))
+        return self._endpoint.signatures.get(self._prepared)
 
     def __call__(
         self,
@@ -98,14 +98,14 @@ class Model:
         ServerError, WireError, ClosedError, InvalidOption
             As in `Client.infer`.
         """
-        options = self._connection.options(self._prepared.call, timeout, headers, compression)
+        options = self._endpoint.options(self._prepared.call, timeout, headers, compression)
         self._learn(options)
         both = merged(inputs, tensors)
         if split:
             from .split import infer_split  # noqa: PLC0415 - concurrent.futures takes its time
 
-            return infer_split(self._connection, self._prepared, both, request_id, options, out)
-        return self._connection.infer(self._prepared, both, request_id, options, out)
+            return infer_split(self._endpoint, self._prepared, both, request_id, options, out)
+        return self._endpoint.infer(self._prepared, both, request_id, options, out)
 
     def submit(
         self,
@@ -123,20 +123,20 @@ class Model:
 
         The first call waits for the model's signature.
         """
-        options = self._connection.options(self._prepared.call, timeout, headers, compression)
+        options = self._endpoint.options(self._prepared.call, timeout, headers, compression)
         self._learn(options)
-        return self._connection.submit(
+        return self._endpoint.submit(
             self._prepared, merged(inputs, tensors), request_id, options, out
         )
 
     def _learn(self, options: CallOptions) -> None:
         if not self._asked:
-            self._connection.fetch_signature(self._prepared, options)
+            self._endpoint.fetch_signature(self._prepared, options)
             self._asked = True
 
     def __repr__(self) -> str:
         version = f", {self.version!r}" if self.version else ""
-        return f"Model({self.name!r}{version} at {self._connection.url})"
+        return f"Model({self.name!r}{version} at {self._endpoint.url})"
 
 
 def merged(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -32,8 +32,8 @@ class AsyncModel:
     >>> (await resnet(image=batch))["scores"]  # doctest: +SKIP
     """
 
-    def __init__(self, connection: AsyncEndpoint, prepared: Prepared) -> None:
-        self._connection = connection
+    def __init__(self, endpoint: AsyncEndpoint, prepared: Prepared) -> None:
+        self._endpoint = endpoint
         self._prepared = prepared
         self._asked = False  # whether the server was asked for the signature
         self._asking: asyncio.Future[None] | None = None  # done when it has answered, or not
@@ -53,8 +53,8 @@ class AsyncModel:
 
         None if the server does not say. Raises what `AsyncClient.model_metadata` raises.
         """
-        await self._learn(await self._connection.options(f"ModelMetadata({self.name!r})"))
-        return self._connection.signatures.get(self._prepared)
+        await self._learn(await self._endpoint.options(f"ModelMetadata({self.name!r})"))
+        return self._endpoint.signatures.get(self._prepared)
 
     async def __call__(
         self,
@@ -70,15 +70,15 @@ class AsyncModel:
         **tensors: Any,
     ) -> InferResult:
         """Run the model and wait for its answer; see `triton_fast.Model.__call__`."""
-        connection = self._connection
-        options = await connection.options(self._prepared.call, timeout, headers, compression)
+        endpoint = self._endpoint
+        options = await endpoint.options(self._prepared.call, timeout, headers, compression)
         await self._learn(options)
         both = merged(inputs, tensors)
         if split:
             from .split_async import infer_split  # noqa: PLC0415 - for those who split
 
-            return await infer_split(connection, self._prepared, both, request_id, options, out)
-        return await connection.infer(self._prepared, both, request_id, options, out)
+            return await infer_split(endpoint, self._prepared, both, request_id, options, out)
+        return await endpoint.infer(self._prepared, both, request_id, options, out)
 
     async def _learn(self, options: CallOptions) -> None:
         while not self._asked:
@@ -92,17 +92,17 @@ class AsyncModel:
                 raise DeadlineExceeded(
                     "the deadline passed before the model's signature was known",
                     call=options.call,
-                    target=self._connection.url,
+                    target=self._endpoint.url,
                 )
 
     async def _ask(self, options: CallOptions) -> None:
         asking = self._asking = asyncio.get_running_loop().create_future()
         try:
-            await self._connection.fetch_signature(self._prepared, options)
+            await self._endpoint.fetch_signature(self._prepared, options)
             self._asked = True
         finally:
             asking.set_result(None)
 
     def __repr__(self) -> str:
         version = f", {self.version!r}" if self.version else ""
-        return f"AsyncModel({self.name!r}{version} at {self._connection.url})"
+        return f"AsyncModel({self.name!r}{version} at {self._endpoint.url})"

@@ -34,7 +34,7 @@ and slots to others.
 
 
 def infer_split(
-    connection: Endpoint,
+    endpoint: Endpoint,
     prepared: Prepared,
     inputs: Mapping[str, Any],
     request_id: str,
@@ -52,17 +52,17 @@ def infer_split(
     ServerError
         The first piece's that failed, with its number; no piece is running any more then.
     """
-    signature = connection.signatures.get(prepared)
+    signature = endpoint.signatures.get(prepared)
     if signature is None or signature.max_batch_size is None:
-        signature = connection.fetch_signature(prepared, options)
-    batch = Split(signature, prepared, inputs, out, connection.empty)
+        signature = endpoint.fetch_signature(prepared, options)
+    batch = Split(signature, prepared, inputs, out, endpoint.empty)
     if len(batch.pieces) == 1:
-        return connection.infer(prepared, batch.part(0), request_id, options, out)
+        return endpoint.infer(prepared, batch.part(0), request_id, options, out)
     waiting: deque[tuple[int, Future[InferResult]]] = deque()
     try:
         for number in range(len(batch.pieces)):
             try:
-                future = connection.submit(
+                future = endpoint.submit(
                     prepared, batch.part(number), request_id, options, batch.out(number)
                 )
             except TritonFastError as error:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 async def infer_split(
-    connection: AsyncEndpoint,
+    endpoint: AsyncEndpoint,
     prepared: Prepared,
     inputs: Mapping[str, Any],
     request_id: str,
@@ -32,15 +32,15 @@ async def infer_split(
     out: Out | None,
 ) -> InferResult:
     """Run a model on a batch of any size; see `triton_fast.client.split.infer_split`."""
-    signature = connection.signatures.get(prepared)
+    signature = endpoint.signatures.get(prepared)
     if signature is None or signature.max_batch_size is None:
-        signature = await connection.fetch_signature(prepared, options)
+        signature = await endpoint.fetch_signature(prepared, options)
 
     async def beside(function: Callable[..., T], *arguments: Any) -> T:
         # Copies batches, or makes room for them.
-        return await in_thread(options, connection.url, function, *arguments, borrowed=True)
+        return await in_thread(options, endpoint.url, function, *arguments, borrowed=True)
 
-    empty = connection.empty_soon(options)
+    empty = endpoint.empty_soon(options)
     batch = await beside(Split, signature, prepared, inputs, out, empty)
 
     async def part_of(number: int) -> dict[str, Any]:
@@ -48,12 +48,12 @@ async def infer_split(
 
     if len(batch.pieces) == 1:
         part = await part_of(0)
-        return await connection.infer(prepared, part, request_id, options, out)
+        return await endpoint.infer(prepared, part, request_id, options, out)
 
     async def run(number: int) -> None:
         try:
             part = await part_of(number)
-            result = await connection.infer(prepared, part, request_id, options, batch.out(number))
+            result = await endpoint.infer(prepared, part, request_id, options, batch.out(number))
             if batch.ready:
                 batch.put(number, result)
             else:

@@ -266,13 +266,13 @@ class InferSequence:
 
     def __init__(
         self,
-        connection: Endpoint,
+        endpoint: Endpoint,
         requests: SequenceRequests,
         stream: Stream | None,
         timeout: float | None,
         headers: HeaderSource | None,
     ) -> None:
-        self._connection = connection
+        self._endpoint = endpoint
         self._requests = requests
         self._stream = stream
         self._timeout = checked_timeout(timeout)
@@ -351,9 +351,9 @@ class InferSequence:
         timeout: float | None,
     ) -> InferResult:
         limit = self._timeout if timeout is UNSET else timeout
-        options = self._connection.options(request.prepared.call, limit, self._headers)
+        options = self._endpoint.options(request.prepared.call, limit, self._headers)
         with request:
-            return self._connection.infer(request.prepared, inputs, request_id, options, None)
+            return self._endpoint.infer(request.prepared, inputs, request_id, options, None)
 
     def _send(
         self,
@@ -364,7 +364,7 @@ class InferSequence:
     ) -> ResponseStream:
         if self._stream is None:
             raise unary_only()
-        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
+        deadline_ns = self._endpoint.deadline_ns(self._timeout if timeout is UNSET else timeout)
         with request:
             answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
             request.pending = answers.pending

@@ -41,13 +41,13 @@ class AsyncInferSequence:
 
     def __init__(
         self,
-        connection: AsyncEndpoint,
+        endpoint: AsyncEndpoint,
         requests: SequenceRequests,
         stream: AsyncStream | None,
         timeout: float | None,
         headers: HeaderSource | None,
     ) -> None:
-        self._connection = connection
+        self._endpoint = endpoint
         self._requests = requests
         self._stream = stream
         self._timeout = checked_timeout(timeout)
@@ -102,9 +102,9 @@ class AsyncInferSequence:
         timeout: float | None,
     ) -> InferResult:
         limit = self._timeout if timeout is UNSET else timeout
-        options = await self._connection.options(request.prepared.call, limit, self._headers)
+        options = await self._endpoint.options(request.prepared.call, limit, self._headers)
         with request:
-            return await self._connection.infer(request.prepared, inputs, request_id, options, None)
+            return await self._endpoint.infer(request.prepared, inputs, request_id, options, None)
 
     async def _send(
         self,
@@ -115,7 +115,7 @@ class AsyncInferSequence:
     ) -> AsyncResponseStream:
         if self._stream is None:
             raise unary_only()
-        deadline_ns = self._connection.deadline_ns(self._timeout if timeout is UNSET else timeout)
+        deadline_ns = self._endpoint.deadline_ns(self._timeout if timeout is UNSET else timeout)
         answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
         with request:
             _, request.pending = await answers.send()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncNativeChannel"]
 
-# Calls that send as much have connections to themselves as long as there are some, so that the small
+# Calls that send as much have connections to themselves while there are some, so that the small
 # ones need not wait behind their frames.
 _LARGE = 64 << 10
 _MOST_LARGE_CONNECTIONS = 8
