@@ -56,27 +56,42 @@ class Servers:
         self._start = start
         self._servers: dict[str, TritonServer] = {}
         self._meanwhile: list[str] = []
+        # By their names, those that the running test has asked for.
+        self._asked_for: set[str] = set()
 
     def __call__(self, **options: object) -> TritonServer:
         """Return a running server with these options of `TritonServer`."""
         name = repr(sorted(options.items()))
         if name not in self._servers:
             self._servers[name] = self._start(**options)
+        self._asked_for.add(name)
         return self._servers[name]
 
-    def restart_the_dead(self, *, ask: bool) -> list[str]:
-        """Start those anew that have died, or do not answer if asked; say how each ended.
+    def next_test(self) -> None:
+        """Forget what the test before has asked for."""
+        self._asked_for.clear()
 
-        Those that died while they were kept up are told too.
+    def restart_the_dead(self, *, ask: bool) -> tuple[list[str], bool]:
+        """Start those anew that have died, or do not answer if asked.
+
+        Returns
+        -------
+        list of str
+            How each ended; those that died while they were kept up too.
+        bool
+            Whether one of them was the running test's.
         """
         found, self._meanwhile = self._meanwhile, []
-        for server in self._servers.values():
-            wrong = what_is_wrong_with(server) if ask else how_it_crashed(server)
+        its_own = bool(found)
+        for name, server in self._servers.items():
+            asked = ask and name in self._asked_for
+            wrong = what_is_wrong_with(server) if asked else how_it_crashed(server)
             if wrong:
                 server.kill()
                 server.start()
                 found.append(wrong)
-        return found
+                its_own |= name in self._asked_for
+        return found, its_own
 
     @contextlib.contextmanager
     def kept_up(self, server: TritonServer) -> Iterator[list[str]]:
@@ -256,9 +271,12 @@ class Deaths:
         deaths: list[str] = []
         for attempt in range(1, ATTEMPTS + 1):
             seen = item.stash[_SEEN] = Seen()
+            if servers := item.config.stash.get(_SERVERS, None):
+                servers.next_test()
             reports = runtestprotocol(item, nextitem=nextitem, log=False)
             deaths += seen.deaths
-            excused = seen.deaths and any(report.failed for report in reports) and not seen.ours
+            failed = any(report.failed for report in reports)
+            excused = failed and seen.its_server_died and not seen.ours
             if not excused or attempt == ATTEMPTS:
                 break
         for report in reports:
@@ -276,7 +294,8 @@ class Deaths:
         seen = item.stash[_SEEN]
         servers = item.config.stash.get(_SERVERS, None)
         if servers is not None and (report.failed or report.when == "call"):
-            deaths = servers.restart_the_dead(ask=report.failed)
+            deaths, its_own = servers.restart_the_dead(ask=report.failed)
+            seen.its_server_died |= its_own
             if deaths:
                 seen.deaths += deaths
                 report.sections.append(("a server of this group died", "\n".join(deaths)))
@@ -300,6 +319,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.deaths: list[str] = []
+        self.its_server_died = False
         # Something of this process's was left behind, which no death of a server excuses.
         self.ours = False
 

@@ -15,13 +15,14 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
@@ -74,6 +75,21 @@ def hogs(count: int) -> Iterator[None]:
             loop.wait()
 
 
+def status_of(command: list[str], log: IO[bytes]) -> int:
+    """Run a program and return its exit status; nothing of it is left, however this ends."""
+    program = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        return program.wait(RUN_SECONDS)
+    except subprocess.TimeoutExpired:
+        return 124  # as of timeout(1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
 def run_once(number: int, options: argparse.Namespace) -> Run:
     """Run the core's tests and pytest's, in an order that the seed gives."""
     run = Run(number, random.SystemRandom().randrange(2**32))
@@ -94,18 +110,8 @@ def run_once(number: int, options: argparse.Namespace) -> Run:
     started = time.monotonic()
     for program, command in commands.items():
         with (folder / f"{program}.log").open("wb") as log:
-            try:
-                done = subprocess.run(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    timeout=RUN_SECONDS,
-                    check=False,
-                )
-                run.read(reports[program], program, done.returncode)
-            except subprocess.TimeoutExpired:
-                run.failed.append(f"{program} itself (not over after {RUN_SECONDS} s)")
+            status = status_of(command, log)
+        run.read(reports[program], program, status)
     run.seconds = time.monotonic() - started
     return run
 
@@ -135,6 +141,7 @@ def main() -> int:
     parser.add_argument("--no-python", dest="python", action="store_false")
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(RESULTS, ignore_errors=True)
     runs: list[Run] = []
     beside = f"{os.cpu_count()} endless loops" if options.hog else "nothing"

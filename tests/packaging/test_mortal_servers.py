@@ -109,6 +109,26 @@ def test(server, nothing_is_left):
         2,
         1,
     ),
+    "another test's server died": (
+        """
+@pytest.fixture
+def other(shared_server):
+    return shared_server(models=["identity_fp32"])
+def test_one(other):
+    turn()
+def test_two(server, request):
+    turn()
+    servers = request.config.stash[mortal_servers._SERVERS]._servers.values()
+    (other,) = [each for each in servers if each is not server]
+    os.kill(other.pid, signal.SIGKILL)
+    while other.is_alive:
+        pass
+    assert False
+""",
+        2,
+        1,
+        1,
+    ),
     "not of the group": (
         """
 pytestmark = []
