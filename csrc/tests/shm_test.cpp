@@ -70,7 +70,15 @@ std::size_t entries(const std::string& folder, const std::string& part) {
 // As a segment's name has it between namespace and random part.
 std::string own_part() { return "-" + std::to_string(::getpid()) + "-"; }
 
-std::size_t own_files() { return entries("/dev/shm", own_part()); }
+/// How many this process has made since. Those of one that had its number may lie about, which was
+/// killed.
+class OwnFiles {
+ public:
+  std::size_t operator()() const { return entries("/dev/shm", own_part()) - before_; }
+
+ private:
+  const std::size_t before_ = entries("/dev/shm", own_part());
+};
 
 std::size_t descriptors() { return entries("/proc/self/fd", ""); }
 
@@ -106,6 +114,7 @@ std::int64_t in_ms(std::int64_t ms) {
 }  // namespace
 
 TEST_CASE("segment is private allocated and gone after it") {
+  const OwnFiles own_files;
   const std::size_t before = descriptors();
   std::string name;
   {
@@ -140,6 +149,7 @@ TEST_CASE("segment is private allocated and gone after it") {
 TEST_CASE("segment names differ") { CHECK(Segment::create(1).name() != Segment::create(1).name()); }
 
 TEST_CASE("segment is unlinked once and by its creator") {
+  const OwnFiles own_files;
   Segment segment = Segment::create(100);
   Segment attached = Segment::attach(segment.name(), 100, 0);
   CHECK(number_of([&] { attached.unlink(); }) == EPERM);
@@ -167,6 +177,7 @@ TEST_CASE("segment unlinked early does not take the name of another") {
 }
 
 TEST_CASE("segment of impossible size is an error and leaves nothing") {
+  const OwnFiles own_files;
   const std::size_t before = descriptors();
   CHECK(number_of([] { Segment::create(0); }) == EINVAL);
   CHECK(number_of([] { Segment::create(~std::size_t{0}); }) == EINVAL);
@@ -179,6 +190,7 @@ TEST_CASE("segment of impossible size is an error and leaves nothing") {
 
 TEST_CASE("segment that fails half way leaves nothing") {
   const std::string wrong = in_child(BesideThreads::kNo, [](Report& report) {
+    const OwnFiles own_files;
     ::signal(SIGXFSZ, SIG_IGN);
     const rlimit limit = {8 * kMiB, 8 * kMiB};
     report.expect(::setrlimit(RLIMIT_FSIZE, &limit) == 0, "no limit");
@@ -195,6 +207,7 @@ TEST_CASE("segment that fails half way leaves nothing") {
 TEST_CASE("segments fill the folder and no more") {
   const std::string wrong = in_child(BesideThreads::kNo, [](Report& report) {
     if (!own_folder("size=8m")) return;
+    const OwnFiles own_files;
     report.expect(number_of([] { Segment::create(8 * kMiB + 1); }) == ENOSPC, "more than there is");
     report.expect(number_of([] { Segment::create(8 * kMiB); }) == 0, "less than there is");
     {
@@ -269,6 +282,7 @@ TEST_CASE("segment to attach to must be there and long enough") {
 }
 
 TEST_CASE("segment of the parent is left alone by a child") {
+  const OwnFiles own_files;
   Segment segment = Segment::create(100);
   CHECK(!segment.inherited());
   const std::string wrong = in_child(BesideThreads::kNo, [&](Report& report) {
