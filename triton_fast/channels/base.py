@@ -1,8 +1,8 @@
 """The contract between a call and the channel that carries it. Owns no state and no transport.
 
 A channel moves one request out and one response in. It knows gRPC methods, deadlines, headers and
-status, and nothing of tensors: those are `Outgoing` and `Incoming` to it. Every channel is one
-module beside this one; it may import errors and nothing above it.
+status, and nothing of tensors: those are `Outgoing` and `Incoming` to it. Every channel is a folder
+beside this module; it may import what lies below `channels`, and nothing above.
 """
 
 from __future__ import annotations
