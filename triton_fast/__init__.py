@@ -152,7 +152,17 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("triton_fast.testing")
     if name not in _HOMES:
         raise AttributeError(f"module 'triton_fast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"triton_fast.{_HOMES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"triton_fast.{_HOMES[name]}"), name)
+    except ImportError as error:
+        # What it says by itself: cannot import name '_wire' from 'triton_fast._core'.
+        if error.name != "triton_fast._core":
+            raise
+        raise ImportError(
+            f"triton_fast was imported from {__file__.rpartition('/triton_fast/')[0]}, where it is "
+            "not compiled. If that is a clone of its source, start Python in another folder, or "
+            "with -P, to import the triton_fast that is installed; or install it: pip install ."
+        ) from error
     globals()[name] = value
     return value
 
