@@ -44,8 +44,9 @@ BUILD := .build-venv/bin/python
 CMAKE := .build-venv/bin/cmake
 
 # Against the installed wheel: neither this folder nor the caller's PYTHONPATH comes before it.
-PYTEST = env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
-  $(RUN) -m pytest
+TESTED = env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" $(RUN)
+PYTEST = $(TESTED) -m pytest
+CHOSEN = -m "$(TESTS)" --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # What the goals need of the machine; setup.sh knows what it is called there. Outside CI they can do
 # without what is only wished for, and less is built or tested then.
@@ -74,13 +75,11 @@ demo: $(STAMPS)/group-demo $(STAMPS)/package $(STAMPS)/server ## a real model on
 
 test: lint check-core check-fuzz check-python ## lint, and all tests but the soak (under 10 minutes)
 
-steady: build-core $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server ## all tests again and again, in random order (RUNS=10 HOG=1)
+steady: $(if $(filter all core,$(WHAT)),build-core) $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server ## all tests again and again, in random order (RUNS=10 HOG=1)
 	@echo "==> tests, $(RUNS) times"
-	@env -u PYTHONPATH PYTHONSAFEPATH=1 TRITON_FAST_WHEEL="$$(echo $(CURDIR)/dist/*.whl)" \
-	  $(RUN) tests/steady.py --runs $(RUNS) $(if $(filter-out 0,$(HOG)),--hog) \
+	@$(TESTED) tests/steady.py --runs $(RUNS) $(if $(filter-out 0,$(HOG)),--hog) \
 	  $(if $(filter all core,$(WHAT)),--core build/core --ctest .build-venv/bin/ctest) \
-	  $(if $(filter core,$(WHAT)),--no-python) -- \
-	  -m "$(TESTS)" --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	  $(if $(filter core,$(WHAT)),--no-python) -- $(CHOSEN)
 
 planted: $(STAMPS)/group-test $(STAMPS)/package $(STAMPS)/server ## plant faults in the package, and see the tests catch them
 	@env -u PYTHONPATH $(RUN) tests/plant.py
@@ -134,7 +133,7 @@ check-fuzz: .build-venv/.stamps/tools
 
 check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server
 	@echo "==> tests"
-	@$(PYTEST) -m "$(TESTS)" --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(PYTEST) $(CHOSEN)
 
 # --- What .ci/run adds ----------------------------------------------------------------------------
 
