@@ -46,7 +46,7 @@ def assert_usable(client):
 
 @pytest.fixture(scope="session")
 def mortal(triton_server_factory):
-    """A server for those who kill it or stop it, and start it again."""
+    """A server that tests kill or stop, and start again."""
     return triton_server_factory(models=["slow", "identity_fp32"], stop_timeout=LONG)
 
 

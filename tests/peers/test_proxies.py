@@ -45,7 +45,7 @@ def proxy(start_proxy, program, triton_server):
 
 @pytest.fixture(scope="session")
 def mortal(triton_server_factory):
-    """A server for those who kill it, and start it again."""
+    """A server that tests kill, and start again."""
     return triton_server_factory(models=["identity_fp32", "slow"])
 
 

@@ -56,7 +56,7 @@ def run(document, url, given):
 
 
 def test_the_readmes_program_runs_as_it_stands(triton_server_factory):
-    """It starts a server itself; the fixture says what to do where there is none."""
+    """It starts a server itself; the fixture says what to do if no Triton is installed."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     first = BLOCK.search(text)
     assert first is not None

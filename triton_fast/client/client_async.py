@@ -237,7 +237,7 @@ class AsyncClient:
             block, or cancelling the task that waits for an answer cancels the request on the
             server.
         """
-        from ..streaming.stream_async import AsyncResponseStream  # noqa: PLC0415 - for those who stream
+        from ..streaming.stream_async import AsyncResponseStream  # noqa: PLC0415 - imported on use
 
         prepared = prepare_streamed(
             model, model_version, outputs, parameters, priority, queue_timeout

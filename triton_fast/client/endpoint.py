@@ -269,7 +269,7 @@ class Endpoint:
 
     def open_stream(self, options: CallOptions, buffer_size: int) -> Stream:
         """Return a stream for requests; see `triton_fast.Client.open_stream`."""
-        from ..streaming.stream import Stream  # noqa: PLC0415 - for those who stream
+        from ..streaming.stream import Stream  # noqa: PLC0415 - imported on use
 
         channel_stream = self._open_channel().open_stream(MODEL_STREAM_INFER, options)
         return Stream(channel_stream, options, self.url, self._inputs, buffer_size)

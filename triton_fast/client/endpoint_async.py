@@ -308,7 +308,7 @@ class AsyncEndpoint:
         buffer_size: int,
     ) -> AsyncStream:
         """Return a stream for requests; see `triton_fast.AsyncClient.open_stream`."""
-        from ..streaming.stream_async import AsyncStream  # noqa: PLC0415 - for those who stream
+        from ..streaming.stream_async import AsyncStream  # noqa: PLC0415 - imported on use
 
         if self._closed:
             raise ClosedError(f"the client of {self.url} is closed")

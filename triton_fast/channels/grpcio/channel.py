@@ -158,7 +158,7 @@ class GrpcChannel:
 
     def open_stream(self, method: str, options: CallOptions) -> GrpcStream:
         """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
-        from .stream import GrpcStream  # noqa: PLC0415 - for those who stream
+        from .stream import GrpcStream  # noqa: PLC0415 - imported on use
 
         if self._ended is not None:
             raise ClosedError(self._ended)

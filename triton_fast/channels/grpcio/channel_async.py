@@ -117,7 +117,7 @@ class AsyncGrpcChannel:
 
     def open_stream(self, method: str, options: CallOptions) -> AsyncGrpcStream:
         """Return a call with many messages each way; see `base.AsyncChannel.open_stream`."""
-        from .stream_async import AsyncGrpcStream  # noqa: PLC0415 - for those who stream
+        from .stream_async import AsyncGrpcStream  # noqa: PLC0415 - imported on use
 
         if self._ended is not None:
             raise ClosedError(self._ended)

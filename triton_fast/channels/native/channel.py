@@ -203,7 +203,7 @@ class NativeChannel:
 
     def open_stream(self, method: str, options: CallOptions) -> NativeStream:
         """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
-        from .stream import NativeStream  # noqa: PLC0415 - for those who stream
+        from .stream import NativeStream  # noqa: PLC0415 - imported on use
 
         self._check(options)
         try:
@@ -248,7 +248,7 @@ class NativeChannel:
     def _pool_of_threads(self) -> Threads:
         with self._threads_lock:
             if self._threads is None:
-                from .call_threads import Threads  # noqa: PLC0415 - for those who submit
+                from .call_threads import Threads  # noqa: PLC0415 - imported on use
 
                 self._threads = Threads()
                 if self._closed:

@@ -89,9 +89,8 @@ class AsyncNativeChannel:
         self._small: list[AsyncConnection] = []
         self._large: list[AsyncConnection] = []
         self._streaming: list[AsyncConnection] = []
-        self._opening: dict[
-            int, list[asyncio.Task[AsyncConnection]]
-        ] = {}  # by the id of the list it is for
+        # By the id of the list it is for.
+        self._opening: dict[int, list[asyncio.Task[AsyncConnection]]] = {}
 
     async def call(
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
@@ -199,7 +198,7 @@ class AsyncNativeChannel:
 
     def open_stream(self, method: str, options: CallOptions) -> AsyncNativeStream:
         """Return a call with many messages; see `base.AsyncChannel.open_stream`."""
-        from .stream_async import AsyncNativeStream  # noqa: PLC0415 - for those who stream
+        from .stream_async import AsyncNativeStream  # noqa: PLC0415 - imported on use
 
         if self._closed:
             raise ClosedError(f"{self._name} is closed")
