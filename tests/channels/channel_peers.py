@@ -43,6 +43,13 @@ class Message:
         return self.message
 
 
+def received(stream, deadline_ns=None):
+    """Return what a stream receives next: a list, empty at its end."""
+    into = []
+    stream.receive(into, deadline_ns)
+    return into
+
+
 class FreshMessage(Message):
     """An Outgoing whose bytes belong to nobody else once they are rendered."""
 

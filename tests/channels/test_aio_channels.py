@@ -548,7 +548,7 @@ def test_nothing_is_left_open(run, make):
 
 def ids(answers) -> list[str]:
     found = []
-    for _, response in answers:
+    for response in answers:
         found.append(response.take()[2])
         response.release()
     return found
@@ -579,7 +579,7 @@ def test_a_conversation(run, make):
                 assert ids(await stream.receive(within(20))) == [f"m{number}"]
             await stream.send(Message(envelope("e", error="it went wrong")), None)
             [answer] = await stream.receive(None)
-            assert answer.error == "it went wrong"
+            assert answer.error_message == "it went wrong"
             assert ids([answer]) == ["e"]
             await stream.half_close()
             await stream.half_close()

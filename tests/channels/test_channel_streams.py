@@ -6,9 +6,10 @@ import contextlib
 import json
 import threading
 import time
+from functools import partial
 
 import pytest
-from channel_peers import Message, envelope, until, until_blocked
+from channel_peers import Message, envelope, received, until, until_blocked
 from test_grpc_channel import call, path, run_python, within
 
 from triton_fast import errors
@@ -43,7 +44,7 @@ def last(request) -> bool:
 
 def ids(answers) -> list[str]:
     found = []
-    for _, response in answers:
+    for response in answers:
         found.append(response.take()[2])
         response.release()
     return found
@@ -51,7 +52,7 @@ def ids(answers) -> list[str]:
 
 def all_ids(stream) -> list[str]:
     found = []
-    while answers := stream.receive(within(20)):
+    while answers := received(stream, within(20)):
         found += ids(answers)
     return found
 
@@ -69,15 +70,15 @@ def test_a_conversation(make):
     stream = make().open_stream(path("StreamEcho"), CallOptions())
     for number in range(5):
         stream.send(Message(envelope(f"m{number}")), within(20))
-        assert ids(stream.receive(within(20))) == [f"m{number}"]
+        assert ids(received(stream, within(20))) == [f"m{number}"]
     stream.send(Message(envelope("e", error="it went wrong")))
-    [answer] = stream.receive()
-    assert answer.error == "it went wrong"
+    [answer] = received(stream)
+    assert answer.error_message == "it went wrong"
     assert ids([answer]) == ["e"]
     stream.half_close()
     stream.half_close()
     assert all_ids(stream) == ["half-closed"]
-    assert stream.receive() == []
+    assert received(stream) == []
     with pytest.raises(errors.ClosedError):
         stream.send(Message(envelope("late")))
     stream.cancel()
@@ -95,7 +96,7 @@ def test_large_messages(make):
     stream = make().open_stream(path("StreamEcho"), CallOptions())
     for _ in range(3):
         stream.send(Message(envelope("x" * LARGE)), within(20))
-        assert [len(name) for name in ids(stream.receive(within(20)))] == [LARGE]
+        assert [len(name) for name in ids(received(stream, within(20)))] == [LARGE]
     stream.cancel()
 
 
@@ -105,7 +106,7 @@ def test_headers(make, last):
     stream.send(Message(envelope("")), last=last)
     told = []
     while len(told) < 1:
-        told += ids(stream.receive(within(20)))
+        told += ids(received(stream, within(20)))
     assert ["authorization", "abc"] in json.loads(told[0])
     stream.cancel()
 
@@ -149,7 +150,7 @@ def test_the_error_of_a_stream(make, last):
     stream.send(Message(b"3:no such input"), last=last)
     for _ in range(2):
         with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
-            stream.receive(within(20))
+            received(stream, within(20))
     assert raised.value.call == "ModelStreamInfer('m')"
     with pytest.raises((errors.InvalidArgument, errors.ClosedError)):
         stream.send(Message(b"3:"))
@@ -167,14 +168,15 @@ def test_what_is_no_message(make, last):
     stream = make().open_stream(path("StreamEcho"), CallOptions())
     stream.send(Message(b"\xff\xff\xff"), last=last)
     with pytest.raises(errors.WireError):
-        stream.receive(within(20))
+        received(stream, within(20))
     stream.cancel()
 
 
 def test_a_stream_to_nowhere(make, nowhere, last):
     stream = make(nowhere).open_stream(path("StreamEcho"), CallOptions(call="X"))
     failed = 0
-    for way in (lambda: stream.send(Message(b"x"), last=last), stream.receive, stream.receive):
+    receive = partial(received, stream)
+    for way in (lambda: stream.send(Message(b"x"), last=last), receive, receive):
         try:
             way()
         except errors.Unavailable as error:
@@ -187,18 +189,18 @@ def test_deadlines(make, server, last):
     stream = channel.open_stream(path("StreamHold"), CallOptions())
     stream.send(Message(b"x"), last=last)
     with pytest.raises(errors.DeadlineExceeded):
-        stream.receive(within(0.1))
+        received(stream, within(0.1))
     # The call goes on, and nothing is lost.
     assert server.saw("held")
     server.let_go()
-    assert ids(stream.receive(within(20))) == ["held"]
+    assert ids(received(stream, within(20))) == ["held"]
     stream.cancel()
     whole = channel.open_stream(path("StreamHold"), CallOptions(deadline_ns=within(0.3)))
     with contextlib.suppress(errors.DeadlineExceeded):
         whole.send(Message(b"x"), last=last)
     for _ in range(2):
         with pytest.raises(errors.DeadlineExceeded):
-            whole.receive(within(20))
+            received(whole, within(20))
 
 
 def test_a_peer_that_takes_no_messages(make):
@@ -213,7 +215,7 @@ def test_a_peer_that_takes_no_messages(make):
             break
     assert late is not None
     with pytest.raises(errors.ServerError):
-        stream.receive(within(20))
+        received(stream, within(20))
 
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
@@ -225,7 +227,7 @@ def test_a_stream_that_is_given_up(make, server, way, last):
 
     def receive():
         try:
-            stream.receive()
+            received(stream)
         except Exception as error:
             raised.append(error)
 
@@ -263,7 +265,7 @@ def test_the_connection_breaks(make, server, relay, last):
 
     threading.Thread(target=cut).start()
     with pytest.raises(errors.Unavailable):
-        stream.receive(within(60))
+        received(stream, within(60))
 
 
 def readers() -> int:
@@ -277,7 +279,7 @@ def test_answers_that_nobody_takes(make, server, way, last):
     channel = make()
     stream = channel.open_stream(path("StreamCount"), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
-    stream.receive(within(20))
+    received(stream, within(20))
     assert streamed_at_last(server) < 1000  # what nobody receives is not asked for
     giving_up = threading.Thread(target=stream.cancel if way == "cancel" else channel.close)
     giving_up.start()
@@ -319,7 +321,7 @@ def test_nothing_is_left_open(make):
             stream.half_close()
             assert all_ids(stream) == ["a", "half-closed"]
         else:
-            stream.receive(within(20))
+            received(stream, within(20))
             stream.cancel()
 
     def held():
@@ -340,7 +342,7 @@ def test_nothing_is_left_open(make):
 def test_nothing_is_left_of_those_given_up(server, kind, last):
     script = """
     import sys
-    from channel_peers import Message
+    from channel_peers import Message, received
     from test_channel_streams import KINDS, within
     from triton_fast.channels.base import CallOptions
 
@@ -353,7 +355,7 @@ def test_nothing_is_left_of_those_given_up(server, kind, last):
             stream = channel.open_stream("/test.Echo/StreamCount", CallOptions())
             stream.send(Message(b"20 10"), last=sys.argv[3] == "last")
             if number % 2:
-                stream.receive(within(20))
+                received(stream, within(20))
             stream.cancel()
 
     channel = KINDS[sys.argv[1]](sys.argv[2])
@@ -369,7 +371,7 @@ def test_nothing_is_left_of_those_given_up(server, kind, last):
 
 PROGRAM = """
     import os, signal, sys, threading, time
-    from channel_peers import Message, until_blocked
+    from channel_peers import Message, received, until_blocked
     from test_channel_streams import KINDS, all_ids, ids
     from triton_fast import errors
     from triton_fast.channels.grpcio import fork as grpc_fork
@@ -403,7 +405,7 @@ def test_ctrl_c(server, kind, way):
         threading.Thread(target=interrupt).start()
         while sys.argv[3] == "send":
             stream.send(Message(bytes(1 << 20)))
-        stream.receive()
+        received(stream)
     except KeyboardInterrupt:
         print("interrupted")
     channel.close()
@@ -419,7 +421,7 @@ def test_forked_children(server, kind, last):
     script = (
         PROGRAM
         + """
-    receiving = threading.Thread(target=lambda: stream.receive(None), daemon=True)
+    receiving = threading.Thread(target=lambda: received(stream, None), daemon=True)
     receiving.start()
     until_blocked(receiving)
     grpc_fork._FORK_PATIENCE_S = 0.2  # for the stream, which goes on
@@ -428,7 +430,8 @@ def test_forked_children(server, kind, last):
         signal.alarm(60)
         status = 1
         try:
-            for way in (lambda: stream.send(Message(b"x")), stream.receive, stream.half_close):
+            for way in (lambda: stream.send(Message(b"x")), lambda: received(stream),
+                        stream.half_close):
                 try:
                     way()
                 except errors.ClosedError:

@@ -217,8 +217,12 @@ def test_statistics_count_inferences(triton_server_factory):
         with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
             for _ in range(3):
                 infer(client, "identity_cpp", {"INPUT0": np.float32([1])})
-            (model,) = client.get_inference_statistics("identity_cpp").model_stats
-        assert (model.inference_count, model.execution_count) == (3, 3)
+
+            def counted():
+                (model,) = client.get_inference_statistics("identity_cpp").model_stats
+                return model.inference_count, model.execution_count
+
+            wait_until(lambda: counted() == (3, 3))  # Triton counts when it has answered
         server.kill()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from triton_fast._core import _wire
-from triton_fast.channels.base import Answer
 from triton_fast.protocol.messages import message_class
 
 
@@ -31,4 +30,4 @@ def message(request_id, value=None, *, final=False, error=""):
     read.begin(len(encoded))
     read.feed(encoded)
     read.finish()
-    return Answer(read.error_message, read)
+    return read

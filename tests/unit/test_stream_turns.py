@@ -16,6 +16,7 @@ import pytest
 from stream_messages import message
 
 from triton_fast import Cancelled, ClosedError, DeadlineExceeded, ResourceExhausted, Unavailable
+from triton_fast.channels import waiting as thread_waiting
 from triton_fast.channels.base import CallOptions
 from triton_fast.inference.tensor import input_tensor
 from triton_fast.protocol.messages import message_class
@@ -43,6 +44,7 @@ class Channel:
         self.cancelled = False
         self.half_closed = False
         self.send_failure = None
+        self.interruption = None  # raised when messages have been taken
 
     def note(self, outgoing, last):
         if self.send_failure is not None:
@@ -76,7 +78,7 @@ class ThreadChannel(Channel):
             self.incoming.extend(found)
             self.changed.notify_all()
 
-    def receive(self, deadline_ns=None):
+    def receive(self, into, deadline_ns=None):
         with self.changed:
             self.receives += 1
             while not self.incoming:
@@ -86,7 +88,10 @@ class ThreadChannel(Channel):
                 if left is not None and left <= 0:
                     raise DeadlineExceeded("the deadline passed before there was an answer")
                 self.changed.wait(left)
-            return self.next()
+            into.extend(self.next())
+        if self.interruption is not None:
+            interruption, self.interruption = self.interruption, None
+            raise interruption
 
     def cancel(self):
         with self.changed:
@@ -204,6 +209,21 @@ def test_a_reader_that_is_interrupted_leaves_its_turn(channel, stream):
     assert value(next(first)) == 1
 
 
+def test_an_interruption_when_answers_have_arrived(channel, stream):
+    """A signal's handler raises when the channel has handed them over: the next reader has them."""
+    first, second = stream.stream("m", ONE), stream.stream("m", ONE)
+    channel.interruption = ZeroDivisionError()
+    reader = Waiting(lambda: next(first))
+    until(lambda: channel.receives == 1)
+    other = Waiting(lambda: next(second))
+    until(lambda: stream._waiters)
+    channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
+    assert isinstance(reader.result(), ZeroDivisionError)
+    assert value(other.result()) == 2
+    assert value(next(first)) == 1
+    assert channel.receives == 1
+
+
 def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypatch):
     """Some are lost, so all requests end: none is to wait for ever, or to miss one in silence."""
     first, second = stream.stream("m", ONE), stream.stream("m", ONE)
@@ -232,7 +252,7 @@ def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypat
 @pytest.fixture
 def only_woken(monkeypatch):
     """Have nobody look by itself: who waits is woken, or the test finds that it is not."""
-    monkeypatch.setattr(streams, "_LOOK_S", 100 * LONG)
+    monkeypatch.setattr(thread_waiting, "LOOK_S", 100 * LONG)
     for module in (streams, aio_streams):
         monkeypatch.setattr(module, "PATIENCE_NS", round(100e9 * LONG))
 
@@ -281,7 +301,7 @@ def test_who_waits_for_room_is_woken_when_a_request_is_dropped(channel, stream, 
 def test_patience_ends_and_begins_anew(channel, stream, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(streams, "time", clock)
-    monkeypatch.setattr(streams, "_LOOK_S", 0.001)
+    monkeypatch.setattr(thread_waiting, "LOOK_S", 0.001)
 
     def looked_again():
         looks = clock.looks

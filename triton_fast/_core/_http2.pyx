@@ -75,15 +75,16 @@ cdef http2.Address address_of(str host, str port, bytes unix_path) except *:
     return address
 
 
-cdef list taken_from(http2.QueueSink* messages):
-    """The messages that are complete, as responses."""
+cdef bint take(http2.QueueSink* messages, list into) except -1:
+    """Append the messages that are complete, as responses; return whether there are any."""
     cdef ResponseReader* reader
-    taken = []
+    cdef bint found = False
     while True:
         reader = messages.take()
         if reader is NULL:
-            return taken
-        taken.append(adopt_response(reader))
+            return found
+        into.append(adopt_response(reader))
+        found = True
 
 
 cdef class Pool:
@@ -309,32 +310,40 @@ cdef class StreamCall:
         with nogil:
             self.call.half_close()
 
-    def receive(self, deadline_ns):
+    def receive(self, list into not None, deadline_ns):
         """Wait for messages.
+
+        Parameters
+        ----------
+        into : list of Response
+            They are appended to it. It is the caller's, for the interpreter may run a signal
+            handler as soon as this has returned, and what was returned is lost if that raises.
+        deadline_ns : int or None
+            Nanoseconds of ``time.monotonic_ns()``.
 
         Returns
         -------
-        list of Response, or None
-            What is there; empty if the call is over; None if the deadline has passed.
+        bool
+            Whether there were messages, or the call is over; False if the deadline has passed.
 
         Raises
         ------
         BaseException
-            What a signal handler raised; the call goes on.
+            What a signal handler raised; the call goes on, and no message was taken.
         """
         cdef int64_t until = http2.kNever if deadline_ns is None else deadline_ns
         cdef http2.Progress progress
         while True:
             with nogil:
                 progress = self.call.receive(until)
-            PyErr_CheckSignals()  # while none can be lost
-            taken = taken_from(self.messages)
-            if taken:
-                return taken
+            PyErr_CheckSignals()
+            if take(self.messages, into):
+                return True
             if progress == http2.Progress.kDone and self.over():
-                return taken_from(self.messages)  # one may have come in between
+                take(self.messages, into)  # one may have come in between
+                return True
             if http2.monotonic_ns() >= until:
-                return None
+                return False
 
     def over(self):
         """Return whether the call is over; messages may be left to be received."""
@@ -542,8 +551,8 @@ cdef class Multiplexer:
 
     def messages(self, Exchange exchange not None):
         """Return a stream's messages that have come, as a list of Response."""
-        taken = taken_from(exchange.messages)
-        if taken and exchange.id in self.exchanges:
+        cdef list taken = []
+        if take(exchange.messages, taken) and exchange.id in self.exchanges:
             self.multiplexer.taken(exchange.id)
         return taken
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from .._core import Segment
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .._core._wire import Response
 
 __all__ = [
-    "Answer",
     "AsyncChannel",
     "AsyncChannelStream",
     "Call",
@@ -105,25 +104,6 @@ class CallOptions:
     headers: Headers = ()
     compression: Compression | None = None
     call: str = ""
-
-
-class Answer(NamedTuple):
-    """One message of a stream, ModelStreamInferResponse.
-
-    Parameters
-    ----------
-    error : str
-        What went wrong with one request; empty if nothing did.
-    response : Response
-        Decoded already. After an error it has the request's id, and little else.
-
-    Source
-    ------
-    inference.proto, ModelStreamInferResponse.
-    """
-
-    error: str
-    response: Response
 
 
 class Call(Protocol):
@@ -248,10 +228,20 @@ class ChannelStream(Protocol):
     def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
 
-    def receive(self, deadline_ns: int | None = None) -> list[Answer]:
-        """Wait for messages and return those that are there; an empty list at the end.
+    def receive(self, into: list[Response], deadline_ns: int | None = None) -> None:
+        """Wait for messages, and append those that are there; none at the end.
 
         What is not received is not asked for: beyond a window's worth, the peer waits.
+
+        Parameters
+        ----------
+        into : list of Response
+            Empty, and the caller's. A message is either in it or can still be received, also after
+            an exception of a signal's handler, which may come when the messages have been taken
+            and this has not returned. One with an ``error_message`` is of a request that failed;
+            it has that request's id, and little else.
+        deadline_ns : int, optional
+            Nanoseconds of ``time.monotonic_ns()``.
 
         Raises
         ------
@@ -275,8 +265,11 @@ class AsyncChannelStream(Protocol):
     async def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
 
-    async def receive(self, deadline_ns: int | None = None) -> list[Answer]:
-        """Wait for messages; see `ChannelStream.receive`. Cancelling it loses no message."""
+    async def receive(self, deadline_ns: int | None = None) -> list[Response]:
+        """Wait for messages and return those that are there; an empty list at the end.
+
+        See `ChannelStream.receive`. Cancelling it loses no message.
+        """
 
     def cancel(self) -> None:
         """End the call; see `ChannelStream.cancel`."""

@@ -10,11 +10,13 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from ..channels.base import Answer
 from ..errors import ServerError, StatusCode, TritonFastError, WireError, server_error
 from ..inference.result import InferResult, result_of
+
+if TYPE_CHECKING:
+    from .._core._wire import Response
 
 __all__ = ["Inbox", "Pending", "ResponseDemux", "request_error"]
 
@@ -156,7 +158,7 @@ class ResponseDemux:
         pending.over = True
         self._pending.pop(pending.wire_id, None)
 
-    def deliver(self, answers: Iterable[Answer]) -> None:
+    def deliver(self, responses: Iterable[Response]) -> None:
         """Put answers where they are read.
 
         Raises
@@ -166,7 +168,8 @@ class ResponseDemux:
         ServerError
             If the server says that something is wrong, and not with which request.
         """
-        for error, response in answers:
+        for response in responses:
+            error = response.error_message
             result = result_of(response)
             pending = self._pending.get(result.id)
             if pending is None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..channels.waiting import Waiters
 from ..errors import (
     Cancelled,
     ClosedError,
@@ -31,7 +32,8 @@ from ..options.deadline import deadline_after, seconds
 from .demux import Inbox, Pending, ResponseDemux
 
 if TYPE_CHECKING:
-    from ..channels.base import Answer, CallOptions, ChannelStream
+    from .._core._wire import Response
+    from ..channels.base import CallOptions, ChannelStream
     from ..inference.tensor import InputTensor
 
 __all__ = [
@@ -52,10 +54,6 @@ PATIENCE_NS = 30 * 10**9
 
 FAREWELL_NS = 200_000_000
 """How long the end of a call is waited for, once its last answer is there."""
-
-# How long a thread waits for another one before it looks itself: a signal's handler may raise while
-# that one is about to wake it.
-_LOOK_S = 1.0
 
 
 class ResponseStream(Iterator[InferResult]):
@@ -170,11 +168,11 @@ class Stream:
         self._inputs = inputs
         self._buffer_size = checked_buffer_size(buffer_size)
         self._answers = ResponseDemux(target)
-        # Guards what follows, and the answers. Nobody waits with it, as on a condition: a signal's
-        # handler may raise at any moment, and would leave it taken, or not.
-        self._lock = threading.RLock()
-        self._waiters: set[threading.Lock] = set()
+        self._lock = threading.RLock()  # guards what follows, and the answers
+        self._waiters = Waiters()
         self._reading = False
+        self._arrived: list[Response] = []  # and not handed out yet; the reader's
+        self._handing_out = False
         self._starved = False  # somebody does not read on before others have read what is there
         self._half_closed = False
         self._failure: TritonFastError | None = None  # why nothing can be done any more
@@ -385,9 +383,7 @@ class Stream:
                     if room and not self._reading:
                         self._reading = mine = True
                     else:
-                        waiter = threading.Lock()
-                        waiter.acquire()
-                        self._waiters.add(waiter)
+                        waiter = self._waiters.join()
                 if mine:
                     self._read(deadline_ns)
                 else:
@@ -395,16 +391,16 @@ class Stream:
             finally:
                 # Also if a signal's handler has raised, wherever that was.
                 if mine:
+                    self._reading = False  # by itself, for the next line may raise again
                     with self._lock:
-                        self._reading = False
-                        self._wake()
+                        self._waiters.wake()
 
     def _took(self, item: InferResult | TritonFastError) -> None:
         """Have those read on who wait for room, once there is some."""
         with self._lock:
             if self._answers.took(item, self._buffer_size) < self._buffer_size:
                 self._starved = False
-                self._wake()
+                self._waiters.wake()
 
     def _is_over(self, pending: Pending | None) -> bool:
         if pending is not None:
@@ -424,43 +420,37 @@ class Stream:
                     unread = self._answers.unread(0)
                 raise neglected(unread, self._buffer_size, self._options)
             ends = [end for end in (deadline_ns, patience) if end is not None]
-            left = (min(ends) - now) * 1e-9 if ends else _LOOK_S
-            waiter.acquire(timeout=min(left, _LOOK_S))
+            self._waiters.wait(waiter, (min(ends) - now) * 1e-9 if ends else None)
         finally:
-            with self._lock:
-                self._waiters.discard(waiter)
-
-    def _wake(self) -> None:
-        """Have all who wait look again. With the lock."""
-        while self._waiters:
-            self._waiters.pop().release()
+            self._waiters.leave(waiter)
 
     def _read(self, deadline_ns: int | None) -> None:
-        """Wait for answers, and hand them out."""
-        answers: list[Answer] = []
+        """Wait for answers, and hand them out.
+
+        A signal's handler may raise anywhere in here, and in what is called. What has arrived by
+        then is there for the next reader; if some of it may have been handed out, the requests
+        end, lest one misses an answer or has it twice.
+        """
         try:
-            answers = self._channel_stream.receive(deadline_ns)
+            if self._handing_out:
+                raise Cancelled("reading the stream was interrupted", call=self._options.call)
+            if not self._arrived:
+                self._channel_stream.receive(self._arrived, deadline_ns)
             with self._lock:
-                if answers:
-                    self._answers.deliver(answers)
+                if not self._arrived:
+                    # Nobody has reason to be told if all requests were answered.
+                    self._conclude(ended_early(self._options))
                     return
-                # Nobody has reason to be told if all requests were answered.
-                self._conclude(ended_early(self._options))
+                self._handing_out = True
+                self._answers.deliver(self._arrived)
+                self._arrived = []
+                self._handing_out = False
         except TritonFastError as error:
             if readers_own(error, deadline_ns, self._options):
                 raise
             with self._lock:
                 self._conclude(error)
             self._channel_stream.cancel()
-        except BaseException:
-            if answers:
-                # What was not handed out yet is lost, and nobody must wait for it.
-                with self._lock:
-                    self._conclude(
-                        Cancelled("reading the stream was interrupted", call=self._options.call)
-                    )
-                self._channel_stream.cancel()
-            raise
 
     def _conclude(self, failure: TritonFastError) -> None:
         """Have nothing more be done on the stream. With the lock."""
@@ -468,14 +458,15 @@ class Stream:
             return
         self._over = True
         self._failure = failure
+        self._arrived = []
         self._answers.fail(failure)
-        self._wake()
+        self._waiters.wake()
 
     def _abandon(self) -> None:
         """End the stream in a forked child, where it is the parent's and goes on there."""
         # Threads that the child does not have may have had these.
         self._lock = threading.RLock()
-        self._waiters = set()
+        self._waiters = Waiters()
         self._sending = threading.Lock()
         with self._lock:
             self._conclude(ClosedError("the stream is the parent process's"))
@@ -484,7 +475,7 @@ class Stream:
         with self._lock:
             pending.unwanted = True
             pending.inbox.clear()
-            self._wake()
+            self._waiters.wake()
 
     def _end(self) -> None:
         """See the call to its end: the last answer has come."""
@@ -493,7 +484,7 @@ class Stream:
                 return
             self._conclude(ClosedError("the stream is over"))
         try:
-            self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
+            self._channel_stream.receive([], time.monotonic_ns() + FAREWELL_NS)
         except TritonFastError:
             pass  # the answers are there; how the call went after them is nobody's concern
         finally:

@@ -13,11 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 from ..._core import _wire
-from ...errors import ClosedError, StatusCode, TritonFastError
-from ..base import Answer, CallOptions, Outgoing
+from ...errors import ClosedError, StatusCode, TritonFastError, WireError
+from ..base import CallOptions, Outgoing
+from ..waiting import Waiters
 from .fork import ActiveCall, gate
 from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
 
@@ -48,12 +50,13 @@ class GrpcStream:
         self._options = options
         self._pid = os.getpid()
         self._flight = ActiveCall(channel, 0)
-        self._changed = threading.Condition()  # guards what follows
+        self._lock = threading.RLock()  # guards what follows
+        self._waiters = Waiters()  # until something of it has changed
         self._call: Any = None
         self._outbox: bytes | None = None  # until grpcio's thread has taken it
         self._half_closed = False
-        self._inbox: deque[bytes] = deque()
-        self._inbox_bytes = 0
+        self._inbox: deque[_wire.Response] = deque()
+        self._inbox_bytes = 0  # as long as there are messages
         self._at_end = False
         self._failure: TritonFastError | None = None  # how the call ended, if not well
 
@@ -63,38 +66,40 @@ class GrpcStream:
         """Send one message; see `triton_fast.channels.base.ChannelStream.send`."""
         self._check_process()
         message = outgoing.render()
-        with self._changed:
+        with self._lock:
             self._check_channel()
             if self._half_closed or self._at_end:
                 raise self._no_more()
             only = last and self._call is None
             self._outbox = None if only else message
             self._half_closed = last
-            self._changed.notify_all()
+            self._waiters.wake()
         try:
             if self._call is None:
                 self._begin(message if only else iter(self._next_message, None))
             del message
-            with self._changed:
-                while not (self._is_taken() or self._is_over()):
-                    self._wait(deadline_ns, "the server had taken the message")
-                if self._is_taken():
-                    return
-                self._outbox = None
-                raise self._failure or self._no_more()
+            while True:
+                with self._lock:
+                    if self._is_taken():
+                        return
+                    if self._is_over():
+                        self._outbox = None
+                        raise self._failure or self._no_more()
+                    waiter = self._waiters.join()
+                self._wait(waiter, deadline_ns, "the server had taken the message")
         except BaseException as error:
-            with self._changed:
+            with self._lock:
                 self._end(error if isinstance(error, TritonFastError) else self._withdrawn())
             raise
 
     def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
         self._check_process()
-        with self._changed:
+        with self._lock:
             self._half_closed = True
-            self._changed.notify_all()
+            self._waiters.wake()
 
-    def receive(self, deadline_ns: int | None = None) -> list[Answer]:
+    def receive(self, into: list[_wire.Response], deadline_ns: int | None = None) -> None:
         """Wait for messages; see `triton_fast.channels.base.ChannelStream.receive`."""
         self._check_process()
         if self._call is None:
@@ -102,29 +107,29 @@ class GrpcStream:
                 (end for end in (deadline_ns, self._options.deadline_ns) if end is not None),
                 default=None,
             )
-        with self._changed:
-            while not self._inbox:
+        while True:
+            with self._lock:
+                _move_all(self._inbox, into)
+                if into:
+                    self._waiters.wake()  # that more may be read
+                    return
                 if self._at_end or (self._call is None and self._half_closed):
-                    return []
+                    return
                 self._check_channel()
-                self._wait(deadline_ns, "there was a message")
-            messages = list(self._inbox)
-            self._inbox.clear()
-            self._inbox_bytes = 0
-            self._changed.notify_all()  # that more may be read
-        return [_answer(message) for message in messages]
+                waiter = self._waiters.join()
+            self._wait(waiter, deadline_ns, "there was a message")
 
     def cancel(self) -> None:
         """End the call; see `triton_fast.channels.base.ChannelStream.cancel`."""
         if self._pid != os.getpid():
             return
-        with self._changed:
+        with self._lock:
             self._end(self._withdrawn())
             self._inbox.clear()
 
     def end(self) -> None:
         """End the call, unless it is over; what has been read can still be received."""
-        with self._changed:
+        with self._lock:
             self._end(self._withdrawn())
 
     def _is_taken(self) -> bool:
@@ -145,30 +150,31 @@ class GrpcStream:
 
     def _begin(self, messages: Iterator[bytes] | bytes) -> None:
         gate.enter(self._flight, self._options, self._channel.target)
-        call = None
         try:
-            call = self._start(messages)
+            call = self._call = self._start(messages)
             threading.Thread(
                 target=self._read, args=(call,), name="triton_fast stream", daemon=True
             ).start()
         except BaseException:
             gate.leave(self._flight)
-            if call is not None:
-                call.cancel()
             raise
-        with self._changed:
-            self._call = call
+        with self._lock:
             if self._is_over():  # it was cancelled meanwhile
                 _withdraw(call)
 
     def _next_message(self) -> bytes | None:
         """Wait for the next message to send, on grpcio's thread; None if there will be none."""
-        with self._changed:
-            while self._outbox is None and not self._half_closed and not self._is_over():
-                self._changed.wait()
-            message, self._outbox = self._outbox, None
-            self._changed.notify_all()
-            return None if self._is_over() else message
+        while True:
+            with self._lock:
+                if self._is_over():
+                    self._outbox = None
+                    return None
+                if self._outbox is not None or self._half_closed:
+                    message, self._outbox = self._outbox, None
+                    self._waiters.wake()
+                    return message
+                waiter = self._waiters.join()
+            self._waiters.wait(waiter, None)
 
     def _read(self, call: Any) -> None:
         """Read messages ahead of those who receive, until there is enough for them."""
@@ -179,23 +185,40 @@ class GrpcStream:
                     message = next(call)
                 except StopIteration:
                     break
-                with self._changed:
-                    self._inbox.append(message)
-                    self._inbox_bytes += len(message)
-                    del message
-                    self._changed.notify_all()
-                    while self._has_enough() and not self._is_over():
-                        self._changed.wait()
+                response = _response(message)
+                self._append(response, len(message))
+                del message, response
+                self._wait_for_room()
         except BaseException as error:  # noqa: BLE001  it is told to those who receive
-            failure = self._channel.failure(error, self._options, cancelled=False)
-        with self._changed:
+            failure = (
+                error
+                if isinstance(error, WireError)
+                else self._channel.failure(error, self._options, cancelled=False)
+            )
+        with self._lock:
             if failure is None:
                 self._at_end = not self._is_over()
             self._end(failure)
         gate.leave(self._flight)  # not before: until here, this thread may be inside grpcio
 
+    def _append(self, response: _wire.Response, byte_size: int) -> None:
+        with self._lock:
+            self._inbox_bytes = byte_size + (self._inbox_bytes if self._inbox else 0)
+            self._inbox.append(response)
+            self._waiters.wake()
+
+    def _wait_for_room(self) -> None:
+        while True:
+            with self._lock:
+                if not self._has_enough() or self._is_over():
+                    return
+                waiter = self._waiters.join()
+            self._waiters.wait(waiter, None)
+
     def _has_enough(self) -> bool:
-        return len(self._inbox) >= MOST_MESSAGES or self._inbox_bytes >= MOST_BYTES
+        return len(self._inbox) >= MOST_MESSAGES or (
+            len(self._inbox) > 0 and self._inbox_bytes >= MOST_BYTES
+        )
 
     def _end(self, failure: TritonFastError | None) -> None:
         """Take note that the call is over, or end it. With the lock."""
@@ -203,15 +226,16 @@ class GrpcStream:
             self._failure = failure
             if self._call is not None:
                 _withdraw(self._call)
-        self._changed.notify_all()
+        self._waiters.wake()
 
-    def _wait(self, deadline_ns: int | None, what: str) -> None:
+    def _wait(self, waiter: threading.Lock, deadline_ns: int | None, what: str) -> None:
         left = None
         if deadline_ns is not None:
             left = (deadline_ns - time.monotonic_ns()) * 1e-9
             if left <= 0:
+                self._waiters.leave(waiter)
                 raise deadline_error(self._channel, self._options, what)
-        self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
+        self._waiters.wait(waiter, left)
 
     def _withdrawn(self) -> TritonFastError:
         return withdrawn(self._channel, self._options)
@@ -236,9 +260,15 @@ def _withdraw(call: Any) -> None:
         inner.cancel(int(StatusCode.CANCELLED), "cancelled by its caller")
 
 
-def _answer(message: bytes) -> Answer:
+def _response(message: bytes) -> _wire.Response:
     response = _wire.Response(envelope=True)
     response.begin(len(message))
     response.feed(message)
     response.finish()
-    return Answer(response.error_message, response)
+    return response
+
+
+def _move_all(inbox: deque[_wire.Response], into: list[_wire.Response]) -> None:
+    # One call of a function that is not Python's: between two, a signal's handler may raise, and
+    # the messages would be in both places or in neither.
+    into.extend(map(deque.popleft, repeat(inbox, len(inbox))))

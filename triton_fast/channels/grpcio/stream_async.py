@@ -20,7 +20,7 @@ from ...errors import (
     WireError,
     server_error,
 )
-from ..base import Answer, CallOptions, Outgoing
+from ..base import CallOptions, Outgoing
 from ..event_loop import LONG, Cancellation, fed, seconds_left
 from .fork import ActiveCall, gate
 from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
@@ -120,7 +120,7 @@ class AsyncGrpcStream:
             except self._channel.errors as error:
                 raise self._end(self._channel.failure(error, self._options)) from error
 
-    async def receive(self, deadline_ns: int | None = None) -> list[Answer]:
+    async def receive(self, deadline_ns: int | None = None) -> list[_wire.Response]:
         """Wait for a message; see `base.AsyncChannelStream.receive`."""
         self._check()
         if self._call is None:
@@ -260,25 +260,25 @@ class _ReadAhead:
         finally:
             self._waiter = None
 
-    async def take(self) -> list[Answer]:
+    async def take(self) -> list[_wire.Response]:
         """Return the messages that are there; a large one comes by itself."""
-        answers: list[Answer] = []
+        taken: list[_wire.Response] = []
         while self.messages:
             message = self.messages[0]
-            if answers and len(message) >= LONG:
+            if taken and len(message) >= LONG:
                 break  # who is cancelled while it is read would lose these
             response = _wire.Response(envelope=True)
             try:
                 await fed(response, message)
             except WireError:
-                if answers:
+                if taken:
                     break  # it is told when these have been taken
                 self._drop_first()
                 raise
             self._drop_first()
-            answers.append(Answer(response.error_message, response))
+            taken.append(response)
         _tell(self._room)
-        return answers
+        return taken
 
     def _drop_first(self) -> None:
         self._byte_size -= len(self.messages.popleft())

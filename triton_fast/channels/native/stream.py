@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...errors import ClosedError, DeadlineExceeded, StatusCode, TritonFastError, server_error
-from ..base import Answer, CallOptions, Outgoing
+from ..base import CallOptions, Outgoing
 
 if TYPE_CHECKING:
     from ..._core import _http2
@@ -71,21 +71,19 @@ class NativeStream:
         self._half_closed = True
         self._call.half_close()
 
-    def receive(self, deadline_ns: int | None = None) -> list[Answer]:
+    def receive(self, into: list[Response], deadline_ns: int | None = None) -> None:
         """Wait for messages; see `triton_fast.channels.base.ChannelStream.receive`."""
         self._check_open()
-        responses = self._call.receive(deadline_ns)
-        if responses is None:
+        if not self._call.receive(into, deadline_ns):
             raise DeadlineExceeded(
                 "the deadline passed before there was an answer",
                 call=self._options.call,
                 target=self._target,
             )
-        if not responses:
+        if not into:
             failure = self._failure()
             if failure is not None:
                 raise failure
-        return answers(responses)
 
     def cancel(self) -> None:
         """End the call; see `triton_fast.channels.base.ChannelStream.cancel`."""
@@ -105,11 +103,6 @@ class NativeStream:
         except TritonFastError as error:
             return error
         return stream_failure(status, message, self._options, self._target, self._closed())
-
-
-def answers(responses: list[Response]) -> list[Answer]:
-    """Return a stream's messages as the contract has them."""
-    return [Answer(response.error_message, response) for response in responses]
 
 
 def stream_failure(

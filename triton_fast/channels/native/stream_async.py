@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ...errors import Cancelled, ClosedError, DeadlineExceeded, TritonFastError, Unavailable
-from ..base import Answer, CallOptions, Outgoing
+from ..base import CallOptions, Outgoing
 from ..event_loop import seconds_left
 from .channel import metadata
-from .stream import answers, stream_failure
+from .stream import stream_failure
 
 if TYPE_CHECKING:
     from ..._core import _http2
+    from ..._core._wire import Response
     from .connection_async import AsyncConnection
 
 __all__ = ["AsyncNativeStream"]
@@ -100,14 +101,14 @@ class AsyncNativeStream:
         connection.multiplexer.half_close(exchange)
         connection.flush_soon()
 
-    async def receive(self, deadline_ns: int | None = None) -> list[Answer]:
+    async def receive(self, deadline_ns: int | None = None) -> list[Response]:
         """Wait for messages; see `triton_fast.channels.base.AsyncChannelStream.receive`."""
         while True:
             if self._exchange is not None and self._connection is not None:
                 responses = self._connection.multiplexer.messages(self._exchange)
                 if responses:
                     self._connection.flush_soon()  # that as many may come again
-                    return answers(responses)
+                    return responses
                 if not self._over and self._connection.multiplexer.done(self._exchange):
                     self._end()
             if self._over:
