@@ -20,6 +20,9 @@ import pytest
 
 from triton_fast.channels.native.channel import why_not_native
 
+# What the tests of shared memory take of it, and some more, in bytes.
+SHARED_MEMORY = 256 << 20
+
 pytest_plugins = ["event_loops", "mortal_servers", "server_level"]
 
 # How long an example takes says nothing on a busy machine.
@@ -31,6 +34,22 @@ hypothesis.settings.load_profile("any machine")
 # A shell starts what it runs in the background (as CI may) with SIGINT ignored, and so would every
 # process be that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The servers of tests are on this machine; those that are about a proxy name it themselves.
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]
+
+
+def pytest_sessionstart() -> None:
+    """Say at once what else a hundred tests would say each in its own way."""
+    shared = os.statvfs("/dev/shm")
+    size = shared.f_frsize * shared.f_blocks
+    if size < SHARED_MEMORY:
+        pytest.exit(
+            f"/dev/shm must have {SHARED_MEMORY >> 20} MiB for the tests, has {size >> 20} "
+            "(Docker: --shm-size=1g)",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
 
 
 def pytest_report_header() -> str:

@@ -2,11 +2,12 @@
 
 Triton 2.51 crashes or hangs now and then when streams and calls are given up while it works, with
 any client. Tests that give them up are marked ``server_may_die`` and take their server from the
-fixture `shared_server`. When such a test fails and one of these servers has died, or no longer
-answers, the failure is the server's: it is started anew and the test is done once more, at most
-`ATTEMPTS` times in all. A test whose server is well is never repeated, and what one leaves behind
-in this process (an assertion that fails in its teardown) is never excused. The summary counts the
-deaths.
+fixture `shared_server`. When such a test fails and one of these servers has crashed, or no longer
+answers, the failure is the server's: the test is done once more, with another one, at most
+`ATTEMPTS` times in all. Never excused are a test whose server is well, a server that ended of
+anything but a crash of its own, what a test leaves behind in this process (an assertion that fails
+in its teardown, a warning of what was not closed) and one that waits until its limit: a client
+notices that its server is gone. The summary counts the deaths, and says what failed with them.
 
 A server that hangs has crashed too, as far as we have seen: its memory is damaged, malloc aborts,
 and Triton's handler of the signal waits for malloc's lock, which the same thread holds, when it
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import threading
 import time
 import urllib.request
@@ -28,6 +30,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from _pytest.runner import runtestprotocol
+
+from triton_fast.testing import TritonServerFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +48,7 @@ LOOK_SECONDS = 0.2
 ASK_SECONDS = 5.0
 
 _CRASH = re.compile(r"\bSignal \((6|11)\) received")
+UNEXPLAINED = "its process ended, and not of a crash"
 _PROPERTY = "server died"
 _SEEN = pytest.StashKey["Seen"]()
 _SERVERS = pytest.StashKey["Servers"]()
@@ -71,26 +76,29 @@ class Servers:
         """Forget what the test before has asked for."""
         self._asked_for.clear()
 
-    def restart_the_dead(self, *, ask: bool) -> tuple[list[str], bool]:
-        """Start those anew that have died, or do not answer if asked.
+    def forget_the_dead(self, *, ask: bool) -> tuple[list[str], bool]:
+        """Give up those that have died, or do not answer if asked; who asks next gets another.
+
+        Not at once: the test's fixtures are about to say what is left in this process.
 
         Returns
         -------
         list of str
             How each ended; those that died while they were kept up too.
         bool
-            Whether one of them was the running test's.
+            Whether one of them was the running test's, and crashed or hangs.
         """
         found, self._meanwhile = self._meanwhile, []
-        its_own = bool(found)
-        for name, server in self._servers.items():
+        its_own = any(wrong != UNEXPLAINED for wrong in found)
+        for name, server in list(self._servers.items()):
             asked = ask and name in self._asked_for
             wrong = what_is_wrong_with(server) if asked else how_it_crashed(server)
             if wrong:
-                server.kill()
-                server.start()
+                del self._servers[name]
+                with contextlib.suppress(TritonServerFailed):  # it has lost its supervisor
+                    server.kill()
                 found.append(wrong)
-                its_own |= name in self._asked_for
+                its_own |= name in self._asked_for and wrong != UNEXPLAINED
         return found, its_own
 
     @contextlib.contextmanager
@@ -126,17 +134,16 @@ class Servers:
 
 def how_it_crashed(server: TritonServer) -> str:
     """Say how a server has died, as far as is known without asking it; "" if it has not."""
-    if not server.is_alive:
-        return "its process ended"
+    is_alive = server.is_alive
     crash = _CRASH.search(server.log())
-    if not crash:
+    if is_alive and not crash:
         return ""
     end = time.monotonic() + CRASH_SECONDS
-    while time.monotonic() < end:
-        if not server.is_alive:
-            return "its process ended"
+    while server.is_alive:
+        if time.monotonic() > end:
+            return f"it crashed, and hangs over that ({crash[0]})"
         time.sleep(0.05)
-    return f"it crashed, and hangs over that ({crash[0]})"
+    return f"its process ended ({crash[0]})" if crash else UNEXPLAINED
 
 
 def what_is_wrong_with(server: TritonServer) -> str:
@@ -151,7 +158,8 @@ def what_is_wrong_with(server: TritonServer) -> str:
         return wrong
     try:
         url = f"http://{server.http_url}/v2/health/ready"
-        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS):
+        directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with directly.open(url, timeout=ANSWER_SECONDS):
             pass
         _ask_over_grpc(server.grpc_url)
     except Exception as error:  # whichever way it fails, it is no answer
@@ -274,8 +282,9 @@ class Deaths:
             if servers := item.config.stash.get(_SERVERS, None):
                 servers.next_test()
             reports = runtestprotocol(item, nextitem=nextitem, log=False)
-            deaths += seen.deaths
-            failed = any(report.failed for report in reports)
+            failures = [report for report in reports if report.failed]
+            deaths += [f"{how}{_first_line(failures)}" for how in seen.deaths]
+            failed = bool(failures)
             excused = failed and seen.its_server_died and not seen.ours
             if not excused or attempt == ATTEMPTS:
                 break
@@ -291,16 +300,25 @@ class Deaths:
         report = yield
         if not _is_mortal(item):
             return report
+        if report.failed:
+            # pytest keeps it for debuggers, and with it all that the test's functions have.
+            for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+                vars(sys).pop(name, None)
         seen = item.stash[_SEEN]
+        if call.excinfo is not None:
+            seen.ours |= _is_ours(call.excinfo.value, report.when)
         servers = item.config.stash.get(_SERVERS, None)
-        if servers is not None and (report.failed or report.when == "call"):
-            deaths, its_own = servers.restart_the_dead(ask=report.failed)
+        if servers is not None and (report.failed or report.when != "setup"):
+            try:
+                deaths, its_own = servers.forget_the_dead(ask=report.failed)
+            except (Exception, pytest.fail.Exception) as error:  # it is the test's limit, say
+                seen.ours = True
+                report.sections.append(("its servers could not be looked at", repr(error)))
+                return report
             seen.its_server_died |= its_own
             if deaths:
                 seen.deaths += deaths
                 report.sections.append(("a server of this group died", "\n".join(deaths)))
-        if report.failed and report.when == "teardown":
-            seen.ours |= call.excinfo is not None and call.excinfo.errisinstance(AssertionError)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -312,6 +330,24 @@ class Deaths:
         terminalreporter.line(f"servers that died: {len(self.told)}")
         for line in self.told:
             terminalreporter.line(f"  {line}")
+
+
+def _is_ours(error: BaseException, when: str) -> bool:
+    """Tell whether an attempt ended in a way that no death of a server excuses."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_ours(one, when) for one in error.exceptions)
+    if isinstance(error, Warning) or "from pytest-timeout" in str(error):
+        return True
+    return when == "teardown" and isinstance(error, AssertionError | pytest.fail.Exception)
+
+
+def _first_line(failures: list[pytest.TestReport]) -> str:
+    """Return what the first failure of an attempt says, to stand behind how the server died."""
+    for report in failures:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        text = crash.message if crash else str(report.longrepr)
+        return f"; {text.strip().splitlines()[0][:200]}"
+    return ""
 
 
 class Seen:

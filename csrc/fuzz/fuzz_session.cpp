@@ -287,13 +287,13 @@ struct Result {
   std::string encoding;
   std::string message;
   std::string thrown;
-  bool unseen = false;
+  bool safe_to_retry = false;
   bool compressed = false;
   bool by_content = false;  // ended by us, for what was in the body
 
   bool operator==(const Result& other) const {
     return status == other.status && text == other.text && encoding == other.encoding &&
-           message == other.message && thrown == other.thrown && unseen == other.unseen &&
+           message == other.message && thrown == other.thrown && safe_to_retry == other.safe_to_retry &&
            compressed == other.compressed;
   }
 };
@@ -308,7 +308,7 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
   result.encoding = outcome.encoding;
   // How much of a message came before a sink threw is up to the pieces.
   if (outcome.status == Status::kOk) result.message = sink.messages();
-  result.unseen = outcome.unseen;
+  result.safe_to_retry = outcome.safe_to_retry;
   result.compressed = outcome.status == Status::kOk && outcome.compressed;
   result.by_content =
       outcome.exception != nullptr || outcome.message.rfind("the server sent ", 0) == 0;
@@ -324,7 +324,7 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
     REQUIRE(sink.complete());
   }
   // What is sent again must not have been answered.
-  REQUIRE(!outcome.unseen || (!stream.answered() && outcome.status == Status::kUnavailable));
+  REQUIRE(!outcome.safe_to_retry || (!stream.answered() && outcome.status == Status::kUnavailable));
   REQUIRE(!outcome.compressed || setting.compressed);
   return result;
 }
@@ -335,7 +335,7 @@ Result check_end(const Stream& stream, const Sink& sink, const Setting& setting)
 bool alike(const std::vector<Result>& whole, const std::vector<Result>& pieces) {
   const auto is_alike = [](const Result& one, const Result& two) {
     return one == two || (two.by_content && one.status != Status::kOk &&
-                          two.status != Status::kOk && !one.unseen);
+                          two.status != Status::kOk && !one.safe_to_retry);
   };
   return std::equal(whole.begin(), whole.end(), pieces.begin(), pieces.end(), is_alike);
 }
@@ -585,7 +585,7 @@ void print(const char* how, const std::vector<Result>& results) {
   for (const Result& result : results) {
     std::fprintf(stderr, "%s: status %d, \"%s\", encoding \"%s\", %zu bytes, threw \"%s\"%s%s\n",
                  how, static_cast<int>(result.status), result.text.c_str(), result.encoding.c_str(),
-                 result.message.size(), result.thrown.c_str(), result.unseen ? ", unseen" : "",
+                 result.message.size(), result.thrown.c_str(), result.safe_to_retry ? ", safe_to_retry" : "",
                  result.compressed ? ", compressed" : "");
   }
 }

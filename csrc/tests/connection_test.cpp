@@ -215,7 +215,7 @@ TEST_CASE("connection may be tried again if nothing was sent") {
   Sink sink;
   const Outcome outcome = make(connection, call_of(""), sink, kNever);
   CHECK(outcome.status == Status::kUnavailable);
-  CHECK(outcome.unseen);
+  CHECK(outcome.safe_to_retry);
   CHECK(!connection.open());
 }
 

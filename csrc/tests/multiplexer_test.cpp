@@ -147,7 +147,7 @@ TEST_CASE("multiplexer makes many calls at once") {
     REQUIRE(multiplexer.done(calls[i]));
     CHECK(multiplexer.outcome(calls[i]).status == Status::kOk);
     CHECK((sinks[i]->message == messages[i]));
-    CHECK(!multiplexer.outcome(calls[i]).unseen);
+    CHECK(!multiplexer.outcome(calls[i]).safe_to_retry);
     multiplexer.close(calls[i]);
     multiplexer.close(calls[i]);  // it is known no more
     CHECK_THROWS_AS(multiplexer.done(calls[i]), std::out_of_range);
@@ -375,7 +375,7 @@ TEST_CASE("multiplexer ends all calls of a connection that breaks") {
     const Outcome outcome = multiplexer.outcome(id);
     CHECK(outcome.status == Status::kUnavailable);
     CHECK(outcome.message.find("the server closed the connection") != std::string::npos);
-    CHECK(outcome.unseen == (id == unsent));
+    CHECK(outcome.safe_to_retry == (id == unsent));
   }
   std::vector<std::int32_t> news = multiplexer.news();
   std::sort(news.begin(), news.end());
@@ -411,7 +411,7 @@ TEST_CASE("multiplexer keeps an answer of a peer that has gone") {
   CHECK(multiplexer.outcome(id).status == Status::kOk);
   CHECK(sinks[0].message == "answer");
   CHECK(multiplexer.outcome(other).status == Status::kUnavailable);
-  CHECK(multiplexer.outcome(other).unseen);
+  CHECK(multiplexer.outcome(other).safe_to_retry);
 }
 
 TEST_CASE("multiplexer tells a peer that speaks no http2") {
@@ -430,7 +430,7 @@ TEST_CASE("multiplexer tells a peer that speaks no http2") {
     REQUIRE(multiplexer.done(id));
     const Outcome outcome = multiplexer.outcome(id);
     CHECK(outcome.status == Status::kUnavailable);
-    CHECK(!outcome.unseen);
+    CHECK(!outcome.safe_to_retry);
     CHECK(outcome.message.find(garbage ? "does not keep to HTTP/2" : "HTTP/1") !=
           std::string::npos);
     line.serve();
@@ -451,7 +451,7 @@ TEST_CASE("multiplexer takes no calls of a server that is going away") {
   CHECK(!multiplexer.usable());
   CHECK(!multiplexer.broken());
   REQUIRE(multiplexer.done(second));
-  CHECK(multiplexer.outcome(second).unseen);
+  CHECK(multiplexer.outcome(second).safe_to_retry);
   CHECK_THROWS_WITH_AS(multiplexer.open(call_of("x"), &sinks[1], -1),
                        doctest::Contains("going away: max_age"), ConnectionError);
   line.server.answer(first, kHeaders, with_prefix("y"), kTrailers);
@@ -469,7 +469,7 @@ TEST_CASE("multiplexer is broken on request") {
   multiplexer.fail("that will do");
   REQUIRE(multiplexer.done(id));
   CHECK(multiplexer.outcome(id).message == "that will do");
-  CHECK(multiplexer.outcome(id).unseen);
+  CHECK(multiplexer.outcome(id).safe_to_retry);
   CHECK(multiplexer.broken());
   CHECK(multiplexer.news() == std::vector<std::int32_t>{id});
 }

@@ -520,7 +520,7 @@ TEST_CASE("stream ends with what the server says") {
       REQUIRE(meeting.stream->done());
       CHECK(meeting.stream->outcome().status == one.status);
       CHECK(meeting.stream->outcome().message.find(one.text) != std::string::npos);
-      CHECK(!meeting.stream->outcome().unseen);
+      CHECK(!meeting.stream->outcome().safe_to_retry);
       CHECK(meeting.sink.all.size() == messages);
       CHECK(meeting.session.usable());
       meeting.session.close(meeting.stream);
@@ -553,7 +553,7 @@ TEST_CASE("streams go on while the server is going away") {
   meeting.server.go_away(meeting.id, NGHTTP2_NO_ERROR, "max_age");
   exchange(meeting.session, meeting.server);
   REQUIRE(later->done());
-  CHECK(later->outcome().unseen);
+  CHECK(later->outcome().safe_to_retry);
   CHECK(later->outcome().status == Status::kUnavailable);
   CHECK(!meeting.stream->done());
   meeting.send("x");
@@ -573,7 +573,7 @@ TEST_CASE("stream ends with the connection") {
   exchange(meeting.session, meeting.server);
   meeting.session.end("the server closed the connection");
   CHECK(meeting.stream->outcome().status == Status::kUnavailable);
-  CHECK(!meeting.stream->outcome().unseen);
+  CHECK(!meeting.stream->outcome().safe_to_retry);
   CHECK(meeting.sink.take().size() == 1);
   meeting.session.taken(meeting.stream);
 }

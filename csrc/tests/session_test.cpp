@@ -439,19 +439,19 @@ TEST_CASE("session says which calls the server cannot have seen") {
     exchange(session, server);
     CHECK(!first->done());
     REQUIRE(second->done());
-    CHECK(second->outcome().unseen);
+    CHECK(second->outcome().safe_to_retry);
     CHECK(second->outcome().status == Status::kUnavailable);
     CHECK(second->outcome().message == "the server is going away: max_age");
     CHECK(!session.usable());
     Stream* const late = session.open(call_of("3"), -1, &sink);
     exchange(session, server);
     REQUIRE(late->done());
-    CHECK(late->outcome().unseen);
+    CHECK(late->outcome().safe_to_retry);
     CHECK(server.requests.count(late->id()) == 0);
     server.answer(first->id(), kHeaders, with_prefix("y"), kTrailers);
     exchange(session, server);
     CHECK(first->outcome().status == Status::kOk);
-    CHECK(!first->outcome().unseen);
+    CHECK(!first->outcome().safe_to_retry);
   }
   for (const std::uint32_t code : {NGHTTP2_REFUSED_STREAM, NGHTTP2_CANCEL}) {
     for (const bool answered : {false, true}) {
@@ -464,7 +464,7 @@ TEST_CASE("session says which calls the server cannot have seen") {
       server.reset(1, code);
       exchange(session, server);
       REQUIRE(stream->done());
-      CHECK(stream->outcome().unseen == (code == NGHTTP2_REFUSED_STREAM && !answered));
+      CHECK(stream->outcome().safe_to_retry == (code == NGHTTP2_REFUSED_STREAM && !answered));
     }
   }
   {
@@ -474,7 +474,7 @@ TEST_CASE("session says which calls the server cannot have seen") {
     exchange(session, server);
     session.end("the server closed the connection");
     CHECK(stream->outcome().status == Status::kUnavailable);
-    CHECK(!stream->outcome().unseen);
+    CHECK(!stream->outcome().safe_to_retry);
     CHECK(stream->outcome().message == "the server closed the connection");
   }
 }
@@ -582,7 +582,7 @@ TEST_CASE("session refuses headers that are too large to send") {
   exchange(session, server);
   REQUIRE(stream->done());
   CHECK(stream->outcome().status == Status::kResourceExhausted);
-  CHECK(!stream->outcome().unseen);
+  CHECK(!stream->outcome().safe_to_retry);
   session.close(stream);
   Stream* const next = session.open(call_of("x"), -1, &sink);
   exchange(session, server);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import threading
 from pathlib import Path
@@ -103,7 +104,6 @@ def test_without_a_loop(new_client):
 @pytest.mark.native
 def test_calls_that_a_closed_loop_has_left_do_not_count(run, aio_server):
     client = AsyncClient(aio_server.grpc_url, max_in_flight=2, channel="native")
-    loop = asyncio.new_event_loop()
     delay = np.array([30], np.float32)
 
     async def leave():
@@ -114,10 +114,10 @@ def test_calls_that_a_closed_loop_has_left_do_not_count(run, aio_server):
             await until_running(witness, 2)
 
     tasks = []
-    loop.run_until_complete(leave())
-    for task in tasks:
-        task._log_destroy_pending = False  # that is the point here
-    loop.close()
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(leave())
+        for task in tasks:
+            task._log_destroy_pending = False  # that is the point here
     assert run(echo(client, timeout=20)) == [0.5, 3, 1]
     run(client.close())
     for task in tasks:

@@ -8,6 +8,7 @@ import sys
 import grpc
 import pytest
 from channel_peers import EchoServer
+from forked_children import run_forking
 from test_aio_channels import answered_at_last, call, closing, run_python
 
 from triton_fast import errors
@@ -86,11 +87,12 @@ def test_a_server_that_is_restarted_is_found_again(run, tmp_path):
     run(work())
 
 
-# Forks. A child that hangs is killed by its own alarm.
+# Forks. A child that hangs ends by itself after a while.
 
 FORK = """
     import asyncio, os, signal, sys, threading, time
     from channel_peers import Answer, Message
+    from forked_children import fork, join
     from test_aio_channels import call
     from triton_fast import errors
     from triton_fast.channels.grpcio import fork as grpc_fork
@@ -120,24 +122,6 @@ FORK = """
             assert await soon(mine) == b"x"
         await mine.close()
 
-    def fork(work):
-        pid = os.fork()
-        if pid:
-            return pid
-        status = 1
-        try:
-            signal.alarm(40)
-            work()
-            status = 0
-        except BaseException as error:
-            print(f"child: {type(error).__name__}: {error}", flush=True)
-        finally:
-            os._exit(status)
-
-    def join(pid):
-        status = os.waitpid(pid, 0)[1]
-        assert status == 0, status
-
     def child():
         asyncio.run(in_child())
 
@@ -153,8 +137,12 @@ FORK = """
 """
 
 
+def run_forks(script: str, target: str) -> tuple[str, str]:
+    return run_forking(lambda: run_python(FORK + script + "\n    print('done')\n", target))
+
+
 def run_fork(script: str, target: str) -> None:
-    output, complaints = run_python(FORK + script + "\n    print('done')\n", target)
+    output, complaints = run_forks(script, target)
     assert output == "done\n"
     assert complaints == ""
 
@@ -163,7 +151,7 @@ def test_a_fork_between_two_loops(server):
     script = """
     for _ in range(5):
         asyncio.run(soon(channel))
-        join(fork(child))
+        join([fork(child)])
     """
     run_fork(script, server.target)
 
@@ -173,7 +161,7 @@ def test_a_fork_in_the_loop(server):
     async def main():
         for _ in range(5):
             await soon(channel)
-            join(fork(child))
+            join([fork(child)])
         await soon(channel)
         await channel.close()
     asyncio.run(main())
@@ -193,7 +181,7 @@ def test_a_fork_on_another_thread(server):
         tasks = [asyncio.create_task(busy()) for _ in range(3)]
         for _ in range(5):
             pid = await asyncio.to_thread(fork, child)
-            await asyncio.to_thread(join, pid)
+            await asyncio.to_thread(join, [pid])
         over = True
         await asyncio.gather(*tasks)
         await channel.close()
@@ -228,7 +216,7 @@ def test_a_fork_waits_until_the_loop_has_left_grpcio(server):
         while channel._channel is not None:
             await asyncio.sleep(0)
         del kept
-        await asyncio.to_thread(join, await forking)
+        await asyncio.to_thread(join, [await forking])
         assert lingered
         await soon(channel)
         await channel.close()
@@ -251,7 +239,7 @@ def test_a_fork_during_a_call_costs_the_child_grpcio(server):
         await channel.close()
     asyncio.run(main())
     """
-    output, _ = run_python(FORK + script + "\n    print('done')\n", server.target)
+    output, _ = run_forks(script, server.target)
     assert output == "done\n"
 
 
@@ -274,12 +262,12 @@ def test_a_fork_while_others_use_grpc_aio(server):
         await soon(channel)
         others = grpc.aio.insecure_channel(target)
         assert await others.unary_unary("/test.Echo/Echo")(b"x") == b"x"
-        join(fork(both))
+        join([fork(both)])
         assert await others.unary_unary("/test.Echo/Echo")(b"x") == b"x"
         await others.close()
         await channel.close()
     asyncio.run(main())
     """
-    output, complaints = run_python(FORK + script + "\n    print('done')\n", server.target)
+    output, complaints = run_forks(script, server.target)
     assert output == "done\n"
     assert all("skipping fork() handlers" in line for line in complaints.splitlines())

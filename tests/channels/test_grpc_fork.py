@@ -9,13 +9,14 @@ import threading
 import grpc
 import pytest
 from channel_peers import EchoServer
+from forked_children import run_forking
 from interpreter import run_python
 
-# Each script runs in an interpreter of its own. A child that hangs is killed by its own alarm, so
-# that a fault shows as its status and not as a test that takes forever.
+# Each script runs in an interpreter of its own. A child that hangs ends by itself after a while.
 PRELUDE = """
     import multiprocessing, os, signal, sys, threading, time
     from channel_peers import Answer, Ending, Message, until
+    from forked_children import fork, join
     from triton_fast import errors
     from triton_fast.channels.grpcio import fork as grpc_fork
     from triton_fast.channels.base import CallOptions
@@ -41,24 +42,6 @@ PRELUDE = """
             raise error
         assert answer.bytes == message
 
-    def fork(work):
-        pid = os.fork()
-        if pid:
-            return pid
-        status = 1
-        try:
-            signal.alarm(60)
-            work()
-            status = 0
-        except BaseException as error:
-            print(f"child: {type(error).__name__}: {error}", flush=True)
-        finally:
-            os._exit(status)
-
-    def join(pids):
-        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
-        assert statuses == [0] * len(pids), statuses
-
     def child():
         for _ in range(2):
             mine = GrpcChannel(target)
@@ -73,8 +56,15 @@ PRELUDE = """
 """
 
 
+def run_forks(script: str, *arguments: str, **environment: str) -> str:
+    output, _ = run_forking(
+        lambda: (run_python(script, *arguments, timeout=100, **environment), "")
+    )
+    return output
+
+
 def run_fork(script: str, target: str, *arguments: str, **environment: str) -> str:
-    return run_python(PRELUDE + script, target, *arguments, timeout=100, **environment)
+    return run_forks(PRELUDE + script, target, *arguments, **environment)
 
 
 def test_eight_children_call_while_the_parent_goes_on(server):
@@ -260,7 +250,7 @@ def test_a_fork_handler_that_calls(server):
     print("done")
     """
     assert first_use
-    assert run_python(prelude + script, server.target, timeout=100).endswith("done\n")
+    assert run_forks(prelude + script, server.target).endswith("done\n")
 
 
 def test_multiprocessing(server):
@@ -390,7 +380,23 @@ def test_children_under_tls(authority, tmp_path):
     """
     try:
         root_file = str(tmp_path / "root.pem")
-        output = run_python(prelude + script, server.target, root_file, timeout=100)
+        output = run_forks(prelude + script, server.target, root_file)
         assert output.endswith("done\n")
     finally:
         server.stop()
+
+
+def test_whose_doing_it_is_that_a_child_hangs():
+    """A child that waits in grpcio's code is told apart from one that waits in ours."""
+    script = """
+    import os, sys, types
+    from forked_children import fork, join
+    wait = "import time\\ntime.sleep(60)"
+    work = compile(wait, sys.argv[1], "exec")
+    join([fork(lambda: exec(work), seconds=0.5)])
+    """
+    assert run_python(script, "/lib/grpc/_channel.py") == "a child is stuck in grpcio\n"
+    with pytest.raises(AssertionError, match="/triton_fast/channel.py"):
+        run_python(script, "/triton_fast/channel.py")
+    with pytest.raises(AssertionError, match="each time"):
+        run_forks(script, "/lib/grpc/_channel.py")

@@ -10,17 +10,21 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-pytestmark = pytest.mark.server
+# Where no home can be written to, every server has its backends compiled anew.
+pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
 TESTS = Path(__file__).resolve().parents[1]
 
 PRELUDE = """
 import os, signal, threading, pytest
+import numpy as np
 import mortal_servers
+from triton_fast import Client
 from pathlib import Path
 
 mortal_servers.ANSWER_SECONDS = 2.0
 pytestmark = pytest.mark.server_may_die
+ONE = {"INPUT0": np.ones(1, np.float32)}
 TURNS = Path(__file__).with_suffix(".turns")
 
 @pytest.fixture
@@ -32,6 +36,11 @@ def turn():
         file.write("x")
     return TURNS.stat().st_size
 
+def crash(server):
+    os.kill(server.pid, signal.SIGSEGV)
+    while not mortal_servers._CRASH.search(server.log()):
+        pass
+
 def ask(server):
     assert not mortal_servers.what_is_wrong_with(server)
 """
@@ -39,11 +48,11 @@ def ask(server):
 PLANTED = {
     "well": ("def test(server): turn(); ask(server)", 1, 0, 0),
     "fails, and its server is well": ("def test(server): turn(); assert False", 1, 1, 0),
-    "killed once": (
+    "crashes once": (
         """
 def test(server):
     if turn() == 1:
-        os.kill(server.pid, signal.SIGKILL)
+        crash(server)
     ask(server)
 """,
         2,
@@ -62,8 +71,8 @@ def test(server):
         0,
         1,
     ),
-    "killed each time": (
-        "def test(server): turn(); os.kill(server.pid, signal.SIGKILL); ask(server)",
+    "crashes each time": (
+        "def test(server): turn(); crash(server); ask(server)",
         4,
         1,
         4,
@@ -86,12 +95,70 @@ def test_two(server):
         """
 def test(server):
     turn()
-    os.kill(server.pid, signal.SIGKILL)
+    crash(server)
     while server.is_alive:
         pass
 """,
         1,
         0,
+        1,
+    ),
+    "killed by somebody": (
+        """
+def test(server):
+    if turn() == 1:
+        os.kill(server.pid, signal.SIGKILL)
+    ask(server)
+""",
+        1,
+        1,
+        1,
+    ),
+    "what a failed attempt had is let go": (
+        """
+from conftest import ledger, nothing_is_left
+def test(server, nothing_is_left):
+    with Client(server.grpc_url, timeout=20) as client:
+        result = client.infer("identity_fp32", ONE)
+        if turn() == 1:
+            crash(server)
+            while server.is_alive:
+                pass
+        client.infer("identity_fp32", ONE)
+""",
+        2,
+        0,
+        1,
+    ),
+    "two things of ours are left": (
+        """
+@pytest.fixture
+def one():
+    yield
+    assert not "left"
+@pytest.fixture
+def another():
+    yield
+    assert not "left"
+def test(server, one, another):
+    turn()
+    crash(server)
+    ask(server)
+""",
+        1,
+        2,
+        1,
+    ),
+    "waits until its limit": (
+        """
+@pytest.mark.timeout(4)
+def test(server):
+    turn()
+    crash(server)
+    threading.Event().wait()
+""",
+        1,
+        1,
         1,
     ),
     "something of ours is left": (
@@ -102,7 +169,7 @@ def nothing_is_left():
     assert not "left"
 def test(server, nothing_is_left):
     turn()
-    os.kill(server.pid, signal.SIGKILL)
+    crash(server)
     ask(server)
 """,
         1,
@@ -120,7 +187,7 @@ def test_two(server, request):
     turn()
     servers = request.config.stash[mortal_servers._SERVERS]._servers.values()
     (other,) = [each for each in servers if each is not server]
-    os.kill(other.pid, signal.SIGKILL)
+    crash(other)
     while other.is_alive:
         pass
     assert False
@@ -151,10 +218,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
     for number, (text, *_) in enumerate(PLANTED.values()):
         (folder / f"test_{number}.py").write_text(PRELUDE + text)
-    (folder / "pytest.ini").write_text(
-        "[pytest]\nmarkers =\n  server\n  server_may_die\n  timeout\n"
-    )
-    plugins = ["mortal_servers", "triton_fast.testing.plugin", "no:cacheprovider"]
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n  server\n  server_may_die\n")
+    plugins = ["mortal_servers", "triton_fast.testing.plugin", "pytest_timeout"]
+    plugins.append("no:cacheprovider")
     options = [word for name in plugins for word in ("-p", name)]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "--junit-xml=report.xml"],
@@ -162,7 +228,7 @@ def run(tmp_path_factory):
         env={**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert result.stderr == ""
@@ -183,7 +249,10 @@ def test_repeats(run, name):
     assert len(deaths) == died, output
     for death in deaths:
         assert f"test_{number}.py::" in output
-        assert death.startswith("it hangs (" if "hangs" in name else "its process ended")
+        start = {"hangs": "it hangs (", "killed": "its process ended, and not of a crash; "}
+        assert death.startswith(
+            start.get(name.split(",")[0].split()[0], "its process ended (Signal")
+        )
 
 
 def test_the_summary_counts(run):

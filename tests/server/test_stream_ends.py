@@ -162,6 +162,14 @@ def test_the_interpreter_ends_with_streams_open(run, script, client):
 # Signals ------------------------------------------------------------------------------------------
 
 
+def read(answers, found):
+    """Take down what comes, and an error at the end."""
+    try:
+        found.extend(outs(answers))
+    except TritonFastError as error:
+        found.append(error)
+
+
 def test_ctrl_c_in_a_waiting_iterator(run):
     script = """
 def interrupt_soon():
@@ -194,7 +202,7 @@ def test_a_signal_leaves_other_threads_alone(client, alarms):
         mine = stream.stream("repeat_int32", repeat([1, 2], [0, 2000]))
         others = stream.stream("repeat_int32", repeat([3, 4, 5], [0, 300, 300]))
         found = []
-        thread = threading.Thread(target=lambda: found.extend(outs(others)))
+        thread = threading.Thread(target=read, args=(others, found))
         assert next(mine)["OUT"].item() == 1
         thread.start()
         with pytest.raises(Interrupt):
@@ -215,14 +223,7 @@ def test_signals_at_any_moment_leave_nobody_waiting(client, alarms):
             mine = stream.stream("square_int32", square(400))
             others = stream.stream("square_int32", square(400))
             found = []
-
-            def read(others=others, found=found):
-                try:
-                    found.extend(outs(others))
-                except TritonFastError as error:
-                    found.append(error)
-
-            thread = threading.Thread(target=read)
+            thread = threading.Thread(target=read, args=(others, found))
             thread.start()
             taken = 0
             over = False

@@ -15,8 +15,10 @@ from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from triton_fast._core cimport http2
-from triton_fast._core._wire cimport Request, Response, adopt_response
-from triton_fast._core.csrc cimport ConstBuffer, ResponseReader
+from triton_fast._core._memory cimport Gather, Landing
+from triton_fast._core._wire cimport adopt_response
+from triton_fast._core.bridge cimport BufferSink, MessageSink, QueueSink
+from triton_fast._core.wire cimport ConstBuffer, ResponseReader
 
 
 def versions():
@@ -41,8 +43,9 @@ cdef http2.CallSpec spec_of(str path, metadata, str encoding) except *:
 cdef vector[ConstBuffer] segments_of(outgoing) except *:
     cdef vector[ConstBuffer] segments
     cdef ConstBuffer segment
-    if isinstance(outgoing, Request):
-        return (<Request>outgoing).writer.segments()
+    if isinstance(outgoing, Gather):
+        (<Gather>outgoing).gather(&segments)
+        return segments
     for address, size in outgoing.segments():
         segment.data = <const uint8_t*><size_t>address
         segment.size = size
@@ -50,21 +53,50 @@ cdef vector[ConstBuffer] segments_of(outgoing) except *:
     return segments
 
 
-cdef object ended(const http2.Outcome& outcome, Response incoming, http2.BufferSink* gathered):
-    """What `Call.end` returns; raises what the sink threw."""
+@cython.final
+cdef class Outcome:
+    """What came of a call.
+
+    Attributes
+    ----------
+    status : int
+        As in gRPC; see `triton_fast.StatusCode`.
+    message : str
+        What the server says about it, or we do.
+    gathered : bytes or None
+        The response's message, if it was not fed to a `Landing`; None if there is none.
+    compressed : bool
+        Whether that is as it was sent.
+    encoding : str
+        How it was compressed then.
+    safe_to_retry : bool
+        Whether the server cannot have acted on the call.
+    """
+
+    cdef readonly int status
+    cdef readonly str message
+    cdef readonly bytes gathered
+    cdef readonly bint compressed
+    cdef readonly str encoding
+    cdef readonly bint safe_to_retry
+
+    def __init__(self):
+        raise TypeError("outcomes are those of calls")
+
+
+cdef Outcome outcome_of(const http2.Outcome& outcome, BufferSink* gathered):
+    """Say what came of a call; raises what the sink threw."""
+    cdef Outcome told
     http2.rethrow(outcome)
-    if incoming is not None and outcome.status == http2.Status.kOk:
-        incoming.done = True  # an OK comes only with a message that finish() accepted
-    message = None
+    told = Outcome.__new__(Outcome)
+    told.status = <int>outcome.status
+    told.message = outcome.message.decode("utf-8", "replace")
+    told.compressed = outcome.compressed
+    told.encoding = outcome.encoding.decode("ascii", "replace")
+    told.safe_to_retry = outcome.safe_to_retry
     if gathered is not NULL and gathered.complete():
-        message = (<const char*>gathered.buffer().data())[:gathered.buffer().size()]
-    return (
-        <int>outcome.status,
-        outcome.message.decode("utf-8", "replace"),
-        outcome.compressed,
-        outcome.encoding.decode("ascii", "replace"),
-        message,
-    )
+        told.gathered = (<const char*>gathered.buffer().data())[:gathered.buffer().size()]
+    return told
 
 
 cdef http2.Address address_of(str host, str port, bytes unix_path) except *:
@@ -75,7 +107,7 @@ cdef http2.Address address_of(str host, str port, bytes unix_path) except *:
     return address
 
 
-cdef bint take(http2.QueueSink* messages, list into) except -1:
+cdef bint take(QueueSink* messages, list into) except -1:
     """Append the messages that are complete, as responses; return whether there are any."""
     cdef ResponseReader* reader
     cdef bint found = False
@@ -135,12 +167,13 @@ cdef class Call:
         Full gRPC path.
     outgoing : Outgoing
         Kept, and its memory borrowed, until `end`.
-    incoming : Response or None
-        Parses the message as it arrives; None for it to be gathered, and returned by `end`.
+    incoming : Incoming
+        A `Landing` is fed as the message arrives, unless that may come compressed; for others it
+        is gathered, and returned by `end`.
     metadata : sequence of (str, str)
         As on the wire.
     encoding : str
-        How ``outgoing`` is compressed; empty if it is not.
+        How ``outgoing`` is compressed; empty if it is not. The response may be compressed then.
     deadline_ns : int or None
         Nanoseconds of ``time.monotonic_ns()``.
     keepalive : (int, int)
@@ -150,38 +183,34 @@ cdef class Call:
     """
 
     cdef http2.Call* call
-    cdef http2.ReaderSink* reader
-    cdef http2.BufferSink* gathered
+    cdef MessageSink* landing
+    cdef BufferSink* gathered
     cdef object outgoing
-    cdef Response incoming
+    cdef object incoming
 
     def __cinit__(
-        self, Pool pool not None, str path, outgoing, Response incoming, metadata, str encoding,
+        self, Pool pool not None, str path, outgoing, incoming, metadata, str encoding,
         deadline_ns, keepalive, int64_t busy_ns
     ):
         cdef http2.CallSpec spec = spec_of(path, metadata, encoding)
         cdef http2.Keepalive pings
-        cdef http2.MessageSink* sink
         self.outgoing = outgoing
         self.incoming = incoming
         spec.message_size = outgoing.byte_size
         spec.segments = segments_of(outgoing)
         pings.after_ns, pings.timeout_ns = keepalive
-        if incoming is not None:
-            incoming.check_open()
-            self.reader = new http2.ReaderSink(incoming.reader)
-            sink = self.reader
+        if isinstance(incoming, Landing) and not encoding:
+            self.landing = (<Landing>incoming).sink()
         else:
-            self.gathered = new http2.BufferSink()
-            sink = self.gathered
+            self.gathered = new BufferSink()
         self.call = new http2.Call(
-            pool.pool, spec, sink, http2.kNever if deadline_ns is None else deadline_ns, pings,
+            pool.pool, spec, self.landing if self.gathered is NULL else self.gathered, http2.kNever if deadline_ns is None else deadline_ns, pings,
             busy_ns)
 
     def __dealloc__(self):
         if self.call is not NULL:
             http2.dispose(self.call)
-        del self.reader
+        del self.landing
         del self.gathered
 
     def run(self):
@@ -211,9 +240,7 @@ cdef class Call:
 
         Returns
         -------
-        tuple
-            Status number, message, whether the response was compressed, how, and the message that
-            was gathered (None if there is none).
+        Outcome
 
         Raises
         ------
@@ -224,7 +251,7 @@ cdef class Call:
         with nogil:
             outcome = self.call.end()
         self.outgoing = None
-        return ended(outcome, self.incoming, self.gathered)
+        return outcome_of(outcome, self.gathered)
 
     def cancel(self):
         """Have `run` end the call with CANCELLED. Any thread."""
@@ -244,7 +271,7 @@ cdef class StreamCall:
     """
 
     cdef http2.StreamCall* call
-    cdef http2.QueueSink* messages
+    cdef QueueSink* messages
     cdef object outgoing
 
     def __cinit__(
@@ -254,7 +281,7 @@ cdef class StreamCall:
         cdef http2.Keepalive pings
         spec.streaming = True
         pings.after_ns, pings.timeout_ns = keepalive
-        self.messages = new http2.QueueSink()
+        self.messages = new QueueSink()
         self.call = new http2.StreamCall(
             pool.pool, spec, self.messages, http2.kNever if deadline_ns is None else deadline_ns,
             pings, busy_ns)
@@ -354,8 +381,7 @@ cdef class StreamCall:
 
     def outcome(self):
         """Say what came of the call, which is over; see `Call.end`."""
-        cdef http2.Outcome outcome = self.call.outcome()
-        return ended(outcome, None, NULL)
+        return outcome_of(self.call.outcome(), NULL)
 
     def cancel(self):
         """End the call with CANCELLED, unless it is over. Any thread."""
@@ -403,29 +429,29 @@ cdef class Exchange:
     cdef readonly int32_t id
     cdef public object waiter
     cdef object outgoing
-    cdef Response incoming
+    cdef object incoming
     cdef bint forgotten  # and kept only for its memory
-    cdef http2.ReaderSink* reader
-    cdef http2.BufferSink* gathered
-    cdef http2.QueueSink* messages
+    cdef MessageSink* landing
+    cdef BufferSink* gathered
+    cdef QueueSink* messages
 
     def __init__(self):
         raise TypeError("exchanges are made by a Multiplexer")
 
     def __dealloc__(self):
-        del self.reader
+        del self.landing
         del self.gathered
         del self.messages
 
     cdef lend(self, outgoing):
         self.outgoing = outgoing
-        if isinstance(outgoing, Request):
-            (<Request>outgoing).lend()
+        if isinstance(outgoing, Gather):
+            (<Gather>outgoing).lend()
 
     cdef give_back(self):
         outgoing, self.outgoing = self.outgoing, None
-        if isinstance(outgoing, Request):
-            (<Request>outgoing).give_back()
+        if isinstance(outgoing, Gather):
+            (<Gather>outgoing).give_back()
 
 
 @cython.no_gc_clear  # see Call
@@ -481,7 +507,7 @@ cdef class Multiplexer:
         """Bytes that have come so far."""
         return self.multiplexer.received()
 
-    def open(self, str path, outgoing, Response incoming, metadata, str encoding, deadline_ns):
+    def open(self, str path, outgoing, incoming, metadata, str encoding, deadline_ns):
         """Start a call; `flush` sends it.
 
         Parameters
@@ -500,7 +526,7 @@ cdef class Multiplexer:
             If the connection takes no new calls.
         """
         cdef http2.CallSpec spec = spec_of(path, metadata, encoding)
-        cdef http2.MessageSink* sink
+        cdef MessageSink* sink
         cdef int64_t timeout = -1
         cdef Exchange exchange = Exchange.__new__(Exchange)
         exchange.incoming = incoming
@@ -508,17 +534,15 @@ cdef class Multiplexer:
             timeout = max(<int64_t>deadline_ns - http2.monotonic_ns(), 1)
         if outgoing is None:
             spec.streaming = True
-            exchange.messages = new http2.QueueSink()
+            exchange.messages = new QueueSink()
             sink = exchange.messages
         else:
             spec.message_size = outgoing.byte_size
             spec.segments = segments_of(outgoing)
-            if incoming is not None:
-                incoming.check_open()
-                exchange.reader = new http2.ReaderSink(incoming.reader)
-                sink = exchange.reader
+            if isinstance(incoming, Landing) and not encoding:
+                sink = exchange.landing = (<Landing>incoming).sink()
             else:
-                exchange.gathered = new http2.BufferSink()
+                exchange.gathered = new BufferSink()
                 sink = exchange.gathered
         exchange.id = self.multiplexer.open(spec, sink, timeout)
         if outgoing is not None:
@@ -569,12 +593,11 @@ cdef class Multiplexer:
 
         Returns
         -------
-        tuple
-            As `Call.end`, and whether the server cannot have seen the call.
+        Outcome
         """
         cdef http2.Outcome outcome = self.multiplexer.outcome(exchange.id)
         self.forget(exchange)
-        return (*ended(outcome, exchange.incoming, exchange.gathered), outcome.unseen)
+        return outcome_of(outcome, exchange.gathered)
 
     def close(self, Exchange exchange not None):
         """Forget a call, whose end nobody wants to know; cancelled if it is not over."""

@@ -1,6 +1,7 @@
-# Class layouts of the wire codec, for the native channel to reach past Python.
+# Class layouts of the wire codec.
 
-from triton_fast._core.csrc cimport OwnedBuffer, RequestWriter, ResponseReader
+from triton_fast._core._memory cimport Gather, Landing
+from triton_fast._core.wire cimport OwnedBuffer, RequestWriter, ResponseReader
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 
@@ -9,30 +10,21 @@ cdef class Payload:
     cdef OwnedBuffer buffer
 
 
-cdef class Hold:
-    cdef Py_buffer view
-    cdef cbool held
-    cdef int acquire(self, object memory, int flags) except -1
-    cdef void drop(self) noexcept
-
-
 cdef class Header:
     cdef string fixed
     cdef readonly tuple shared_memory_outputs
 
 
-cdef class Request:
+cdef class Request(Gather):
     cdef RequestWriter writer
     cdef list holds
     cdef cbool sealed
     cdef cbool released
     cdef int lent
     cdef int seal(self) except -1
-    cdef void lend(self) noexcept
-    cdef void give_back(self)
 
 
-cdef class Response:
+cdef class Response(Landing):
     cdef ResponseReader* reader
     cdef list holds
     cdef cbool done

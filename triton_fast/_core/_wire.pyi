@@ -4,6 +4,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import Segment
+from ._memory import Gather, Landing
 
 # numpy declares its arrays to be buffers from Python 3.12 on only.
 Buffer: TypeAlias = Any
@@ -32,7 +33,7 @@ class Header:
     @property
     def shared_memory_outputs(self) -> tuple[str, ...]: ...
 
-class Request:
+class Request(Gather):
     def __init__(self, header: Header, request_id: str = "") -> None: ...
     def add_input(
         self,
@@ -48,7 +49,7 @@ class Request:
     def render(self) -> bytes: ...
     def release(self) -> None: ...
 
-class Response:
+class Response(Landing):
     def __init__(
         self, shared_memory_outputs: Sequence[str] = (), *, envelope: bool = False
     ) -> None: ...

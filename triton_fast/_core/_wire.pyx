@@ -11,8 +11,6 @@ from cpython.buffer cimport (
     PyBUF_SIMPLE,
     PyBUF_STRIDES,
     PyBUF_WRITABLE,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_Index
@@ -23,7 +21,9 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from triton_fast._core.csrc cimport (
+from triton_fast._core._memory cimport Gather, Hold, Landing, hold
+from triton_fast._core.bridge cimport MessageSink, ReaderSink
+from triton_fast._core.wire cimport (
     ConstBuffer,
     Datatype,
     MutableBuffer,
@@ -53,6 +53,7 @@ from triton_fast._core.csrc cimport (
     next_element,
 )
 
+from triton_fast._core._memory import held_buffers
 from triton_fast.errors import ClosedError, InvalidOption, InvalidTensor
 
 cdef extern from "Python.h":
@@ -66,12 +67,11 @@ cdef char* BYTE_FORMAT = b"B"
 
 # Objects alive that stand for memory, for the tests' ledger. Touched with the GIL held.
 cdef Py_ssize_t live_payloads = 0
-cdef Py_ssize_t live_holds = 0
 
 
 def live_counts():
     """Return how many payloads exist, and how many buffers of others are held."""
-    return {"payloads": live_payloads, "holds": live_holds}
+    return {"payloads": live_payloads, "holds": held_buffers()}
 
 
 cdef class Payload:
@@ -116,37 +116,6 @@ cdef Payload new_payload(OwnedBuffer* taken):
     cdef Payload payload = Payload.__new__(Payload)
     payload.buffer = move(taken[0])
     return payload
-
-
-cdef class Hold:
-    """A live export of somebody's memory: while it is held, the memory stays where it is."""
-
-    def __init__(self):
-        raise TypeError("holds are made by requests and responses")
-
-    def __dealloc__(self):
-        self.drop()
-
-    cdef int acquire(self, object memory, int flags) except -1:
-        global live_holds
-        # Never FORMAT: numpy cannot describe every dtype that has plain bytes (bfloat16).
-        PyObject_GetBuffer(memory, &self.view, flags)
-        self.held = True
-        live_holds += 1
-        return 0
-
-    cdef void drop(self) noexcept:
-        global live_holds
-        if self.held:
-            self.held = False
-            live_holds -= 1
-            PyBuffer_Release(&self.view)
-
-
-cdef Hold hold(object memory, int flags):
-    cdef Hold held = Hold.__new__(Hold)
-    held.acquire(memory, flags)
-    return held
 
 
 cdef string utf8(object text, str what) except *:
@@ -240,7 +209,7 @@ cdef class Header:
         return self.fixed.size()
 
 
-cdef class Request:
+cdef class Request(Gather):
     """One ModelInferRequest as a gather list; an `Outgoing` to a channel.
 
     Parameters
@@ -355,13 +324,20 @@ cdef class Request:
         if self.lent == 0:
             self.holds.clear()
 
-    cdef void lend(self) noexcept:
-        self.lent += 1
+    cdef int gather(self, vector[ConstBuffer]* segments) except -1:
+        self.seal()
+        segments[0] = self.writer.segments()
+        return 0
 
-    cdef void give_back(self):
+    cdef int lend(self) except -1:
+        self.lent += 1
+        return 0
+
+    cdef int give_back(self) except -1:
         self.lent -= 1
         if self.lent == 0 and self.released:
             self.holds.clear()
+        return 0
 
 
 cdef object parameter_value(const Parameter* parameter):
@@ -389,7 +365,7 @@ cdef dict parameters_dict(const vector[Parameter]* parameters):
     }
 
 
-cdef class Response:
+cdef class Response(Landing):
     """One ModelInferResponse, decoded as it arrives; an `Incoming` to a channel.
 
     Parameters
@@ -542,6 +518,10 @@ cdef class Response:
         """Let go of the arrays given to `place`. Idempotent; nothing is decoded afterwards."""
         self.released = True
         self.holds.clear()
+
+    cdef MessageSink* sink(self) except NULL:
+        self.check_open()
+        return new ReaderSink(self.reader)
 
     cdef int check_open(self) except -1:
         # The reader still knows where the arrays were.

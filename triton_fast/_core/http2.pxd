@@ -1,4 +1,4 @@
-# What Cython may use of csrc/http2, and of the bridge between it and csrc/wire.
+# What Cython may use of csrc/http2.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
@@ -8,15 +8,13 @@ from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from triton_fast._core._errors cimport translate
-from triton_fast._core.csrc cimport ConstBuffer, OwnedBuffer, ResponseReader
+from triton_fast._core.bridge cimport MessageSink
+from triton_fast._core.wire cimport ConstBuffer
 
 
 cdef extern from "triton_fast/http2/message.hpp" namespace "triton_fast::http2" nogil:
     cdef enum class Status(uint8_t):
         kOk
-
-    cdef cppclass MessageSink:
-        pass
 
     cdef cppclass CallSpec:
         string path
@@ -31,7 +29,7 @@ cdef extern from "triton_fast/http2/message.hpp" namespace "triton_fast::http2" 
         string message
         cbool compressed
         string encoding
-        cbool unseen
+        cbool safe_to_retry
 
 
 cdef extern from "triton_fast/http2/socket.hpp" namespace "triton_fast::http2" nogil:
@@ -137,16 +135,4 @@ cdef extern from "triton_fast/http2/nghttp2_compat.hpp" nogil:
 
 
 cdef extern from "triton_fast/bridge.hpp" namespace "triton_fast" nogil:
-    cdef cppclass ReaderSink(MessageSink):
-        ReaderSink(ResponseReader* reader) except +translate
-
-    cdef cppclass QueueSink(MessageSink):
-        QueueSink() except +translate
-        ResponseReader* take() noexcept
-
-    cdef cppclass BufferSink(MessageSink):
-        BufferSink() except +translate
-        cbool complete() noexcept
-        const OwnedBuffer& buffer() noexcept
-
     void rethrow(const Outcome& outcome) except +translate

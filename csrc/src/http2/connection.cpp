@@ -142,7 +142,7 @@ Progress Connection::go_on(std::int64_t busy_ns, const Wants& wants, std::int64_
     if (!overruled_) {
       overruled_ = true;
       outcome_ = stream_->outcome();
-      outcome_.unseen = outcome_.unseen || (!sent_any_ && !stream_->answered());
+      outcome_.safe_to_retry = outcome_.safe_to_retry || (!sent_any_ && !stream_->answered());
     }
     say_goodbye();
   } catch (...) {

@@ -63,8 +63,8 @@ Outcome Multiplexer::outcome(std::int32_t id) const {
   const Entry& entry = calls_.at(id);
   Outcome outcome = entry.stream->outcome();
   // Nothing was sent since the call began, so nothing of it.
-  outcome.unseen =
-      outcome.unseen || (broken_ && sent_ == entry.sent_before && !entry.stream->answered());
+  outcome.safe_to_retry =
+      outcome.safe_to_retry || (broken_ && sent_ == entry.sent_before && !entry.stream->answered());
   return outcome;
 }
 

@@ -209,7 +209,7 @@ Progress Call::advance() {
   outcome_ = connection_->end_call();
   // A connection that idled may turn out to be dead. Once more, but only if the server cannot have
   // acted on the request.
-  if (outcome_.unseen && !retried_ && outcome_.exception == nullptr) {
+  if (outcome_.safe_to_retry && !retried_ && outcome_.exception == nullptr) {
     retry();
   } else {
     done_ = true;

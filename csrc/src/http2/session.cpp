@@ -523,7 +523,7 @@ void Session::end(const std::string& reason) {
   }
   for (auto& [id, stream] : streams_) {
     if (stream->done_) continue;
-    stream->outcome_.unseen = left_out(*stream) && !stream->answered();
+    stream->outcome_.safe_to_retry = left_out(*stream) && !stream->answered();
     fail(*stream, Status::kUnavailable, message);
   }
 }
@@ -695,12 +695,12 @@ void Session::on_close(Stream& stream, std::uint32_t error_code) {
   Outcome& outcome = stream.outcome_;
   if (error_code != NGHTTP2_NO_ERROR && !stream.has_grpc_status_) {
     if (stream.reset_by_peer_ && !left_out(stream)) {
-      outcome.unseen = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();
+      outcome.safe_to_retry = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();
       fail(stream, status_from_reset(error_code),
            std::string("the server reset the stream: ") + nghttp2_http2_strerror(error_code));
     } else if (error_code == NGHTTP2_REFUSED_STREAM || left_out(stream)) {
       // GOAWAY leaves it out, or came before it was sent at all.
-      outcome.unseen = !stream.answered();
+      outcome.safe_to_retry = !stream.answered();
       fail(stream, Status::kUnavailable, complaint());
     } else {
       fail(stream, Status::kInternal,

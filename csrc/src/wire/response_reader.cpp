@@ -623,6 +623,7 @@ bool ResponseReader::in_shared_memory(const Output& output) const noexcept {
 }
 
 void ResponseReader::finish() {
+  if (complete_ && state_ == State::kDone) return;
   if (state_ == State::kFailed) {
     throw WireError("ModelInferResponse: the reader failed before, or was never begun");
   }
@@ -658,6 +659,7 @@ void ResponseReader::finish() {
     }
   }
   state_ = State::kDone;
+  complete_ = true;
 }
 
 void ResponseReader::settle_raw(Output& output, std::size_t index) {

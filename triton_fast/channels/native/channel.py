@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from ..._core import _wire
 from ...errors import (
     ClosedError,
     DeadlineExceeded,
@@ -264,14 +263,12 @@ class NativeChannel:
             from .compression import Compressed  # noqa: PLC0415 - rare
 
             outgoing = Compressed(outgoing.render(), encoding)
-        # What may come compressed is gathered first, and so is what the codec does not parse.
-        parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
         try:
             call: _http2.Call = self._native.Call(
                 self._pool,
                 method,
                 outgoing,
-                parser,
+                incoming,
                 metadata(options.headers),
                 encoding,
                 options.deadline_ns,
@@ -301,19 +298,21 @@ class NativeChannel:
 
     def _make(self, native: _http2.Call, incoming: Incoming, options: CallOptions) -> None:
         native.run()
-        status, message, compressed, encoding, gathered = native.end()
-        if status != StatusCode.OK:
-            if status == StatusCode.CANCELLED and self._closed:
+        outcome = native.end()
+        if outcome.status != StatusCode.OK:
+            if outcome.status == StatusCode.CANCELLED and self._closed:
                 raise ClosedError(f"the channel to {self.target} was closed during the call")
-            raise server_error(status, message, call=options.call, target=self.target)
-        if gathered is None:
-            return
-        if compressed:
-            from .compression import decompressed  # noqa: PLC0415 - rare
+            raise server_error(
+                outcome.status, outcome.message, call=options.call, target=self.target
+            )
+        message = outcome.gathered
+        if message is not None:
+            if outcome.compressed:
+                from .compression import decompressed  # noqa: PLC0415 - rare
 
-            gathered = decompressed(gathered, encoding, options, self.target)
-        incoming.begin(len(gathered))
-        incoming.feed(gathered)
+                message = decompressed(message, outcome.encoding, options, self.target)
+            incoming.begin(len(message))
+            incoming.feed(message)
         incoming.finish()
 
 

@@ -12,7 +12,6 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..._core import _wire
 from ...errors import (
     ClosedError,
     DeadlineExceeded,
@@ -100,7 +99,6 @@ class AsyncNativeChannel:
         encoding = options.compression or ""
         if encoding:
             outgoing = await self._compressed(outgoing, encoding, options)
-        parser = incoming if isinstance(incoming, _wire.Response) and not encoding else None
         headers = metadata(options.headers) if options.headers else ()
         byte_size = outgoing.byte_size
         connections, most = (
@@ -113,7 +111,7 @@ class AsyncNativeChannel:
             )
             try:
                 exchange = connection.multiplexer.open(
-                    method, outgoing, parser, headers, encoding, options.deadline_ns
+                    method, outgoing, incoming, headers, encoding, options.deadline_ns
                 )
             except RuntimeError:
                 connection.retire()  # the server is going away; the next may be to another one
@@ -131,35 +129,35 @@ class AsyncNativeChannel:
                 raise
             finally:
                 connection.finish(byte_size)
-            status, message, compressed, coding, gathered, unseen = connection.multiplexer.end(
-                exchange
-            )
-            if status == StatusCode.OK:
+            outcome = connection.multiplexer.end(exchange)
+            if outcome.status == StatusCode.OK:
                 break
             if self._closed:
                 raise ClosedError(f"{self._name} was closed during the call")
-            if not unseen or retried:
-                raise server_error(status, message, call=options.call, target=self.target)
+            if not outcome.safe_to_retry or retried:
+                raise server_error(
+                    outcome.status, outcome.message, call=options.call, target=self.target
+                )
             # One that idled was dead. Once more: the server cannot have acted on the request.
             retried = True
             connection.retire()
-        if gathered is None:
-            return
-        if compressed:
-            from .compression import decompressed  # noqa: PLC0415 - rare
+        message = outcome.gathered
+        if message is not None:
+            if outcome.compressed:
+                from .compression import decompressed  # noqa: PLC0415 - rare
 
-            gathered = await in_thread(
-                options,
-                self.target,
-                decompressed,
-                gathered,
-                coding,
-                options,
-                self.target,
-                phase="before the answer was decompressed",
-            )
-        incoming.begin(len(gathered))
-        incoming.feed(gathered)
+                message = await in_thread(
+                    options,
+                    self.target,
+                    decompressed,
+                    message,
+                    outcome.encoding,
+                    options,
+                    self.target,
+                    phase="before the answer was decompressed",
+                )
+            incoming.begin(len(message))
+            incoming.feed(message)
         incoming.finish()
 
     async def _wait(

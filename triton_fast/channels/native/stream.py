@@ -99,18 +99,18 @@ class NativeStream:
         if not self._call.over():
             return None
         try:
-            status, message, _, _, _ = self._call.outcome()
+            outcome = self._call.outcome()
         except TritonFastError as error:
             return error
-        return stream_failure(status, message, self._options, self._target, self._closed())
+        return stream_failure(outcome, self._options, self._target, self._closed())
 
 
 def stream_failure(
-    status: int, message: str, options: CallOptions, target: str, closed: bool
+    outcome: _http2.Outcome, options: CallOptions, target: str, closed: bool
 ) -> TritonFastError | None:
-    """Return the error for a stream's status; None if it ended well."""
-    if status == StatusCode.OK:
+    """Return the error for how a stream ended; None if it ended well."""
+    if outcome.status == StatusCode.OK:
         return None
-    if status == StatusCode.CANCELLED and closed:
+    if outcome.status == StatusCode.CANCELLED and closed:
         return ClosedError(f"the channel to {target} was closed during the call")
-    return server_error(status, message, call=options.call, target=target)
+    return server_error(outcome.status, outcome.message, call=options.call, target=target)

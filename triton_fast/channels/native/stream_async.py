@@ -191,8 +191,8 @@ class AsyncNativeStream:
         assert self._exchange is not None
         options, target = self._options, self._target
         try:
-            status, message, *_ = self._connection.multiplexer.end(self._exchange)
-            self._failure = stream_failure(status, message, options, target, self._closed())
+            outcome = self._connection.multiplexer.end(self._exchange)
+            self._failure = stream_failure(outcome, options, target, self._closed())
             if self._failure is not None and self._closed():
                 self._failure = ClosedError(f"the channel to {target} is closed")
         except TritonFastError as error:

@@ -85,7 +85,7 @@ class ResponseReader {
   /// next call of anything else.
   MutableBuffer landing() noexcept;
 
-  /// @brief Checks that the message is complete and its tensors add up.
+  /// @brief Checks that the message is complete and its tensors add up. Idempotent.
   /// @throws WireError if they do not; TensorError if one does not fit its destination
   void finish();
 
@@ -171,6 +171,7 @@ class ResponseReader {
 
   // Parser.
   State state_ = State::kFailed;  // until begin()
+  bool complete_ = false;         // finish() has found everything to be right
   std::array<Frame, 6> frames_{};
   std::size_t depth_ = 0;
   std::uint64_t position_ = 0;  // bytes consumed

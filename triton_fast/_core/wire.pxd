@@ -1,4 +1,4 @@
-# Everything that Cython may use of csrc, and nothing else.
+# What Cython may use of csrc/wire.
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
