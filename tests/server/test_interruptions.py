@@ -11,15 +11,23 @@ from itertools import count
 import numpy as np
 import pytest
 from interruptions import interrupted
-from stream_inputs import outs, square
+from stream_inputs import outs, square, wait_until
 
 from triton_fast import Cancelled, Client
 from triton_fast._core import _wire
+from triton_fast.channels.grpcio.fork import gate
 
 pytestmark = [pytest.mark.server, pytest.mark.server_may_die]
 
 # What must happen may take so long on a busy machine, in seconds.
 SOON = 20.0
+
+
+@pytest.fixture(autouse=True)
+def no_fork_waits():
+    """No call may count as running that is over: a fork would wait for it."""
+    yield
+    wait_until(lambda: not gate.flights)
 
 
 @pytest.fixture

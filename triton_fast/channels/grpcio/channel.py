@@ -150,6 +150,7 @@ class GrpcChannel:
             gate.leave(started.flight)
             on_done(error)
         except BaseException:
+            gate.flights.discard(started.flight)  # see ActiveCall
             gate.leave(started.flight)
             if future is not None:
                 future.cancel()
@@ -252,6 +253,7 @@ class GrpcChannel:
                 raise self.failure(error, options) from error
         finally:
             del message
+            gate.flights.discard(flight)  # see ActiveCall
             gate.leave(flight)
         return response
 
@@ -273,6 +275,7 @@ class GrpcChannel:
             except (self._grpc.RpcError, ValueError, TypeError) as error:
                 raise self.failure(error, options) from error
         finally:
+            gate.flights.discard(flight)  # see ActiveCall
             gate.leave(flight)
         return response
 

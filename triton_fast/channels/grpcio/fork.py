@@ -45,7 +45,14 @@ class Guarded(Protocol):
 
 
 class ActiveCall:
-    """A call that is inside grpcio, or about to be."""
+    """A call that is inside grpcio, or about to be.
+
+    Notes
+    -----
+    On a thread that signals may interrupt, it is taken out of `ForkGate.flights` by itself, before
+    `ForkGate.leave`: a handler may raise as that begins, and forks would wait for the call for
+    ever.
+    """
 
     __slots__ = ("channel", "slow", "thread")
 

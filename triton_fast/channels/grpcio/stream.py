@@ -149,13 +149,14 @@ class GrpcStream:
             raise self._failure
 
     def _begin(self, messages: Iterator[bytes] | bytes) -> None:
-        gate.enter(self._flight, self._options, self._channel.target)
         try:
+            gate.enter(self._flight, self._options, self._channel.target)
             call = self._call = self._start(messages)
             threading.Thread(
                 target=self._read, args=(call,), name="triton_fast stream", daemon=True
             ).start()
         except BaseException:
+            gate.flights.discard(self._flight)  # see ActiveCall
             gate.leave(self._flight)
             raise
         with self._lock:
