@@ -536,7 +536,7 @@ def test_management(run, new_client):
             assert (await client.model_config("add_sub")).max_batch_size == 8
             with pytest.raises(NotFound, match="nope"):
                 await client.model_metadata("nope")
-            with pytest.raises(InvalidOption, match="a model's name is a str, not 3"):
+            with pytest.raises(InvalidOption, match="a model's name must be a str, got 3"):
                 await client.model_config(3)
             # From now on calls are held against what was said.
             with pytest.raises(InvalidTensor, match="no input 'WRONG'"):

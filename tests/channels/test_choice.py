@@ -94,7 +94,7 @@ def test_busy_polling_is_not_grpcios():
 
 @pytest.mark.parametrize("choice", ["http", "", None, 1])
 def test_there_is_no_such_channel(choice):
-    with pytest.raises(InvalidOption, match="channel is 'auto', 'native' or 'grpc'"):
+    with pytest.raises(InvalidOption, match="channel must be 'auto', 'native' or 'grpc'"):
         Client("localhost:8001", channel=choice)
 
 

@@ -982,7 +982,7 @@ def test_tls_settings_that_make_no_sense(authority, tmp_path):
         ({"private_key": root, "certificate_chain": root}, "no private key in PEM form"),
         ({"private_key": encrypted, "certificate_chain": root}, "under a passphrase"),
         ({"root_certificates": root.decode()}, "pass bytes, or a path"),
-        ({"root_certificates": 5}, "not int"),
+        ({"root_certificates": 5}, "got int"),
         ({"server_name": ""}, "server_name"),
         ({"server_name": 5}, "server_name"),
     ):
@@ -995,7 +995,7 @@ def test_tls_settings_that_make_no_sense(authority, tmp_path):
     ):
         with pytest.raises(errors.InvalidOption, match=says):
             GrpcChannel("localhost:8001", tls=TLS(**settings))
-    with pytest.raises(errors.InvalidOption, match="tls is a TLS"):
+    with pytest.raises(errors.InvalidOption, match="tls must be a TLS"):
         GrpcChannel("localhost:8001", tls="yes")
 
 

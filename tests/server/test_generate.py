@@ -133,7 +133,7 @@ def test_options_that_a_model_does_not_take(face):
         face.events("tensorrtllm_like", "one")
     with pytest.raises(InvalidOption, match="model 'tensorrtllm_like' has no input for no_such"):
         face.events("tensorrtllm_like", "one", max_tokens=1, options={"no_such": 1})
-    with pytest.raises(InvalidOption, match="temperature is a number"):
+    with pytest.raises(InvalidOption, match="temperature must be a number"):
         face.events("vllm_like", "one", temperature="hot")
 
 

@@ -68,5 +68,5 @@ def test_unknown_models(client):
         client.model_config("nope")
     with pytest.raises(NotFound, match="nope"):
         client.model("nope").signature  # noqa: B018
-    with pytest.raises(InvalidOption, match="a model's name is a str, not 3"):
+    with pytest.raises(InvalidOption, match="a model's name must be a str, got 3"):
         client.model_metadata(3)

@@ -665,10 +665,10 @@ def test_a_closed_client(server):
 
 def test_options_that_make_no_sense(server):
     for value in ("yes", 2, None):
-        with pytest.raises(InvalidOption, match="shared_memory is 'auto', True or False"):
+        with pytest.raises(InvalidOption, match="shared_memory must be 'auto', True or False"):
             Client(server.grpc_url, shared_memory=value)
     for value in (-1, 1.5, True, None):
-        with pytest.raises(InvalidOption, match="shared_memory_limit is a number of bytes"):
+        with pytest.raises(InvalidOption, match="shared_memory_limit must be a number of bytes"):
             Client(server.grpc_url, shared_memory_limit=value)
     with pytest.raises(InvalidOption, match="is not one address"):
         Client("dns:///localhost:8001", shared_memory=True)

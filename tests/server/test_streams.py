@@ -299,7 +299,7 @@ def test_arguments_that_make_no_sense(client):
             client.open_stream(buffer_size=size)
     with client.open_stream() as stream:
         for attempt in (stream.stream, stream.send, client.stream):
-            with pytest.raises(InvalidOption, match="request_id must be a str, not int"):
+            with pytest.raises(InvalidOption, match="request_id must be a str, got int"):
                 attempt("identity_fp32", ONE, request_id=7)
             with pytest.raises(InvalidTensor, match="mapping"):
                 attempt("identity_fp32", [1])

@@ -533,12 +533,12 @@ def test_many_models_are_not_kept(face):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": b"Hi"}, "a prompt is a str, not a bytes"),
-        ({"prompt": ["Hi"]}, "a prompt is a str, not a list"),
+        ({"prompt": b"Hi"}, "a prompt must be a str, got bytes"),
+        ({"prompt": ["Hi"]}, "a prompt must be a str, got list"),
         ({"prompt": "\ud800"}, "UTF-8"),
         ({"timeout": -1}, "timeout"),
-        ({"temperature": "hot"}, "temperature is a number"),
-        ({"mapping": "vllm"}, "mapping is a TextMapping, not 'vllm'"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"mapping": "vllm"}, "mapping must be a TextMapping, got 'vllm'"),
     ],
 )
 def test_requests_that_make_no_sense(face, changes, message):

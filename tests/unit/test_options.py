@@ -29,7 +29,7 @@ def test_timeouts():
 
 @pytest.mark.parametrize("value", [-1, -0.001, math.nan, "soon", True, [], -math.inf])
 def test_timeouts_that_are_none(value):
-    with pytest.raises(InvalidOption, match=r"timeout is .*seconds") as caught:
+    with pytest.raises(InvalidOption, match=r"timeout must be .*seconds") as caught:
         seconds(value, "timeout")
     assert isinstance(caught.value, ValueError)
 
@@ -91,9 +91,9 @@ def test_one_tree():
     ("changes", "message"),
     [
         ({"model_name": ""}, "name is empty"),
-        ({"model_name": 3}, "model_name must be a str, not int"),
+        ({"model_name": 3}, "model_name must be a str, got int"),
         ({"model_name": "\ud800"}, "UTF-8"),
-        ({"model_version": 3}, "model_version must be a str, not int"),
+        ({"model_version": 3}, "model_version must be a str, got int"),
         ({"parameters": {"priority": 1}}, "reserved; use the argument priority="),
         ({"parameters": {"timeout": 1}}, "reserved; use the argument queue_timeout="),
         ({"parameters": {"a": object()}}, "parameter 'a' is a object"),
@@ -102,7 +102,7 @@ def test_one_tree():
         ({"priority": -1}, "priority"),
         ({"priority": "high"}, "priority"),
         ({"priority": 2**64}, "priority"),
-        ({"queue_timeout": -1}, "queue_timeout is -1"),
+        ({"queue_timeout": -1}, "queue_timeout must be zero or more seconds, got -1"),
         ({"outputs": "y"}, r"write \['y'\]"),
         ({"outputs": [3]}, "by its name, not by 3"),
         ({"outputs": [RequestedOutput("y", {"a": None})]}, "parameter 'a' is a NoneType"),

@@ -109,7 +109,7 @@ def test_ids_of_the_callers(one):
     "one", [0, -1, 1 << 63, -(1 << 63), "", True, False, 1.0, b"a", np.int64(5), ["a"]]
 )
 def test_ids_that_are_none(one):
-    with pytest.raises(InvalidOption, match="id is a positive int64 or a str that is not empty"):
+    with pytest.raises(InvalidOption, match="id must be a positive int64 or a str that is not empty"):
         requests(sequence_id=one)
 
 
@@ -258,7 +258,7 @@ def test_what_could_not_be_sent_was_not_made(error):
 
 @pytest.mark.parametrize("inputs", [None, [1], "INPUT", {("INPUT", 1)}])
 def test_inputs_that_are_none(inputs):
-    with pytest.raises(InvalidTensor, match="inputs is a mapping"):
+    with pytest.raises(InvalidTensor, match="inputs must be a mapping"):
         requests().next(inputs, end=False)
 
 

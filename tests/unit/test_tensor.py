@@ -203,7 +203,7 @@ def test_strings_of_several_dimensions():
         (np.array([1, 2], object), "element 0 is a int"),
         (np.array(["a", None], object), "element 1 is a NoneType"),
         (["a", 3], "element 1 is a int"),
-        ([1.5, 2.5], "a list is sent as BYTES .* not float.*dtype"),
+        ([1.5, 2.5], "a list must hold .* sent as BYTES, got float.*dtype"),
         ([["a"], ["b", "c"]], "rows are not all of one length"),
         (["ok", "\ud800"], "element 1 .* UTF-8"),
         (np.array(["ok", "\ud800"], "U"), r"element 1 holds U\+D800"),
@@ -228,7 +228,7 @@ def test_what_is_no_tensor_is_refused_by_name(value, message):
     ("arguments", "message"),
     [
         ((b"123", "FP32", [1]), r"FP32 \[1\] takes 4 bytes, and the memory has 3"),
-        ((b"1234", "FP8", [4]), "no datatype 'FP8'"),
+        ((b"1234", "FP8", [4]), "unknown datatype 'FP8'"),
         ((b"", "FP32", [-1]), "negative"),
         ((b"", "FP32", 3), "sequence of whole numbers"),
         ((bytes(8), "FP32", [2.9]), "sequence of whole numbers"),

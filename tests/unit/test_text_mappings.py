@@ -277,10 +277,10 @@ def test_options_that_a_model_does_not_take():
     for options, message in (
         ({"max_tokens": 3}, "model 'm' has no input for max_tokens; it takes 'prompt'"),
         ({"min_p": 0.1}, "model 'm' has no input for min_p"),
-        ({"seed": 2**31}, "model 'm': seed is INT32, not 2147483648"),
-        ({"seed": 0.5}, "model 'm': seed is INT32, not 0.5"),
-        ({"seed": True}, "model 'm': seed is INT32, not True"),
-        ({"seed": "a"}, "model 'm': seed is INT32, not 'a'"),
+        ({"seed": 2**31}, "model 'm': seed must be INT32, got 2147483648"),
+        ({"seed": 0.5}, "model 'm': seed must be INT32, got 0.5"),
+        ({"seed": True}, "model 'm': seed must be INT32, got True"),
+        ({"seed": "a"}, "model 'm': seed must be INT32, got 'a'"),
         ({"prompt": "again"}, "input 'prompt' is given twice"),
     ):
         with pytest.raises(InvalidOption, match=message):
@@ -305,7 +305,7 @@ def test_options_that_a_model_does_not_take():
 )
 def test_values_that_do_not_fit(kind, value):
     model = simple({"prompt": "BYTES 1", "x": kind}, {"text": "BYTES 1"})
-    with pytest.raises(InvalidOption, match=f"model 'm': x is {kind.split()[0]}, not "):
+    with pytest.raises(InvalidOption, match=f"model 'm': x must be {kind.split()[0]}, got "):
         text_inputs(PLAIN_TEXT, model, "a", {"x": value})
 
 
@@ -354,7 +354,7 @@ def test_mappings_that_do_not_fit():
     ):
         text_outputs(PLAIN_TEXT, numbers)
     wrong = simple({"prompt": "INT32 1"}, {"text": "BYTES 1"})
-    with pytest.raises(InvalidOption, match="model 'm': the prompt is INT32") as caught:
+    with pytest.raises(InvalidOption, match="model 'm': the prompt must be INT32") as caught:
         text_inputs(PLAIN_TEXT, wrong, "a secret", {})
     assert "secret" not in str(caught.value)
 
@@ -362,25 +362,25 @@ def test_mappings_that_do_not_fit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is a whole number, 1 or more, not 0"),
-        ({"max_tokens": 1.5}, "max_tokens is a whole number"),
-        ({"max_tokens": True}, "max_tokens is a whole number"),
-        ({"temperature": -0.1}, "temperature is a number, 0 or more, not -0.1"),
-        ({"temperature": float("nan")}, "temperature is a number"),
-        ({"temperature": float("inf")}, "temperature is a number"),
-        ({"temperature": "hot"}, "temperature is a number"),
-        ({"temperature": False}, "temperature is a number"),
-        ({"top_p": 1.1}, "top_p is a number, 0 to 1, not 1.1"),
-        ({"top_k": -2}, "top_k is a whole number, -1 or more"),
-        ({"seed": -1}, "seed is a whole number, 0 or more"),
-        ({"stop": []}, "stop is one text or several"),
-        ({"stop": ""}, "stop is one text or several"),
-        ({"stop": ["a", ""]}, "stop is one text or several"),
-        ({"stop": b"a"}, "stop is one text or several"),
-        ({"stop": 5}, "stop is one text or several"),
+        ({"max_tokens": 0}, "max_tokens must be a whole number, 1 or more, got 0"),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number"),
+        ({"max_tokens": True}, "max_tokens must be a whole number"),
+        ({"temperature": -0.1}, "temperature must be a number, 0 or more, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"temperature": float("inf")}, "temperature must be a number"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"temperature": False}, "temperature must be a number"),
+        ({"top_p": 1.1}, "top_p must be a number, 0 to 1, got 1.1"),
+        ({"top_k": -2}, "top_k must be a whole number, -1 or more"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more"),
+        ({"stop": []}, "stop must be one text or several"),
+        ({"stop": ""}, "stop must be one text or several"),
+        ({"stop": ["a", ""]}, "stop must be one text or several"),
+        ({"stop": b"a"}, "stop must be one text or several"),
+        ({"stop": 5}, "stop must be one text or several"),
         ({"options": {"seed": 1}}, "'seed' is an argument of its own"),
         ({"options": {5: 1}}, "5 is an argument of its own, or no name"),
-        ({"options": [1]}, r"options is a mapping of name to value, not \[1\]"),
+        ({"options": [1]}, r"options must be a mapping of name to value, got \[1\]"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

@@ -208,7 +208,7 @@ def test_parameter_nan_and_negative_zero() -> None:
         ({"p": np.uint64(UINT64_MAX)}, "parameter 'p' is 18446744073709551615"),
         ({"p": "\ud800"}, "parameter 'p' .* cannot be written as UTF-8"),
         ({"\udfff": 1}, "a parameter's name .* cannot be written as UTF-8"),
-        ({3: 1}, "a parameter's name must be a str, not int"),
+        ({3: 1}, "a parameter's name must be a str, got int"),
     ],
 )
 def test_refused_parameters(parameters: dict[Any, Any], message: str) -> None:

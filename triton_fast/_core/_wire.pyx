@@ -122,7 +122,7 @@ cdef string utf8(object text, str what) except *:
     cdef Py_ssize_t size = 0
     cdef const char* chars
     if not isinstance(text, str):
-        raise InvalidOption(f"{what} must be a str, not {type(text).__name__}")
+        raise InvalidOption(f"{what} must be a str, got {type(text).__name__}")
     try:
         chars = PyUnicode_AsUTF8AndSize(text, &size)
     except UnicodeEncodeError as error:
@@ -191,7 +191,7 @@ cdef class Header:
         self.fixed.append(encode_parameters(kRequestParameters, parameters))
         if priority:
             if not isinstance(priority, int) or not 0 < priority <= UINT64_MAX:
-                raise InvalidOption(f"priority is a whole number from 0 up, not {priority!r}")
+                raise InvalidOption(f"priority must be a whole number from 0 up, got {priority!r}")
             append_parameter_uint64(self.fixed, kRequestParameters, b"priority", priority)
         if queue_timeout_us is not None:
             append_parameter_int64(self.fixed, kRequestParameters, b"timeout", queue_timeout_us)
@@ -629,7 +629,7 @@ def encode_fixed(array, Py_ssize_t width, bint unicode):
     cdef const uint8_t* elements
     cdef size_t count
     if width < 1:
-        raise ValueError(f"width is {width}; it must be at least 1")
+        raise ValueError(f"width must be at least 1, got {width}")
     held = hold(array, PyBUF_C_CONTIGUOUS)
     try:
         elements = <const uint8_t*>held.view.buf

@@ -83,7 +83,7 @@ def _why_grpcio(
 ) -> str | None:
     """Return why a client uses grpcio; None if it uses the native channel."""
     if choice not in {"auto", "native", "grpc"}:
-        raise InvalidOption(f"channel is 'auto', 'native' or 'grpc', not {choice!r}")
+        raise InvalidOption(f"channel must be 'auto', 'native' or 'grpc', got {choice!r}")
     checked_target(target)
     obstacle = _obstacle(target, tls, options)
     if choice == "native":

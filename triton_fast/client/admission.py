@@ -38,7 +38,7 @@ class Admission:
     def __init__(self, most_calls: int, most_bytes: int) -> None:
         for name, value in (("max_in_flight", most_calls), ("max_in_flight_bytes", most_bytes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidOption(f"{name} is a positive number, not {value!r}")
+                raise InvalidOption(f"{name} must be a positive number, got {value!r}")
         self._most_calls = most_calls
         self._most_bytes = most_bytes
         self.calls = 0

@@ -49,7 +49,7 @@ class CallSettings(Generic[Hook]):
         compression: Compression | None,
     ) -> None:
         if header_hook is not None and not callable(header_hook):
-            raise InvalidOption(f"header_hook must be callable, not {header_hook!r}")
+            raise InvalidOption(f"header_hook must be callable, got {header_hook!r}")
         self.header_hook = header_hook
         self._timeout = seconds(timeout, "timeout")
         self._headers = checked_headers(headers)
@@ -111,5 +111,5 @@ class CallSettings(Generic[Hook]):
 
 def _checked(compression: Any) -> Compression | None:
     if compression not in {None, "gzip", "deflate"}:
-        raise InvalidOption(f"compression is 'gzip', 'deflate' or None, not {compression!r}")
+        raise InvalidOption(f"compression must be 'gzip', 'deflate' or None, got {compression!r}")
     return compression  # type: ignore[no-any-return]

@@ -144,7 +144,9 @@ def merged(inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]) -> Mapp
     if inputs is None:
         return tensors
     if not isinstance(inputs, Mapping):
-        raise InvalidTensor(f"inputs is a mapping of name to array, not a {type(inputs).__name__}")
+        raise InvalidTensor(
+            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
+        )
     both = inputs.keys() & tensors.keys()
     if both:
         raise InvalidOption(f"input {min(both)!r} was given twice")

@@ -48,7 +48,7 @@ def infer_split(
     InvalidOption
         If the model takes no batches.
     InvalidTensor
-        If the inputs have not the same number of rows, or an output has no rows to join.
+        If inputs have different batch sizes, or an output has no rows to join.
     ServerError
         The first piece's that failed, with its number; no piece is running any more then.
     """
@@ -228,8 +228,8 @@ def _rows(batches: Mapping[str, Sized]) -> int:
     if not rows:
         raise InvalidTensor("split: there are no inputs")
     if len(set(rows.values())) > 1:
-        counts = ", ".join(f"{name!r}: {count}" for name, count in rows.items())
-        raise InvalidTensor(f"split: the inputs have not the same number of rows ({counts})")
+        counts = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
+        raise InvalidTensor(f"split: inputs have different batch sizes: {counts}")
     return next(iter(rows.values()))
 
 

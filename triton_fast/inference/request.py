@@ -108,7 +108,9 @@ def shared_memory_parameters(region: str, offset: int, byte_size: int) -> dict[s
 def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
     """Return a call's inputs as tensors; see `triton_fast.Client.infer` for what they may be."""
     if not isinstance(inputs, Mapping):
-        raise InvalidTensor(f"inputs is a mapping of name to array, not a {type(inputs).__name__}")
+        raise InvalidTensor(
+            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
+        )
     return [input_tensor(name, value) for name, value in inputs.items()]
 
 

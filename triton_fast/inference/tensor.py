@@ -91,7 +91,7 @@ class Tensor:
     ) -> None:
         if datatype not in DATATYPES:
             raise InvalidTensor(
-                f"there is no datatype {datatype!r}; there are {', '.join(DATATYPES)}"
+                f"unknown datatype {datatype!r}; expected one of {', '.join(DATATYPES)}"
             )
         dimensions = _shape(shape)
         self.data = data
@@ -272,7 +272,7 @@ def _from_list(name: str, values: Sequence[Any]) -> InputTensor:
         if isinstance(values[0], list | tuple):
             return InputTensor(name, "BYTES", *_nested(values))
         raise InvalidTensor(
-            f"a list is sent as BYTES and holds str or bytes, not {type(values[0]).__name__}. "
+            f"a list must hold str or bytes, to be sent as BYTES, got {type(values[0]).__name__}. "
             "For numbers, say which: numpy.array(values, dtype=numpy.float32)"
         )
     encoded = _encode_in_pieces(_wire.encode_sequence, values)
@@ -343,7 +343,9 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
         dimensions = tuple(operator.index(dimension) for dimension in shape)
     except (TypeError, ValueError) as error:
-        raise InvalidTensor(f"a shape is a sequence of whole numbers, not {shape!r}") from error
+        raise InvalidTensor(
+            f"a shape must be a sequence of whole numbers, got {shape!r}"
+        ) from error
     if any(dimension < 0 for dimension in dimensions):
         raise InvalidTensor(f"shape {list(dimensions)} has a negative dimension")
     return dimensions

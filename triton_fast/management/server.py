@@ -93,7 +93,7 @@ def _model(name: str, version: str) -> dict[str, str]:
     fields = {"name": name, "version": version}
     for field, value in fields.items():
         if not isinstance(value, str):
-            raise InvalidOption(f"a model's {field} is a str, not {value!r}")
+            raise InvalidOption(f"a model's {field} must be a str, got {value!r}")
     return fields
 
 

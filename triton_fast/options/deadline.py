@@ -36,13 +36,13 @@ def seconds(value: float | None, what: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool):
-        raise InvalidOption(f"{what} is a number of seconds, not {value!r}")
+        raise InvalidOption(f"{what} must be a number of seconds, got {value!r}")
     try:
         number = float(value)
     except (TypeError, ValueError) as error:
-        raise InvalidOption(f"{what} is a number of seconds, not {value!r}") from error
+        raise InvalidOption(f"{what} must be a number of seconds, got {value!r}") from error
     if math.isnan(number) or number < 0:
-        raise InvalidOption(f"{what} is {value!r}; it must be zero or more seconds")
+        raise InvalidOption(f"{what} must be zero or more seconds, got {value!r}")
     return None if number > _LONGEST else number
 
 

@@ -82,7 +82,9 @@ def settings_from_environment(
         server is. It names the variable.
     """
     if not isinstance(prefix, str) or not prefix:
-        raise InvalidOption(f"prefix is what the variables' names begin with, not {prefix!r}")
+        raise InvalidOption(
+            f"prefix must be a str that the variables' names begin with, got {prefix!r}"
+        )
     given = os.environ if environ is None else environ
     values = _values(prefix, given)
     settings: dict[str, Any] = {}
@@ -138,7 +140,7 @@ def _number(value: str) -> float:
     try:
         number = float(value)
     except ValueError:
-        raise InvalidOption(f"it is a number of seconds, not {value!r}") from None
+        raise InvalidOption(f"it must be a number of seconds, got {value!r}") from None
     seconds(number, "it")
     return number
 
@@ -146,7 +148,7 @@ def _number(value: str) -> float:
 def _one_of(*choices: str) -> Callable[[str], str]:
     def reader(value: str) -> str:
         if value.lower() not in choices:
-            raise InvalidOption(f"it is one of {', '.join(map(repr, choices))}, not {value!r}")
+            raise InvalidOption(f"it must be one of {', '.join(map(repr, choices))}, got {value!r}")
         return value.lower()
 
     return reader
@@ -156,7 +158,7 @@ def _bool(value: str) -> bool:
     try:
         return _BOOLS[value.lower()]
     except KeyError:
-        raise InvalidOption(f"it is 1 or 0, true or false, not {value!r}") from None
+        raise InvalidOption(f"it must be 1 or 0, true or false, got {value!r}") from None
 
 
 def _shared_memory(value: str) -> bool | str:
@@ -166,7 +168,9 @@ def _shared_memory(value: str) -> bool | str:
 def _bytes(value: str) -> int:
     match = _SIZE.fullmatch(value)
     if match is None:
-        raise InvalidOption(f"it is a number of bytes, such as 1073741824 or 1G, not {value!r}")
+        raise InvalidOption(
+            f"it must be a number of bytes, such as 1073741824 or 1G, got {value!r}"
+        )
     return int(match[1]) << _UNITS[match[2]]
 
 

@@ -46,7 +46,7 @@ def checked_headers(headers: HeaderSource | None) -> tuple[tuple[str, str | byte
         if isinstance(error, InvalidOption):
             raise
         raise InvalidOption(
-            f"headers are a mapping or pairs of name and value, not {headers!r}"
+            f"headers must be a mapping or pairs of name and value, got {headers!r}"
         ) from error
     return tuple(checked)
 

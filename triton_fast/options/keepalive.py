@@ -55,13 +55,14 @@ class Keepalive:
                 or not 0.001 <= seconds <= 2_147_483
             ):
                 raise InvalidOption(
-                    f"keepalive: {name} is a number of seconds, from 0.001 to 2147483, "
-                    f"not {seconds!r}"
+                    f"keepalive: {name} must be a number of seconds, from 0.001 to 2147483, "
+                    f"got {seconds!r}"
                 )
         pings = self.max_pings_without_data
         if pings is not None and (
             isinstance(pings, bool) or not isinstance(pings, int) or pings < 0
         ):
             raise InvalidOption(
-                f"keepalive: max_pings_without_data is a count, 0 for any number, not {pings!r}"
+                f"keepalive: max_pings_without_data must be a count, 0 for any number, "
+                f"got {pings!r}"
             )

@@ -20,7 +20,7 @@ _UNIX_PATH_LIMIT = 107  # sun_path in unix(7), less its NUL
 def checked_target(target: str) -> str:
     """Return the address to give to grpcio, or say what to write instead."""
     if not isinstance(target, str):
-        raise InvalidOption(f"a target is a str such as 'localhost:8001', not {target!r}")
+        raise InvalidOption(f"a target must be a str such as 'localhost:8001', got {target!r}")
     if not target or target != target.strip() or any(not c.isprintable() for c in target):
         raise InvalidOption(f"target {target!r}: write host:port, such as 'localhost:8001'")
     if target.startswith("unix:"):

@@ -79,7 +79,7 @@ class TLS:
         if self.server_name is not None and (
             not isinstance(self.server_name, str) or not self.server_name.strip()
         ):
-            raise InvalidOption(f"TLS: server_name is a host name, not {self.server_name!r}")
+            raise InvalidOption(f"TLS: server_name must be a host name, got {self.server_name!r}")
         for name in ("root_certificates", "private_key", "certificate_chain"):
             source = getattr(self, name)
             if isinstance(source, bytes):
@@ -88,7 +88,7 @@ class TLS:
                 raise InvalidOption(f"TLS: {name} is PEM text as str; pass bytes, or a path")
             elif source is not None and not isinstance(source, str | os.PathLike):
                 raise InvalidOption(
-                    f"TLS: {name} is PEM as bytes or a path, not {type(source).__name__}"
+                    f"TLS: {name} must be PEM as bytes or a path, got {type(source).__name__}"
                 )
 
     def read(self) -> TLSMaterial:

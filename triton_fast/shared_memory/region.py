@@ -81,7 +81,7 @@ class SharedMemoryRegion:
             If the size is not a positive number.
         """
         if isinstance(byte_size, bool) or not isinstance(byte_size, int) or byte_size <= 0:
-            raise InvalidOption(f"byte_size is a number of bytes from 1 up, not {byte_size!r}")
+            raise InvalidOption(f"byte_size must be a number of bytes from 1 up, got {byte_size!r}")
         return cls(Segment.create(byte_size), name or region_name(), 0, owned=True)
 
     @classmethod

@@ -39,9 +39,9 @@ def shared_factory(
     """
     checked: Any = shared_memory
     if checked not in (True, False, "auto"):
-        raise InvalidOption(f"shared_memory is 'auto', True or False, not {shared_memory!r}")
+        raise InvalidOption(f"shared_memory must be 'auto', True or False, got {shared_memory!r}")
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise InvalidOption(f"shared_memory_limit is a number of bytes, not {limit!r}")
+        raise InvalidOption(f"shared_memory_limit must be a number of bytes, got {limit!r}")
     if not shared_memory or not limit:
         return None
     required = shared_memory is True

@@ -445,13 +445,15 @@ def _checked_id(value: int | str | None) -> int | str:
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63:
         return value
     raise InvalidOption(
-        f"a sequence's id is a positive int64 or a str that is not empty, not {value!r}"
+        f"a sequence's id must be a positive int64 or a str that is not empty, got {value!r}"
     )
 
 
 def _form_of(inputs: Mapping[str, Any]) -> _Form:
     if not isinstance(inputs, Mapping):
-        raise InvalidTensor(f"inputs is a mapping of name to array, not a {type(inputs).__name__}")
+        raise InvalidTensor(
+            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
+        )
     form = []
     for name, value in inputs.items():
         datatype = datatype_of(value.dtype) if isinstance(value, np.ndarray) else None

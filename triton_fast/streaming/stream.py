@@ -513,7 +513,7 @@ os.register_at_fork(after_in_child=_abandon_all)
 def checked_buffer_size(value: Any) -> int:
     """Return how many bytes of answers a stream may keep unread, or raise InvalidOption."""
     if not isinstance(value, int) or value < 1:
-        raise InvalidOption(f"buffer_size is a number of bytes, not {value!r}")
+        raise InvalidOption(f"buffer_size must be a number of bytes, got {value!r}")
     return value
 
 

@@ -84,13 +84,13 @@ class TextRequest:
         **options: Any,
     ) -> None:
         if not isinstance(prompt, str):
-            raise InvalidOption(f"a prompt is a str, not a {type(prompt).__name__}")
+            raise InvalidOption(f"a prompt must be a str, got {type(prompt).__name__}")
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise InvalidOption(f"the prompt cannot be encoded in UTF-8: {error.reason}") from None
         if mapping is not None and not isinstance(mapping, TextMapping):
-            raise InvalidOption(f"mapping is a TextMapping, not {mapping!r}")
+            raise InvalidOption(f"mapping must be a TextMapping, got {mapping!r}")
         self.key = (model, model_version)
         self._prompt = prompt
         self._options = checked_options(**options)

@@ -232,10 +232,10 @@ def checked_options(
     if stop is not None:
         words = [stop] if isinstance(stop, str) else _listed(stop)
         if not words or not all(isinstance(word, str) and word for word in words):
-            raise InvalidOption(f"stop is one text or several at which to stop, not {stop!r}")
+            raise InvalidOption(f"stop must be one text or several at which to stop, got {stop!r}")
         checked["stop"] = words
     if options is not None and not isinstance(options, Mapping):
-        raise InvalidOption(f"options is a mapping of name to value, not {options!r}")
+        raise InvalidOption(f"options must be a mapping of name to value, got {options!r}")
     for name, value in (options or {}).items():
         if not isinstance(name, str) or name in _ARGUMENTS:
             raise InvalidOption(f"options: {name!r} is an argument of its own, or no name")
@@ -249,7 +249,7 @@ _ARGUMENTS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 
 def _integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise InvalidOption(f"{name} is a whole number, {least} or more, not {value!r}")
+        raise InvalidOption(f"{name} must be a whole number, {least} or more, got {value!r}")
     return int(value)
 
 
@@ -259,7 +259,7 @@ def _number(name: str, value: Any, most: float) -> float:
         if 0 <= number <= most and number != np.inf:
             return number
     limit = "or more" if most == np.inf else f"to {most}"
-    raise InvalidOption(f"{name} is a number, 0 {limit}, not {value!r}")
+    raise InvalidOption(f"{name} must be a number, 0 {limit}, got {value!r}")
 
 
 def _listed(value: Any) -> list[Any]:
@@ -386,8 +386,8 @@ def _parameter(model: TextModel, option: str, value: Any) -> Any:
     element = value[0] if isinstance(value, list) and len(value) == 1 else value
     if not isinstance(element, bool | int | float | str):
         raise InvalidOption(
-            f"model {model.name!r} takes {option} as a parameter, which is one bool, int, float or "
-            f"str, not {value!r}"
+            f"model {model.name!r} takes {option} as a parameter: it must be one bool, int, float "
+            f"or str, got {value!r}"
         )
     return element
 
@@ -413,9 +413,9 @@ def _tensor(
     try:
         array = _elements(datatype, elements)
     except (TypeError, ValueError, OverflowError) as error:
-        shown = "" if what == "the prompt" else f", not {value!r}"
+        shown = "" if what == "the prompt" else f", got {value!r}"
         raise InvalidOption(
-            f"model {model.name!r}: {what} is {datatype}{shown} ({error})"
+            f"model {model.name!r}: {what} must be {datatype}{shown} ({error})"
         ) from error
     if rank == 0 and len(elements) == 1:
         return array.reshape(())

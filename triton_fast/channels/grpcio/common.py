@@ -95,7 +95,7 @@ class Endpoint:
             tls = TLS() if tls else None
         if tls is not None:
             if not isinstance(tls, TLS):
-                raise InvalidOption(f"tls is a TLS or True, not {tls!r}")
+                raise InvalidOption(f"tls must be a TLS or True, got {tls!r}")
             tls.read()  # so that a missing file is found here, not by the first call
         self._tls = tls
         merged = dict(_DEFAULT_OPTIONS)
@@ -222,16 +222,20 @@ def _checked_options(
     if options is None:
         return checked
     if not isinstance(options, Mapping | Sequence):
-        raise InvalidOption(f"channel options are a mapping or (name, value) pairs: {options!r}")
+        raise InvalidOption(
+            f"channel options must be a mapping or (name, value) pairs, got {options!r}"
+        )
     for pair in options.items() if isinstance(options, Mapping) else options:
         try:
             name, value = pair
         except (TypeError, ValueError):
-            raise InvalidOption(f"a channel option is a (name, value) pair, not {pair!r}") from None
+            raise InvalidOption(
+                f"a channel option must be a (name, value) pair, got {pair!r}"
+            ) from None
         if not isinstance(name, str) or not name:
-            raise InvalidOption(f"the name of a channel option is a str, not {name!r}")
+            raise InvalidOption(f"the name of a channel option must be a str, got {name!r}")
         if isinstance(value, float):
-            raise InvalidOption(f"channel option {name}: grpcio takes int or str, not {value!r}")
+            raise InvalidOption(f"channel option {name} must be an int or a str, got {value!r}")
         if isinstance(value, int):
             value = int(value)
             if not -(2**31) <= value < 2**31:
