@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .channels.base import Compression as Compression
     from .client.client import Client as Client
     from .client.client_async import AsyncClient as AsyncClient
     from .client.model import Model as Model
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .errors import Unknown as Unknown
     from .errors import WireError as WireError
     from .inference.classification import Class as Class
+    from .inference.request import Outputs as Outputs
     from .inference.request import RequestedOutput as RequestedOutput
     from .inference.result import InferResult as InferResult
     from .inference.signature import Signature as Signature
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from .management.metadata import ModelMetadata as ModelMetadata
     from .management.metadata import ServerMetadata as ServerMetadata
     from .management.metadata import TensorMetadata as TensorMetadata
+    from .options.headers import HeaderSource as HeaderSource
     from .options.keepalive import Keepalive as Keepalive
     from .options.tls import TLS as TLS
     from .protocol.datatypes import DATATYPES as DATATYPES
@@ -85,6 +88,7 @@ __version__ = "0.1.0"
 # The public names, by the module that owns them; tests hold the imports above to it.
 _NAMES = {
     "inference.classification": ("Class",),
+    "channels.base": ("Compression",),
     "client.client": ("Client",),
     "protocol.datatypes": ("DATATYPES",),
     "errors": (
@@ -117,6 +121,7 @@ _NAMES = {
     ),
     "text.generation": ("AsyncGeneration", "Generation"),
     "management.health": ("Health", "HealthStatus"),
+    "options.headers": ("HeaderSource",),
     "options.keepalive": ("Keepalive",),
     "management.metadata": (
         "ModelConfig",
@@ -127,7 +132,7 @@ _NAMES = {
     "client.model": ("Model",),
     "shared_memory.region": ("SharedMemoryRegion",),
     "shared_memory.registration": ("RegisteredRegion",),
-    "inference.request": ("RequestedOutput",),
+    "inference.request": ("Outputs", "RequestedOutput"),
     "client.client_async": ("AsyncClient",),
     "client.model_async": ("AsyncModel",),
     "streaming.sequence_async": ("AsyncInferSequence",),

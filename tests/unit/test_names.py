@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import contextlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -20,6 +23,12 @@ def test_every_name_is_there():
         assert getattr(triton_fast, name) is not None
     assert set(dir(triton_fast)) == {*triton_fast.__all__, "testing"}
     assert triton_fast.testing.TritonServer
+    # What annotations of public functions name can be imported, and defaults can be read.
+    for name in ("Outputs", "HeaderSource", "Compression"):
+        assert name in triton_fast.__all__
+    assert "timeout: 'float | None' = <the client's own>" in str(
+        inspect.signature(triton_fast.Client.infer)
+    )
     with pytest.raises(AttributeError, match="'triton_fast' has no attribute 'Klient'"):
         triton_fast.Klient  # noqa: B018
 
@@ -66,3 +75,29 @@ def test_source_that_is_not_compiled_says_what_to_do(tmp_path):
         f"ImportError: triton_fast was imported from {tmp_path}, where it is not"
     )
     assert last.endswith("or install it: pip install .")
+
+
+ASYNC = [
+    "AsyncClient",
+    "AsyncStream",
+    "AsyncResponseStream",
+    "AsyncInferSequence",
+    "AsyncGeneration",
+]
+
+
+@pytest.mark.parametrize("name", ASYNC)
+def test_what_is_asynchronous_is_closed_by_either_name(name):
+    """By `close`, as its blocking twin, and by `aclose`, as `contextlib.aclosing` does."""
+    for method in ("close", "aclose"):
+        assert inspect.iscoroutinefunction(getattr(getattr(triton_fast, name), method))
+
+
+def test_a_client_in_aclosing():
+    async def work():
+        async with contextlib.aclosing(triton_fast.AsyncClient("localhost:1")) as client:
+            pass
+        with pytest.raises(triton_fast.ClosedError):
+            await client.infer("m", {})
+
+    asyncio.run(work())

@@ -109,7 +109,7 @@ def test_ids_of_the_callers(one):
     "one", [0, -1, 1 << 63, -(1 << 63), "", True, False, 1.0, b"a", np.int64(5), ["a"]]
 )
 def test_ids_that_are_none(one):
-    with pytest.raises(InvalidOption, match="id must be a positive int64 or a str that is not empty"):
+    with pytest.raises(InvalidOption, match="id must be a positive int64 or a str that is not"):
         requests(sequence_id=one)
 
 

@@ -375,7 +375,7 @@ def test_a_request_that_is_not_sent(channel, stream):
 def test_requests_of_their_own_see_the_end(channel):
     with Stream(channel, OPTIONS, "host:1", tensors, 10 * SIZE) as alone:
         prepared = streams.prepare_streamed("m", "", None, None, 0, None)
-        made = alone.make(prepared, ONE, "", last=True)
+        made = alone._make(prepared, ONE, "", last=True)
         assert channel.half_closed
         channel.put([message(channel.ids[0], 1, final=True)], [])
         assert [value(one) for one in made] == [1]
@@ -394,7 +394,7 @@ class TaskChannel(Channel):
         self.event = asyncio.Event()
 
     async def send(self, outgoing, deadline_ns=None, *, last=False):
-        self.note(outgoing, last)
+        self.note(outgoing, last)  # which may raise, as for threads
 
     def put(self, *found):
         self.incoming.extend(found)
@@ -443,7 +443,7 @@ async def until_async(condition):
 async def asked(stream):
     """Return a request that has been sent."""
     made = stream.stream("m", ONE)
-    await made.send()
+    await made._send()
     return made
 
 
@@ -459,6 +459,23 @@ async def test_one_task_reads_for_all(channel, stream):
     waiting[0].cancel()
     channel.put([message(channel.ids[1], 1)])
     assert value(await anext(made[1])) == 1
+
+
+@on_a_loop
+async def test_a_tasks_request_that_is_not_sent(channel, stream):
+    before = await asked(stream)
+    channel.send_failure = Unavailable("the connection broke")
+    with pytest.raises(Unavailable):
+        await stream.send("m", ONE)
+    channel.put([message(channel.ids[0], 1, final=True)])
+    assert [value(one) async for one in before] == [1]
+    channel.send_failure = DeadlineExceeded("not in time")
+    with pytest.raises(DeadlineExceeded):
+        await stream.send("m", ONE)
+    channel.send_failure = None
+    with pytest.raises(DeadlineExceeded):  # a part of it may be on its way
+        await stream.send("m", ONE)
+    assert channel.cancelled
 
 
 async def waking(channel, stream):

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 Compression: TypeAlias = Literal["gzip", "deflate"]
+"""How a request's message may be compressed."""
+
 Headers: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 

@@ -430,7 +430,7 @@ class Client:
         options = self._endpoint.options(prepared.call, timeout, headers)
         stream = self._endpoint.open_stream(options, buffer_size=1 << 30)
         try:
-            return stream.make(prepared, inputs, request_id, last=True)
+            return stream._make(prepared, inputs, request_id, last=True)
         except BaseException:
             stream.close()
             raise

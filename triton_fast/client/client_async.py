@@ -160,6 +160,10 @@ class AsyncClient:
         """Give the connections back. Calls that are running end with `ClosedError`. Idempotent."""
         await self._endpoint.close()
 
+    async def aclose(self) -> None:
+        """Do as `close`: `contextlib.aclosing` asks for this name."""
+        await self.close()
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -24,8 +24,18 @@ __all__ = [
     "shared_memory_parameters",
 ]
 
-UNSET: Any = object()
-"""Stands for the client's own setting where None has a meaning."""
+
+class _Unset:
+    """Stands for the client's own setting where None has a meaning."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<the client's own>"
+
+
+UNSET: Any = _Unset()
+"""The default of arguments that override what the client was made with."""
 
 # Of models that are called by name; somebody may put a counter into the name.
 _MOST_PREPARED = 256
@@ -87,6 +97,8 @@ class RequestedOutput:
 
 
 Outputs: TypeAlias = Iterable[str | RequestedOutput]
+"""The outputs that a call asks for: their names, or more about them."""
+
 RequestedPair: TypeAlias = tuple[str, Mapping[str, Any] | None]
 """An output's name and parameters."""
 

@@ -11,6 +11,7 @@ from ..errors import InvalidOption
 __all__ = ["HeaderSource", "checked_headers"]
 
 HeaderSource: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+"""Headers of a call, by name or as pairs; bytes under names that end in ``-bin``."""
 
 # gRPC over HTTP/2: names are lower case, values are printable ASCII unless the name ends in -bin.
 _NAME = re.compile(r"[0-9a-z_.-]+\Z")

@@ -366,8 +366,8 @@ class InferSequence:
             raise unary_only()
         deadline_ns = self._endpoint.deadline_ns(self._timeout if timeout is UNSET else timeout)
         with request:
-            answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
-            request.pending = answers.pending
+            answers = self._stream._make(request.prepared, inputs, request_id, deadline_ns)
+            request.pending = answers._pending
         return answers
 
     def _close(self, timeout: float | None) -> None:

@@ -94,6 +94,10 @@ class AsyncInferSequence:
         """End the sequence on the server; see `triton_fast.InferSequence.close`. Idempotent."""
         await self._close(UNSET)
 
+    async def close(self) -> None:
+        """Do as `aclose`, whose name is that of Python's own asynchronous iterators."""
+        await self.aclose()
+
     async def _infer(
         self,
         request: SequenceRequest,
@@ -116,9 +120,9 @@ class AsyncInferSequence:
         if self._stream is None:
             raise unary_only()
         deadline_ns = self._endpoint.deadline_ns(self._timeout if timeout is UNSET else timeout)
-        answers = self._stream.make(request.prepared, inputs, request_id, deadline_ns)
+        answers = self._stream._make(request.prepared, inputs, request_id, deadline_ns)
         with request:
-            _, request.pending = await answers.send()
+            _, request.pending = await answers._send()
         return answers
 
     async def _close(self, timeout: float | None) -> None:

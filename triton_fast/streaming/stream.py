@@ -76,7 +76,7 @@ class ResponseStream(Iterator[InferResult]):
         self, stream: Stream, pending: Pending, deadline_ns: int | None, own: bool
     ) -> None:
         self.id = pending.id
-        self.pending = pending  # for those in this package who keep account of it
+        self._pending = pending
         self._stream = stream
         self._inbox = pending.inbox
         self._deadline_ns = deadline_ns
@@ -90,7 +90,7 @@ class ResponseStream(Iterator[InferResult]):
         try:
             item = self._inbox.popleft()
         except IndexError:
-            found = None if self._closed else self._stream._next(self.pending, self._deadline_ns)
+            found = None if self._closed else self._stream._next(self._pending, self._deadline_ns)
             if found is None:
                 self._finish()
                 raise StopIteration from None
@@ -100,7 +100,7 @@ class ResponseStream(Iterator[InferResult]):
                 self._stream._took(item)
         if isinstance(item, InferResult):
             return item
-        if self.pending.over and not self._inbox:
+        if self._pending.over and not self._inbox:
             self._finish()
         # Others may raise it too, and it is not to hold on to the frames of all.
         raise item.with_traceback(None)
@@ -114,7 +114,7 @@ class ResponseStream(Iterator[InferResult]):
         if self._closed:
             return
         self._closed = True
-        self._stream._drop(self.pending)
+        self._stream._drop(self._pending)
         if self._own:
             self._stream.close()
 
@@ -219,9 +219,9 @@ class Stream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
-        return self.make(prepared, inputs, request_id, deadline_ns)
+        return self._make(prepared, inputs, request_id, deadline_ns)
 
-    def make(
+    def _make(
         self,
         prepared: Prepared,
         inputs: Mapping[str, Any],

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..channels.base import CallOptions
-from ..errors import ClosedError, TritonFastError
+from ..errors import ClosedError, DeadlineExceeded, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
@@ -80,18 +80,18 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
         if self._closed:
             raise StopAsyncIteration
         if self._stream is None or self._pending is None:
-            stream, pending = await self.send()
+            stream, pending = await self._send()
         else:
             stream, pending = self._stream, self._pending
         item = pending.inbox.popleft() if pending.inbox else None
         if item is None:
             try:
-                item = await stream.next(pending, self._deadline_ns)
+                item = await stream._next(pending, self._deadline_ns)
             except asyncio.CancelledError:
                 await self.aclose()  # as a generator would be
                 raise
-        elif stream.starved:
-            stream.took(item)
+        elif stream._starved:
+            stream._took(item)
         if isinstance(item, InferResult):
             return item
         if item is None or (pending.over and not pending.inbox):
@@ -100,12 +100,12 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             raise StopAsyncIteration
         raise item.with_traceback(None)
 
-    async def send(self) -> tuple[AsyncStream, Pending]:
+    async def _send(self) -> tuple[AsyncStream, Pending]:
         """Send the request, if it was not; its inputs may be changed after that."""
         if self._stream is None or self._pending is None:
             stream = self._open_stream()
             try:
-                self._pending = await stream.send_prepared(
+                self._pending = await stream._send_prepared(
                     self._prepared,
                     self._inputs,
                     self.id,
@@ -133,12 +133,16 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
         if self._own:
             await self._stream.aclose()
         else:
-            self._stream.drop(self._pending)
+            self._stream._drop(self._pending)
+
+    async def close(self) -> None:
+        """Do as `aclose`, whose name is that of Python's own asynchronous iterators."""
+        await self.aclose()
 
     async def _finish(self) -> None:
         self._closed = True
         if self._own and self._stream is not None:
-            await self._stream.end()
+            await self._stream._end()
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,7 +159,7 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
         # A stream of its own goes with it, and its channel cancels the call.
         pending = getattr(self, "_pending", None)
         if pending is not None and not self._closed and self._stream is not None:
-            self._stream.drop(pending)
+            self._stream._drop(pending)
 
 
 class AsyncStream:
@@ -183,7 +187,7 @@ class AsyncStream:
         self._answers = ResponseDemux(target)
         self._waiters: set[asyncio.Future[None]] = set()
         self._reading = False
-        self.starved = False  # somebody does not read on before others have read what is there
+        self._starved = False  # somebody does not read on before others have read what is there
         self._half_closed = False
         self._failure: TritonFastError | None = None  # why nothing can be done any more
         self._sending = asyncio.Lock()
@@ -212,9 +216,9 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
-        return self.make(prepared, inputs, request_id, deadline_ns)
+        return self._make(prepared, inputs, request_id, deadline_ns)
 
-    def make(
+    def _make(
         self,
         prepared: Prepared,
         inputs: Mapping[str, Any],
@@ -244,11 +248,11 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
-        await self.send_prepared(prepared, inputs, request_id, self._inbox, deadline_ns)
+        await self._send_prepared(prepared, inputs, request_id, self._inbox, deadline_ns)
 
     async def receive(self, timeout: float | None = None) -> InferResult | None:
         """Return the next answer to a request of `send`; see `triton_fast.Stream.receive`."""
-        item = await self.next(None, deadline_after(seconds(timeout, "timeout")))
+        item = await self._next(None, deadline_after(seconds(timeout, "timeout")))
         if isinstance(item, TritonFastError):
             raise item.with_traceback(None)
         return item
@@ -272,6 +276,10 @@ class AsyncStream:
         if self._failure is None:
             self._conclude(ClosedError("the stream was closed"))
 
+    async def close(self) -> None:
+        """Do as `aclose`, whose name is that of Python's own asynchronous iterators."""
+        await self.aclose()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -283,7 +291,7 @@ class AsyncStream:
     ) -> None:
         await self.aclose()
 
-    async def send_prepared(
+    async def _send_prepared(
         self,
         prepared: Prepared,
         inputs: Mapping[str, Any],
@@ -314,13 +322,15 @@ class AsyncStream:
                     await channel_stream.send(request, deadline_ns, last=last)
                 finally:
                     request.release()
-            except BaseException:
+            except BaseException as error:
                 self._answers.withdraw(pending)
                 self._by_hand.discard(pending)
+                if isinstance(error, DeadlineExceeded):
+                    self._conclude(error)  # a part of the request may be on its way
                 raise
         return pending
 
-    async def next(
+    async def _next(
         self, pending: Pending | None, deadline_ns: int | None
     ) -> InferResult | TritonFastError | None:
         """Return what comes next for a request, or for those sent by hand; None at the end."""
@@ -329,8 +339,8 @@ class AsyncStream:
         while True:
             if inbox:
                 item = inbox.popleft()
-                if self.starved:
-                    self.took(item)
+                if self._starved:
+                    self._took(item)
                 return item
             if self._is_over(pending):
                 return None
@@ -338,17 +348,17 @@ class AsyncStream:
             if self._reading or room:
                 patience = None
             else:
-                self.starved = True
+                self._starved = True
                 patience = patience or time.monotonic_ns() + PATIENCE_NS
             if room and not self._reading:
                 await self._read(deadline_ns)
             else:
                 await self._wait(deadline_ns, patience)
 
-    def took(self, item: InferResult | TritonFastError) -> None:
+    def _took(self, item: InferResult | TritonFastError) -> None:
         """Have those read on who wait for room, once there is some."""
         if self._answers.took(item, self._buffer_size) < self._buffer_size:
-            self.starved = False
+            self._starved = False
             self._wake()
 
     def _is_over(self, pending: Pending | None) -> bool:
@@ -404,13 +414,13 @@ class AsyncStream:
             if self._channel_stream is not None:
                 self._channel_stream.cancel()
 
-    def drop(self, pending: Pending) -> None:
+    def _drop(self, pending: Pending) -> None:
         """Read no more of a request's answers."""
         pending.unwanted = True
         pending.inbox.clear()
         self._wake()
 
-    async def end(self) -> None:
+    async def _end(self) -> None:
         """See the call to its end: the last answer has come."""
         if self._failure is None and self._channel_stream is not None:
             try:

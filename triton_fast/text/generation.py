@@ -232,6 +232,10 @@ class AsyncGeneration:
         """Cancel the request, unless it is over. Idempotent."""
         await self._events.aclose()
 
+    async def close(self) -> None:
+        """Do as `aclose`, whose name is that of Python's own asynchronous iterators."""
+        await self.aclose()
+
     async def __aenter__(self) -> Self:
         return self
 
