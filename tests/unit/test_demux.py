@@ -10,19 +10,13 @@ from hypothesis import strategies as st
 from stream_messages import message
 
 from triton_fast import (
-    Cancelled,
     ClosedError,
     InferResult,
     Internal,
     InvalidArgument,
-    NotFound,
-    ServerError,
-    StatusCode,
-    Unavailable,
-    Unimplemented,
     WireError,
 )
-from triton_fast.streaming.demux import Inbox, ResponseDemux, request_error
+from triton_fast.streaming.demux import Inbox, ResponseDemux
 
 CALL = "ModelStreamInfer('m')"
 # What an answer counts for beside its tensors.
@@ -241,50 +235,6 @@ def test_what_was_taken_is_known_at_once(answers):
     # More were taken than was said: below the limit it is counted.
     pending.inbox.popleft()
     assert answers.took(pending.inbox.popleft(), limit) == 2 * (OVERHEAD + 8)
-
-
-# Errors by their texts ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("Request for unknown model: 'm' is not found", NotFound),
-        ("Request for unknown model: 'm' version 7 is not found", NotFound),
-        ("Request for unknown model: 'm' has no available versions", NotFound),
-        ("Unable to find shared memory region: 'r'", NotFound),
-        ("unexpected inference input 'WRONG' for model 'm'", InvalidArgument),
-        ("unexpected inference output 'X' for model 'm'", InvalidArgument),
-        ("expected 1 inputs but got 0 inputs for model 'm'. Got input(s) []", InvalidArgument),
-        ("[request id: 7] expected 1 inputs but got 0 inputs for model 'm'", InvalidArgument),
-        ("inference input 'i' data-type is 'FP64', but model 'm' expects", InvalidArgument),
-        ("unexpected shape for input 'i' for model 'm'. Expected [-1]", InvalidArgument),
-        ("inference request batch-size must be <= 8 for 'm'", InvalidArgument),
-        ("input byte size mismatch for input 'i' for model 'm'. Expected 4", InvalidArgument),
-        ("Invalid offset + byte size for shared memory region: 'r'", InvalidArgument),
-        ("parameter keys starting with 'triton_' are reserved for Triton usage", InvalidArgument),
-        ("inference request for sequence 77 to model 'm' must specify the START", InvalidArgument),
-        ("Request for model 'm' is not at ready state", Unavailable),
-        ("Server not ready", Unavailable),
-        ("Exceeds maximum queue size", Unavailable),
-        ("Request timeout expired", Unavailable),
-        ("This protocol is restricted, expecting header 'triton-grpc-protocol-k'", Unavailable),
-        ("GRPC server is shutting down and has stopped accepting new requests.", Unavailable),
-        ("ModelInfer RPC doesn't support models with decoupled policy", Unimplemented),
-        ("request was cancelled", Cancelled),
-        ("Canceled by the caller", Cancelled),
-        ("it broke", Internal),
-        ("the model expected more", Internal),
-        ("", Internal),
-    ],
-)
-def test_what_a_text_stands_for(text, kind):
-    error = request_error(text, CALL, "host:1")
-    assert type(error) is kind
-    assert error.status == kind.default_status != StatusCode.OK
-    assert (error.call, error.target) == (CALL, "host:1")
-    assert "request id" not in error.message
-    assert isinstance(error, ServerError)
 
 
 # Any interleaving ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DeadlineExceeded, InvalidOption, NotFound, ServerError, Unavailable
 from ..protocol.operations import Query
+from ..protocol.server_messages import is_restricted
 
 if TYPE_CHECKING:
     from .metadata import ModelConfig, ModelMetadata, ServerMetadata
@@ -108,8 +109,7 @@ def _ready(message: Any) -> bool:
 def _not_reached(error: ServerError) -> bool:
     if isinstance(error, DeadlineExceeded):
         return False
-    # A restricted server is there, and wants a header.
-    if isinstance(error, Unavailable) and "restricted" not in error.message:
+    if isinstance(error, Unavailable) and not is_restricted(error):
         return False
     raise error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,7 @@ from ..channels.base import CallOptions
 from ..errors import (
     Cancelled,
     DeadlineExceeded,
-    Internal,
     InvalidArgument,
-    NotFound,
     ResourceExhausted,
     ServerError,
     SharedMemoryError,
@@ -33,6 +30,7 @@ from ..errors import (
 )
 from ..inference.request import Prepared, shared_memory_parameters
 from ..inference.tensor import InputTensor
+from ..protocol.server_messages import lost_region, too_small_output
 from .pool import Refused, Slot, SlotPool, WaitPolicy, WouldBlock
 
 if TYPE_CHECKING:
@@ -46,13 +44,6 @@ _log = logging.getLogger("triton_fast")
 _THRESHOLD = 64 << 10
 # Of models that are called by name; somebody may put a counter into the name.
 _MOST_MODELS = 1024
-
-# What Triton says; the numbers are what to do about it. Tried with 2.51.
-_TOO_SMALL = re.compile(
-    r"shared memory size specified with the request for output '(?P<name>.*)' \(\d+ bytes\) "
-    r"should be at least (?P<size>\d+) bytes"
-)
-_LOST = re.compile(r"Unable to find (?:system )?shared memory region")
 
 # Answers that may come for one call that is made again, before its error is the caller's.
 _MOST_REPEATS = 3
@@ -309,15 +300,15 @@ class SharedMemory:
             return False
         if repeats >= _MOST_REPEATS:
             return False
-        if isinstance(error, NotFound) and _LOST.search(error.message):
+        if lost_region(error):
             self._pool.forget({slot.region for slot in placement.slots})
             return True
-        if isinstance(error, Internal) and (small := _TOO_SMALL.search(error.message)):
-            name = small["name"]
+        if small := too_small_output(error):
+            name, byte_size = small
             output = self._answers.get(_key(prepared), {}).get(name)
             if output is None or name not in placement.outputs:
                 return False
-            output.byte_size, output.batch = int(small["size"]), None
+            output.byte_size, output.batch = byte_size, None
             self._tell(
                 f"{self._url}: output {name!r} of model {prepared.model_name!r} was larger than "
                 "its last ones, so that the model ran twice; this may happen again",

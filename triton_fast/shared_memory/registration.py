@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Internal, InvalidOption
 from ..protocol.operations import Ask, Query
+from ..protocol.server_messages import region_in_use
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
@@ -88,7 +89,7 @@ def ask_again(error: Internal, since: float) -> bool:
     -----
     Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it off.
     """
-    return "currently in use" in str(error) and time.monotonic() - since <= LETTING_GO_S
+    return region_in_use(error) and time.monotonic() - since <= LETTING_GO_S
 
 
 def registered() -> Query[dict[str, RegisteredRegion]]:

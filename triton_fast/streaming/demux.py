@@ -6,84 +6,28 @@ uses it guards it, and passes it the stream's answers in the order in which they
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import ServerError, StatusCode, TritonFastError, WireError, server_error
+from ..errors import TritonFastError, WireError
 from ..inference.result import InferResult, result_of
+from ..protocol.server_messages import request_error
 
 if TYPE_CHECKING:
     from .._core._wire import Response
 
-__all__ = ["Inbox", "Pending", "ResponseDemux", "request_error"]
+__all__ = ["Inbox", "Pending", "ResponseDemux"]
 
 Inbox: TypeAlias = "deque[InferResult | TritonFastError]"
 """What has come for a request, or for several, and was not read yet."""
-
-# A stream has no status beside a request's error, only Triton's text; these are the texts of its
-# frontend and core, by what they stand for. What a model says itself is none of them.
-_STATUS_BY_TEXT: tuple[tuple[StatusCode, re.Pattern[str]], ...] = (
-    (
-        StatusCode.NOT_FOUND,
-        re.compile(
-            r"unknown model|is not found|has no available versions"
-            r"|Unable to find (?:system )?shared memory region"
-        ),
-    ),
-    (
-        StatusCode.UNIMPLEMENTED,
-        re.compile(r"doesn't support|does not support|not supported|disabled"),
-    ),
-    (
-        StatusCode.UNAVAILABLE,
-        re.compile(
-            r"not at ready state|Server not ready|shutting down|maximum queue size"
-            r"|Request timeout expired|protocol is restricted"
-        ),
-    ),
-    (StatusCode.CANCELLED, re.compile(r"\bcancell?ed\b", re.IGNORECASE)),
-    (
-        StatusCode.INVALID_ARGUMENT,
-        re.compile(
-            r"^(?:\[[^\]]*\] )?(?:unexpected |expected |batch-size must|input |inference input"
-            r"|inference request |Invalid |invalid |unable to parse "
-            r"|parameter keys starting with )|must specify the START flag"
-        ),
-    ),
-)
-_PREFIX = re.compile(r"^\[request id: [^\]]*\] ")
 
 # What an answer takes beside its tensors, about.
 _ANSWER_SIZE = 1024
 
 # The server's word that no more answers to a request come; Triton sends it since 2.35.
 _FINAL = "triton_final_response"
-
-
-def request_error(text: str, call: str, target: str) -> ServerError:
-    """Return the error for a text that stands in a stream in place of an answer.
-
-    Parameters
-    ----------
-    text : str
-        ModelStreamInferResponse.error_message.
-    call, target : str
-        See `triton_fast.errors.ServerError`.
-
-    Returns
-    -------
-    ServerError
-        The subclass that the call would have raised if it were no stream, as far as the text tells;
-        `Internal` for what a model says.
-    """
-    message = _PREFIX.sub("", text)
-    for status, pattern in _STATUS_BY_TEXT:
-        if pattern.search(message):
-            return server_error(status, message, call=call, target=target)
-    return server_error(StatusCode.INTERNAL, message, call=call, target=target)
 
 
 class Pending:

@@ -1,0 +1,109 @@
+"""What we read out of the texts of a server's errors, where its status says less.
+
+All of it is here, with the server that said so: texts are no contract, and the next version may put
+them otherwise. Then an error is of a more general class, or a call is not repeated that could be.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import Internal, NotFound, ServerError, StatusCode, Unavailable, server_error
+
+__all__ = ["is_restricted", "lost_region", "region_in_use", "request_error", "too_small_output"]
+
+# A stream has no status beside a request's error, only Triton's text; these are the texts of its
+# frontend and core, by what they stand for. What a model says itself is none of them.
+_STATUS_BY_TEXT: tuple[tuple[StatusCode, re.Pattern[str]], ...] = (
+    (
+        StatusCode.NOT_FOUND,
+        re.compile(
+            r"unknown model|is not found|has no available versions"
+            r"|Unable to find (?:system )?shared memory region"
+        ),
+    ),
+    (
+        StatusCode.UNIMPLEMENTED,
+        re.compile(r"doesn't support|does not support|not supported|disabled"),
+    ),
+    (
+        StatusCode.UNAVAILABLE,
+        re.compile(
+            r"not at ready state|Server not ready|shutting down|maximum queue size"
+            r"|Request timeout expired|protocol is restricted"
+        ),
+    ),
+    (StatusCode.CANCELLED, re.compile(r"\bcancell?ed\b", re.IGNORECASE)),
+    (
+        StatusCode.INVALID_ARGUMENT,
+        re.compile(
+            r"^(?:\[[^\]]*\] )?(?:unexpected |expected |batch-size must|input |inference input"
+            r"|inference request |Invalid |invalid |unable to parse "
+            r"|parameter keys starting with )|must specify the START flag"
+        ),
+    ),
+)
+_PREFIX = re.compile(r"^\[request id: [^\]]*\] ")
+
+# Triton 2.51; the numbers are what to do about it.
+_TOO_SMALL = re.compile(
+    r"shared memory size specified with the request for output '(?P<name>.*)' \(\d+ bytes\) "
+    r"should be at least (?P<size>\d+) bytes"
+)
+_LOST = re.compile(r"Unable to find (?:system )?shared memory region")
+
+
+def request_error(text: str, call: str, target: str) -> ServerError:
+    """Return the error for a text that stands in a stream in place of an answer.
+
+    Parameters
+    ----------
+    text : str
+        ModelStreamInferResponse.error_message.
+    call, target : str
+        See `triton_fast.errors.ServerError`.
+
+    Returns
+    -------
+    ServerError
+        The subclass that the call would have raised if it were no stream, as far as the text tells;
+        `Internal` for what a model says.
+    """
+    message = _PREFIX.sub("", text)
+    for status, pattern in _STATUS_BY_TEXT:
+        if pattern.search(message):
+            return server_error(status, message, call=call, target=target)
+    return server_error(StatusCode.INTERNAL, message, call=call, target=target)
+
+
+def too_small_output(error: ServerError) -> tuple[str, int] | None:
+    """Return which output did not fit into its shared memory, and the bytes that it takes.
+
+    None if the error is another one.
+    """
+    found = _TOO_SMALL.search(error.message) if isinstance(error, Internal) else None
+    return None if found is None else (found["name"], int(found["size"]))
+
+
+def lost_region(error: ServerError) -> bool:
+    """Tell whether a shared memory region is unknown to the server, as after it was started anew.
+
+    Triton 2.51.
+    """
+    return isinstance(error, NotFound) and _LOST.search(error.message) is not None
+
+
+def region_in_use(error: ServerError) -> bool:
+    """Tell whether a region is not unregistered because a call is on it.
+
+    Triton 2.51 and 2.52; later ones put it off.
+    """
+    return isinstance(error, Internal) and "currently in use" in error.message
+
+
+def is_restricted(error: ServerError) -> bool:
+    """Tell whether a protocol is only for callers with a certain header: the server is there.
+
+    Triton's ``--grpc-restricted-protocol``, 2.51.
+    """
+    return isinstance(error, Unavailable) and "restricted" in error.message
