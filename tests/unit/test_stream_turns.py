@@ -220,6 +220,7 @@ def test_an_interruption_when_answers_have_arrived(channel, stream):
     channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
     assert isinstance(reader.result(), ZeroDivisionError)
     assert value(other.result()) == 2
+    assert repr(first) == "<ResponseStream of ModelStreamInfer('m'); unread: 1>"
     assert value(next(first)) == 1
     assert channel.receives == 1
 

@@ -70,10 +70,15 @@ class ResponseDemux:
     ----------
     target : str
         For errors.
+
+    Attributes
+    ----------
+    target : str
+        As given.
     """
 
     def __init__(self, target: str) -> None:
-        self._target = target
+        self.target = target
         self._pending: dict[str, Pending] = {}
         self._prefix = secrets.token_hex(4)
         self._count = 0
@@ -118,7 +123,7 @@ class ResponseDemux:
             pending = self._pending.get(result.id)
             if pending is None:
                 if error:
-                    raise request_error(error, "ModelStreamInfer", self._target)
+                    raise request_error(error, "ModelStreamInfer", self.target)
                 raise WireError(
                     f"an answer came on the stream for a request {result.id!r}, which was not made "
                     "or has had its last answer"
@@ -129,7 +134,7 @@ class ResponseDemux:
             pending.answered = pending.answered or not error
             if not pending.unwanted:
                 if error:
-                    pending.inbox.append(request_error(error, pending.call, self._target))
+                    pending.inbox.append(request_error(error, pending.call, self.target))
                 elif len(result) or not final:
                     pending.inbox.append(result)
                     self._unread += _byte_size(result)

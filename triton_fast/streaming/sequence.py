@@ -181,6 +181,13 @@ class SequenceRequests:
         self._prepared: dict[tuple[bool, bool], Prepared] = {}
         self._marked(starts=True, ends=False)  # so that what is wrong is said here
 
+    def __str__(self) -> str:
+        if self.closed or self._ended or any(request.ends for request in self.made):
+            state = "ended"
+        else:
+            state = "begun" if self._answered or self.made else "not begun"
+        return f"{self.id!r} of model {self._arguments[0]!r}; {state}"
+
     def next(self, inputs: Mapping[str, Any], *, end: bool) -> SequenceRequest:
         """Return the next request.
 
@@ -277,6 +284,9 @@ class InferSequence:
         self._stream = stream
         self._timeout = checked_timeout(timeout)
         self._headers = checked_headers(headers)
+
+    def __repr__(self) -> str:
+        return f"<InferSequence {self._requests}>"
 
     @property
     def id(self) -> int | str:

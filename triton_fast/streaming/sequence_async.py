@@ -53,6 +53,9 @@ class AsyncInferSequence:
         self._timeout = checked_timeout(timeout)
         self._headers = checked_headers(headers)
 
+    def __repr__(self) -> str:
+        return f"<AsyncInferSequence {self._requests}>"
+
     @property
     def id(self) -> int | str:
         """What the server knows the sequence by."""

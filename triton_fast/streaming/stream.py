@@ -41,12 +41,14 @@ __all__ = [
     "PATIENCE_NS",
     "ResponseStream",
     "Stream",
+    "answers_repr",
     "checked_buffer_size",
     "deadline_error",
     "described",
     "ended_early",
     "neglected",
     "readers_own",
+    "stream_repr",
 ]
 
 PATIENCE_NS = 30 * 10**9
@@ -82,6 +84,9 @@ class ResponseStream(Iterator[InferResult]):
         self._deadline_ns = deadline_ns
         self._own = own  # whether the stream is this request's alone
         self._closed = False
+
+    def __repr__(self) -> str:
+        return answers_repr(self, self._pending, closed=self._closed)
 
     def __iter__(self) -> Self:
         return self
@@ -181,6 +186,9 @@ class Stream:
         self._inbox: Inbox = deque()  # of the requests that were sent by hand
         self._by_hand: dict[Pending, None] = {}
         _streams.add(self)
+
+    def __repr__(self) -> str:
+        return stream_repr(self, self._answers, self._failure, half_closed=self._half_closed)
 
     def stream(
         self,
@@ -515,6 +523,25 @@ def checked_buffer_size(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise InvalidOption(f"buffer_size must be a number of bytes, got {value!r}")
     return value
+
+
+def stream_repr(
+    stream: object, answers: ResponseDemux, failure: TritonFastError | None, *, half_closed: bool
+) -> str:
+    """Return what a stream is, and in what state."""
+    if failure is not None:
+        state = "over"
+    else:
+        state = f"requests without their last answer: {len(answers)}"
+        state += ", half closed" if half_closed else ""
+    return f"<{type(stream).__name__} to {answers.target}; {state}>"
+
+
+def answers_repr(answers: object, pending: Pending, *, closed: bool) -> str:
+    """Return what the answers to a request are of, and how many wait to be read."""
+    unread = len(pending.inbox)
+    state = "over" if closed or (pending.over and not unread) else f"unread: {unread}"
+    return f"<{type(answers).__name__} of {pending.call}; {state}>"
 
 
 def described(prepared: Prepared, request_id: str) -> str:

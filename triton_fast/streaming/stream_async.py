@@ -22,12 +22,14 @@ from .demux import Inbox, Pending, ResponseDemux
 from .stream import (
     FAREWELL_NS,
     PATIENCE_NS,
+    answers_repr,
     checked_buffer_size,
     deadline_error,
     described,
     ended_early,
     neglected,
     readers_own,
+    stream_repr,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +74,12 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
         self._stream: AsyncStream | None = None
         self._pending: Pending | None = None
         self._closed = False
+
+    def __repr__(self) -> str:
+        if self._pending is None:
+            state = "over" if self._closed else "not sent"
+            return f"<AsyncResponseStream of {described(self._prepared, self.id)}; {state}>"
+        return answers_repr(self, self._pending, closed=self._closed)
 
     def __aiter__(self) -> Self:
         return self
@@ -193,6 +201,9 @@ class AsyncStream:
         self._sending = asyncio.Lock()
         self._inbox: Inbox = deque()  # of the requests that were sent by hand
         self._by_hand: set[Pending] = set()
+
+    def __repr__(self) -> str:
+        return stream_repr(self, self._answers, self._failure, half_closed=self._half_closed)
 
     def stream(
         self,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from types import AsyncGeneratorType, GeneratorType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 
 from ..errors import InvalidArgument, InvalidOption, InvalidTensor, NotFound, Unimplemented
 from ..inference.request import UNSET
@@ -189,6 +189,12 @@ class Generation:
 
     def __init__(self, client: _Calls, known: KnownTextModels, request: TextRequest) -> None:
         self._events = _events(client, known, request)
+        self._model = request.key[0]
+
+    def __repr__(self) -> str:
+        generator = cast("GeneratorType[Event, None, None]", self._events)
+        state = "over" if generator.gi_frame is None else "open"
+        return f"<Generation by model {self._model!r}; {state}>"
 
     def __iter__(self) -> Self:
         return self
@@ -221,6 +227,12 @@ class AsyncGeneration:
 
     def __init__(self, client: _Calls, known: KnownTextModels, request: TextRequest) -> None:
         self._events = _events_async(client, known, request)
+        self._model = request.key[0]
+
+    def __repr__(self) -> str:
+        generator = cast("AsyncGeneratorType[Event, None]", self._events)
+        state = "over" if generator.ag_frame is None else "open"
+        return f"<AsyncGeneration by model {self._model!r}; {state}>"
 
     def __aiter__(self) -> Self:
         return self
