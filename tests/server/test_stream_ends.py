@@ -53,24 +53,26 @@ class Interrupt(Exception):
 
 @pytest.fixture
 def alarms():
-    """Have a signal raise Interrupt in this thread, after some seconds and then again and again.
+    """Have a signal raise Interrupt in this thread after some seconds: once, or again and again.
 
     It may be late by any time on a busy machine: set it where an Interrupt is expected already.
     """
 
     main = threading.get_ident()
     timers = []
-    armed = False
+    armed = once = False
 
     def interrupt(_, frame):
+        nonlocal armed
         # Not when it is late, nor in what a finalizer calls, where it would only be printed, nor in
-        # pytest.
+        # pytest: there will be another.
         if armed and is_in_package(frame):
+            armed = not once
             raise Interrupt
 
     def set_timer(first, interval=None):
-        nonlocal armed
-        armed = False
+        nonlocal armed, once
+        armed, once = False, interval is None
         while timers:
             thread, stopped = timers.pop()
             stopped.set()
@@ -82,9 +84,9 @@ def alarms():
 
         def send():
             pause = first
-            while pause is not None and not stopped.wait(pause):
+            while not stopped.wait(pause):
                 signal.pthread_kill(main, signal.SIGUSR1)
-                pause = interval
+                pause = interval or first
 
         thread = threading.Thread(target=send)
         timers.append((thread, stopped))
@@ -256,8 +258,8 @@ def test_a_signal_while_sending(client, alarms):
 
         def send():
             while True:
-                stream.send("identity_fp32", {"INPUT0": x})
-                stream.receive()
+                stream.send("identity_fp32", {"INPUT0": x}, timeout=LONG)
+                stream.receive(timeout=LONG)
 
         with pytest.raises(Interrupt):
             soon_interrupted(alarms, 0.01, send)
