@@ -293,7 +293,8 @@ struct Result {
 
   bool operator==(const Result& other) const {
     return status == other.status && text == other.text && encoding == other.encoding &&
-           message == other.message && thrown == other.thrown && safe_to_retry == other.safe_to_retry &&
+           message == other.message && thrown == other.thrown &&
+           safe_to_retry == other.safe_to_retry &&
            compressed == other.compressed;
   }
 };
@@ -585,7 +586,8 @@ void print(const char* how, const std::vector<Result>& results) {
   for (const Result& result : results) {
     std::fprintf(stderr, "%s: status %d, \"%s\", encoding \"%s\", %zu bytes, threw \"%s\"%s%s\n",
                  how, static_cast<int>(result.status), result.text.c_str(), result.encoding.c_str(),
-                 result.message.size(), result.thrown.c_str(), result.safe_to_retry ? ", safe_to_retry" : "",
+                 result.message.size(), result.thrown.c_str(),
+                 result.safe_to_retry ? ", safe_to_retry" : "",
                  result.compressed ? ", compressed" : "");
   }
 }

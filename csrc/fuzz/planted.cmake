@@ -113,8 +113,8 @@ if(TARGET triton_fast_nghttp2)
   # Sent again though it was answered.
   triton_fast_planted_bug(
     sent_twice fuzz_session ${session}
-    "outcome.unseen = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();"
-    "outcome.unseen = error_code == NGHTTP2_REFUSED_STREAM;")
+    "outcome.safe_to_retry = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();"
+    "outcome.safe_to_retry = error_code == NGHTTP2_REFUSED_STREAM;")
   # The same part of a payload in frame after frame.
   triton_fast_planted_bug(
     same_part fuzz_session ${session} "stream->offset_ += size;"
