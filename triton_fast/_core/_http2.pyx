@@ -204,8 +204,8 @@ cdef class Call:
         else:
             self.gathered = new BufferSink()
         self.call = new http2.Call(
-            pool.pool, spec, self.landing if self.gathered is NULL else self.gathered, http2.kNever if deadline_ns is None else deadline_ns, pings,
-            busy_ns)
+            pool.pool, spec, self.landing if self.gathered is NULL else self.gathered,
+            http2.kNever if deadline_ns is None else deadline_ns, pings, busy_ns)
 
     def __dealloc__(self):
         if self.call is not NULL:
