@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable
 from typing import IO
 
 # How long a child may take on a busy machine, in seconds.
-_LONG = 40
+_LONG = 60
 _STUCK = "a child is stuck in grpcio\n"
 _ATTEMPTS = 3
 
 _traces: dict[int, IO[str]] = {}
 
 
-def fork(work: Callable[[], object], seconds: float = _LONG) -> int:
+def fork(work: Callable[[], object]) -> int:
     """Fork a child that does a work and ends; return its id, for `join`."""
     trace = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the parent reads it in join
     pid = os.fork()
@@ -35,7 +35,7 @@ def fork(work: Callable[[], object], seconds: float = _LONG) -> int:
     try:
         # By a signal and not by a thread, which this child's own children would not have.
         faulthandler.register(signal.SIGALRM, file=trace, chain=True)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.alarm(_LONG)
         work()
         status = 0
     except BaseException as error:

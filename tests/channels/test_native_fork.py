@@ -16,11 +16,11 @@ from test_grpc_channel import HERE
 
 pytestmark = pytest.mark.native
 
-# Each script runs in an interpreter of its own. A child that hangs is killed by its own alarm, so
-# that a fault shows as its status and not as a test that takes forever.
+# Each script runs in an interpreter of its own. A child that hangs ends by itself after a while.
 PRELUDE = """
     import gc, multiprocessing, os, signal, socket, sys, threading, time, warnings
     from channel_peers import Answer, Ending, Message, Relay, until
+    from forked_children import fork, join
     from triton_fast import errors
     from triton_fast.channels.base import CallOptions
     from triton_fast.channels.native.channel import NativeChannel
@@ -45,24 +45,6 @@ PRELUDE = """
         error = start(channel)[1].wait(40)
         if error:
             raise error
-
-    def fork(work):
-        pid = os.fork()
-        if pid:
-            return pid
-        status = 1
-        try:
-            signal.alarm(60)
-            work()
-            status = 0
-        except BaseException as error:
-            print(f"child: {type(error).__name__}: {error}", flush=True)
-        finally:
-            os._exit(status)
-
-    def join(pids):
-        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
-        assert statuses == [0] * len(pids), statuses
 
     def child():
         for _ in range(2):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from soak_checks import run, summary, what_grows
+from soak_checks import memory_slope, run, summary, what_grows
 
 pytestmark = [pytest.mark.server, pytest.mark.server_may_die]
 
@@ -27,9 +27,9 @@ def give_up(shared_server, request):
 
     def grown(channel, measured):
         found = what_grows(measured)
-        if channel == "grpc":
-            # grpc.aio keeps a kibibyte or two of every call that is cancelled, by itself too
-            # (1.85), which is two mebibytes, now and then, of these few calls.
+        # grpc.aio keeps a kibibyte or two of every call that is cancelled, by itself too (1.85);
+        # over these few calls 6 KiB each were seen.
+        if channel == "grpc" and memory_slope(measured) < 12 << 10:
             found.pop("memory", None)
         return found
 

@@ -144,6 +144,15 @@ class Waiting(threading.Thread):
         return self.found
 
 
+def one_reads(channel, stream, first, second):
+    """Return two threads that ask for answers: one reads, and the other waits for it."""
+    reader = Waiting(lambda: next(first))
+    until(lambda: channel.receives == 1)
+    other = Waiting(lambda: next(second))
+    until(lambda: stream._waiters)
+    return reader, other
+
+
 def until(condition):
     end = time.monotonic() + LONG
     while not condition():
@@ -198,10 +207,7 @@ def test_another_thread_goes_on_reading(channel, stream):
 
 def test_a_reader_that_is_interrupted_leaves_its_turn(channel, stream):
     first, second = stream.stream("m", ONE), stream.stream("m", ONE)
-    reader = Waiting(lambda: next(first))
-    until(lambda: channel.receives == 1)
-    other = Waiting(lambda: next(second))
-    until(lambda: stream._waiters)
+    reader, other = one_reads(channel, stream, first, second)
     channel.put(ZeroDivisionError())  # as a signal's handler may raise anything
     assert isinstance(reader.result(), ZeroDivisionError)
     channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
@@ -213,10 +219,7 @@ def test_an_interruption_when_answers_have_arrived(channel, stream):
     """A signal's handler raises when the channel has handed them over: the next reader has them."""
     first, second = stream.stream("m", ONE), stream.stream("m", ONE)
     channel.interruption = ZeroDivisionError()
-    reader = Waiting(lambda: next(first))
-    until(lambda: channel.receives == 1)
-    other = Waiting(lambda: next(second))
-    until(lambda: stream._waiters)
+    reader, other = one_reads(channel, stream, first, second)
     channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
     assert isinstance(reader.result(), ZeroDivisionError)
     assert value(other.result()) == 2
@@ -235,10 +238,7 @@ def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypat
         raise ZeroDivisionError
 
     monkeypatch.setattr(stream._answers, "deliver", interrupted)
-    reader = Waiting(lambda: next(first))
-    until(lambda: channel.receives == 1)
-    other = Waiting(lambda: next(second))
-    until(lambda: stream._waiters)
+    reader, other = one_reads(channel, stream, first, second)
     channel.put([message(channel.ids[1], 2), message(channel.ids[0], 1)])
     assert isinstance(reader.result(), ZeroDivisionError)
     assert value(other.result()) == 2

@@ -64,7 +64,7 @@ cdef class Outcome:
     message : str
         What the server says about it, or we do.
     gathered : bytes or None
-        The response's message, if it was not fed to a `Landing`; None if there is none.
+        The response's message; None without one, or if it was fed to a `Landing`.
     compressed : bool
         Whether that is as it was sent.
     encoding : str
