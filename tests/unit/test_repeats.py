@@ -116,20 +116,18 @@ class Channel:
 
 
 @pytest.mark.parametrize(("unseen", "calls"), [(True, 2), (False, 1)])
-@pytest.mark.parametrize("how", ["infer", "submit", "is_model_ready"])
+@pytest.mark.parametrize("how", ["infer", "submit", "server_metadata"])
 def test_every_call_of_a_client_goes_by_them(how, unseen, calls):
     client = Client("localhost:1", shared_memory=False)
     channel = client._endpoint._channel = Channel(safe_to_retry=unseen)
-    inputs = {"INPUT0": [b"x"]}
-    if how == "is_model_ready":
-        assert client.is_model_ready("model") is False
-    else:
-        with pytest.raises(Unavailable) as caught:
-            if how == "infer":
-                client.infer("model", inputs)
-            else:
-                client.submit("model", inputs).result(30)
-        assert caught.value.safe_to_retry is unseen
+    call = {
+        "infer": lambda: client.infer("model", {"INPUT0": [b"x"]}),
+        "submit": lambda: client.submit("model", {"INPUT0": [b"x"]}).result(30),
+        "server_metadata": client.server_metadata,
+    }[how]
+    with pytest.raises(Unavailable) as caught:
+        call()
+    assert caught.value.safe_to_retry is unseen
     assert channel.calls == calls
 
 
