@@ -21,6 +21,7 @@ from channel_peers import until as blocking_until
 from event_loops import new_loop
 
 from triton_fast import errors
+from triton_fast._core._wire import StreamResponses
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
 from triton_fast.channels.native.channel_async import AsyncNativeChannel
@@ -354,7 +355,7 @@ def test_a_closed_channel_refuses_calls(run, make):
         with pytest.raises(errors.ClosedError, match=channel.target):
             await call(channel, "Echo")
         with pytest.raises(errors.ClosedError):
-            channel.open_stream(path("StreamEcho"), CallOptions())
+            channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
 
     run(work(False))
     run(work(True))
@@ -524,7 +525,7 @@ def test_nothing_is_left_open(run, make):
     async def cycle():
         async with closing(make()) as channel:
             await call(channel, "Echo", b"x")
-            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             await stream.send(Message(envelope("a")), None)
             await stream.receive(None)
             stream.cancel()
@@ -573,7 +574,7 @@ async def streamed_at_last(server) -> int:
 def test_a_conversation(run, make):
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             for number in range(5):
                 await stream.send(Message(envelope(f"m{number}")), within(20))
                 assert ids(await stream.receive(within(20))) == [f"m{number}"]
@@ -598,7 +599,7 @@ def test_large_messages_of_a_stream(run, make):
 
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             await stream.send(Message(message), within(20))
             assert [len(name) for name in ids(await stream.receive(within(20)))] == [LARGE]
             stream.cancel()
@@ -610,7 +611,7 @@ def test_a_stream_sends_headers(run, make):
     async def work():
         async with closing(make()) as channel:
             options = CallOptions(headers=(("authorization", "abc"),))
-            stream = channel.open_stream(path("StreamHeaders"), options)
+            stream = channel.open_stream(path("StreamHeaders"), StreamResponses(), options)
             await stream.send(Message(envelope("")), None)
             assert ["authorization", "abc"] in json.loads(ids(await stream.receive(None))[0])
             stream.cancel()
@@ -623,7 +624,7 @@ def test_many_streams_and_calls_at_a_time(run, make):
         async with closing(make()) as channel:
 
             async def one(number):
-                stream = channel.open_stream(path("StreamEcho"), CallOptions())
+                stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
                 for n in range(20):
                     await stream.send(Message(envelope(f"{number}.{n}")), None)
                 await stream.half_close()
@@ -640,7 +641,7 @@ def test_the_error_of_a_stream(run, make):
     async def work():
         async with closing(make()) as channel:
             options = CallOptions(call="ModelStreamInfer('m')")
-            stream = channel.open_stream(path("StreamStatus"), options)
+            stream = channel.open_stream(path("StreamStatus"), StreamResponses(), options)
             await stream.send(Message(b"3:no such input"), None)
             for _ in range(2):
                 with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
@@ -655,7 +656,7 @@ def test_the_error_of_a_stream(run, make):
 def test_a_server_that_ends_the_stream(run, make):
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamOne"), CallOptions())
+            stream = channel.open_stream(path("StreamOne"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), None)
             assert await all_ids(stream) == ["one"]
             with pytest.raises(errors.ClosedError):
@@ -667,7 +668,9 @@ def test_a_server_that_ends_the_stream(run, make):
 def test_a_stream_to_nowhere(run, make, nowhere):
     async def work():
         async with closing(make(nowhere)) as channel:
-            stream = channel.open_stream(path("StreamEcho"), CallOptions(call="X"))
+            stream = channel.open_stream(
+                path("StreamEcho"), StreamResponses(), CallOptions(call="X")
+            )
             # Whether the first message is taken before that is known is left to the channel.
             with contextlib.suppress(errors.Unavailable):
                 await stream.send(Message(b"x"), None)
@@ -681,7 +684,7 @@ def test_a_stream_to_nowhere(run, make, nowhere):
 def test_deadlines_of_a_stream(run, make, server):
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamHold"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             with pytest.raises(errors.DeadlineExceeded):
                 await stream.receive(within(0.1))  # it has not begun
             await stream.send(Message(b"x"), None)
@@ -692,7 +695,9 @@ def test_deadlines_of_a_stream(run, make, server):
             server.let_go()
             assert ids(await stream.receive(within(20))) == ["held"]
             stream.cancel()
-            whole = channel.open_stream(path("StreamHold"), CallOptions(deadline_ns=within(0.3)))
+            whole = channel.open_stream(
+                path("StreamHold"), StreamResponses(), CallOptions(deadline_ns=within(0.3))
+            )
             with contextlib.suppress(errors.DeadlineExceeded):
                 await whole.send(Message(b"x"), None)
             for _ in range(2):
@@ -707,7 +712,7 @@ def test_a_peer_that_takes_no_messages(run, make):
 
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamHold"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), within(20))
             late = None
             for _ in range(64):  # MiB: more than any window
@@ -726,7 +731,7 @@ def test_a_peer_that_takes_no_messages(run, make):
 def test_cancelling_a_receive_loses_nothing(run, make):
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamCount"), CallOptions())
+            stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
             await stream.send(Message(b"200"), None)
             await stream.half_close()
             found = []
@@ -750,7 +755,7 @@ def test_cancelling_a_receive_loses_nothing(run, make):
 def test_cancelling_a_receive_in_a_large_message_loses_nothing(run, make):
     async def work():
         async with closing(make()) as channel:
-            stream = channel.open_stream(path("StreamCount"), CallOptions())
+            stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
             await stream.send(Message(f"4 {LARGE}".encode()), None, last=True)
             found, turns = [], 0
             while True:
@@ -775,7 +780,7 @@ def test_answers_that_nobody_takes(run, make, server, way):
     async def work():
         tasks = asyncio.all_tasks()
         channel = make()
-        stream = channel.open_stream(path("StreamCount"), CallOptions())
+        stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
         await stream.send(Message(b"1000 100000"), None)
         await stream.receive(None)
         assert await streamed_at_last(server) < 1000  # what nobody receives is not asked for
@@ -797,7 +802,7 @@ def test_answers_that_nobody_takes(run, make, server, way):
 def test_a_stream_that_is_given_up(run, make, server, way):
     async def work():
         channel = make()
-        stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
+        stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions(call="X"))
         await stream.send(Message(b"x"), None)
         receiving = asyncio.create_task(stream.receive(None))
         assert await saw(server, "held")
@@ -833,7 +838,9 @@ def test_a_send_that_is_cancelled_ends_the_stream(run, make, size):
     async def work():
         async with closing(make()) as channel:
             for turns in range(8):
-                stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
+                stream = channel.open_stream(
+                    path("StreamHold"), StreamResponses(), CallOptions(call="X")
+                )
                 if turns % 2:
                     await stream.send(Message(b"x"), None)
                 sending = asyncio.create_task(stream.send(Message(bytes(size)), None))
@@ -854,7 +861,7 @@ def test_a_send_that_is_cancelled_ends_the_stream(run, make, size):
 def test_the_connection_of_a_stream_breaks(run, make, server, relay):
     async def work():
         async with closing(make(relay.target)) as channel:
-            stream = channel.open_stream(path("StreamHold"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), None)
             receiving = asyncio.create_task(stream.receive(within(20)))
             assert await saw(server, "held")

@@ -13,6 +13,7 @@ from channel_peers import Message, envelope, received, until, until_blocked
 from test_grpc_channel import call, path, run_python, within
 
 from triton_fast import errors
+from triton_fast._core._wire import StreamResponses
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.grpcio.channel import GrpcChannel
 from triton_fast.channels.grpcio.stream import GrpcStream
@@ -67,7 +68,7 @@ def streamed_at_last(server) -> int:
 
 
 def test_a_conversation(make):
-    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     for number in range(5):
         stream.send(Message(envelope(f"m{number}")), within(20))
         assert ids(received(stream, within(20))) == [f"m{number}"]
@@ -86,14 +87,14 @@ def test_a_conversation(make):
 
 
 def test_the_last_message(make):
-    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     stream.send(Message(envelope("first")))
     stream.send(Message(envelope("last")), last=True)
     assert all_ids(stream) == ["first", "last", "half-closed"]
 
 
 def test_large_messages(make):
-    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     for _ in range(3):
         stream.send(Message(envelope("x" * LARGE)), within(20))
         assert [len(name) for name in ids(received(stream, within(20)))] == [LARGE]
@@ -102,7 +103,7 @@ def test_large_messages(make):
 
 def test_headers(make, last):
     options = CallOptions(headers=(("authorization", "abc"),))
-    stream = make().open_stream(path("StreamHeaders"), options)
+    stream = make().open_stream(path("StreamHeaders"), StreamResponses(), options)
     stream.send(Message(envelope("")), last=last)
     told = []
     while len(told) < 1:
@@ -112,7 +113,7 @@ def test_headers(make, last):
 
 
 def test_one_thread_sends_and_another_receives(make):
-    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     found = []
     receiver = threading.Thread(target=lambda: found.extend(all_ids(stream)))
     receiver.start()
@@ -128,7 +129,7 @@ def test_several_streams_and_calls(make):
     wrong = []
 
     def work(number):
-        stream = channel.open_stream(path("StreamEcho"), CallOptions())
+        stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
         for n in range(30):
             stream.send(Message(envelope(f"{number}.{n}")))
         stream.half_close()
@@ -146,7 +147,7 @@ def test_several_streams_and_calls(make):
 
 def test_the_error_of_a_stream(make, last):
     options = CallOptions(call="ModelStreamInfer('m')")
-    stream = make().open_stream(path("StreamStatus"), options)
+    stream = make().open_stream(path("StreamStatus"), StreamResponses(), options)
     stream.send(Message(b"3:no such input"), last=last)
     for _ in range(2):
         with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
@@ -157,7 +158,7 @@ def test_the_error_of_a_stream(make, last):
 
 
 def test_a_server_that_ends_the_stream(make):
-    stream = make().open_stream(path("StreamOne"), CallOptions())
+    stream = make().open_stream(path("StreamOne"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"))
     assert all_ids(stream) == ["one"]
     with pytest.raises(errors.ClosedError):
@@ -165,7 +166,7 @@ def test_a_server_that_ends_the_stream(make):
 
 
 def test_what_is_no_message(make, last):
-    stream = make().open_stream(path("StreamEcho"), CallOptions())
+    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     stream.send(Message(b"\xff\xff\xff"), last=last)
     with pytest.raises(errors.WireError):
         received(stream, within(20))
@@ -173,7 +174,7 @@ def test_what_is_no_message(make, last):
 
 
 def test_a_stream_to_nowhere(make, nowhere, last):
-    stream = make(nowhere).open_stream(path("StreamEcho"), CallOptions(call="X"))
+    stream = make(nowhere).open_stream(path("StreamEcho"), StreamResponses(), CallOptions(call="X"))
     failed = 0
     receive = partial(received, stream)
     for way in (lambda: stream.send(Message(b"x"), last=last), receive, receive):
@@ -186,7 +187,7 @@ def test_a_stream_to_nowhere(make, nowhere, last):
 
 def test_deadlines(make, server, last):
     channel = make()
-    stream = channel.open_stream(path("StreamHold"), CallOptions())
+    stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"), last=last)
     with pytest.raises(errors.DeadlineExceeded):
         received(stream, within(0.1))
@@ -195,7 +196,9 @@ def test_deadlines(make, server, last):
     server.let_go()
     assert ids(received(stream, within(20))) == ["held"]
     stream.cancel()
-    whole = channel.open_stream(path("StreamHold"), CallOptions(deadline_ns=within(0.3)))
+    whole = channel.open_stream(
+        path("StreamHold"), StreamResponses(), CallOptions(deadline_ns=within(0.3))
+    )
     with contextlib.suppress(errors.DeadlineExceeded):
         whole.send(Message(b"x"), last=last)
     for _ in range(2):
@@ -204,7 +207,7 @@ def test_deadlines(make, server, last):
 
 
 def test_a_peer_that_takes_no_messages(make):
-    stream = make().open_stream(path("StreamHold"), CallOptions())
+    stream = make().open_stream(path("StreamHold"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"), within(20))
     late = None
     for _ in range(64):  # MiB: more than any window
@@ -221,7 +224,7 @@ def test_a_peer_that_takes_no_messages(make):
 @pytest.mark.parametrize("way", ["cancel", "close"])
 def test_a_stream_that_is_given_up(make, server, way, last):
     channel = make()
-    stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
+    stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions(call="X"))
     stream.send(Message(b"x"), last=last)
     raised = []
 
@@ -245,16 +248,16 @@ def test_a_stream_that_is_given_up(make, server, way, last):
 
 def test_a_closed_channel_opens_no_stream(make):
     channel = make()
-    stream = channel.open_stream(path("StreamEcho"), CallOptions())
+    stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     channel.close()
     with pytest.raises(errors.ClosedError):
         stream.send(Message(b"x"))
     with pytest.raises(errors.ClosedError):
-        channel.open_stream(path("StreamEcho"), CallOptions())
+        channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
 
 
 def test_the_connection_breaks(make, server, relay, last):
-    stream = make(relay.target).open_stream(path("StreamHold"), CallOptions())
+    stream = make(relay.target).open_stream(path("StreamHold"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"), last=last)
     assert server.saw("held")
     receiving = threading.current_thread()
@@ -277,7 +280,7 @@ def readers() -> int:
 def test_answers_that_nobody_takes(make, server, way, last):
     """What has read them ahead, and waits for room, ends as well."""
     channel = make()
-    stream = channel.open_stream(path("StreamCount"), CallOptions())
+    stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
     received(stream, within(20))
     assert streamed_at_last(server) < 1000  # what nobody receives is not asked for
@@ -303,7 +306,7 @@ def test_the_thread_that_reads_may_close_the_channel(server, last, monkeypatch):
         return has_enough(stream)
 
     monkeypatch.setattr(GrpcStream, "_has_enough", closing)
-    stream = channel.open_stream(path("StreamCount"), CallOptions())
+    stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
     assert closed.wait(30)
     assert server.saw("stream ended")
@@ -315,7 +318,7 @@ def test_nothing_is_left_open(make):
     channel = make()
 
     def cycle(way):
-        stream = channel.open_stream(path("StreamEcho"), CallOptions())
+        stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
         stream.send(Message(envelope("a")), last=way >= 2)
         if way % 2:
             stream.half_close()
@@ -344,6 +347,7 @@ def test_nothing_is_left_of_those_given_up(server, kind, last):
     import sys
     from channel_peers import Message, received
     from test_channel_streams import KINDS, within
+    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.base import CallOptions
 
     def resident():  # KiB; man 5 proc
@@ -352,7 +356,7 @@ def test_nothing_is_left_of_those_given_up(server, kind, last):
 
     def give_up(count):
         for number in range(count):
-            stream = channel.open_stream("/test.Echo/StreamCount", CallOptions())
+            stream = channel.open_stream("/test.Echo/StreamCount", StreamResponses(), CallOptions())
             stream.send(Message(b"20 10"), last=sys.argv[3] == "last")
             if number % 2:
                 received(stream, within(20))
@@ -374,12 +378,13 @@ PROGRAM = """
     from channel_peers import Message, received, until_blocked
     from test_channel_streams import KINDS, all_ids, ids
     from triton_fast import errors
+    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.grpcio import fork as grpc_fork
     from triton_fast.channels.base import CallOptions
 
     kind = KINDS[sys.argv[1]]
     channel = kind(sys.argv[2])
-    stream = channel.open_stream("/test.Echo/StreamHold", CallOptions())
+    stream = channel.open_stream("/test.Echo/StreamHold", StreamResponses(), CallOptions())
     last = len(sys.argv) > 3 and sys.argv[-1] == "last"
     stream.send(Message(b"x"), last=last)
 """
@@ -439,7 +444,7 @@ def test_forked_children(server, kind, last):
                 raise AssertionError("used")
             stream.cancel()
             mine = kind(sys.argv[2])
-            echo = mine.open_stream("/test.Echo/StreamOne", CallOptions())
+            echo = mine.open_stream("/test.Echo/StreamOne", StreamResponses(), CallOptions())
             try:
                 echo.send(Message(b"x"), last=last)
                 assert all_ids(echo) == ["one"]

@@ -32,9 +32,9 @@ from ..options.deadline import deadline_after, seconds
 from .demux import Inbox, Pending, ResponseDemux
 
 if TYPE_CHECKING:
-    from .._core._wire import Response
     from ..channels.base import CallOptions, ChannelStream
     from ..inference.tensor import InputTensor
+    from ..protocol.codec import ResponseDecoder
 
 __all__ = [
     "FAREWELL_NS",
@@ -162,7 +162,7 @@ class Stream:
 
     def __init__(
         self,
-        channel_stream: ChannelStream,
+        channel_stream: ChannelStream[ResponseDecoder],
         options: CallOptions,
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
@@ -176,7 +176,7 @@ class Stream:
         self._lock = threading.RLock()  # guards what follows, and the answers
         self._waiters = Waiters()
         self._reading = False
-        self._arrived: list[Response] = []  # and not handed out yet; the reader's
+        self._arrived: list[ResponseDecoder] = []  # and not handed out yet; the reader's
         self._handing_out = False
         self._starved = False  # somebody does not read on before others have read what is there
         self._half_closed = False

@@ -35,6 +35,7 @@ from .stream import (
 if TYPE_CHECKING:
     from ..channels.base import AsyncChannelStream
     from ..inference.tensor import InputTensor
+    from ..protocol.codec import ResponseDecoder
 
 __all__ = ["AsyncResponseStream", "AsyncStream"]
 
@@ -182,13 +183,14 @@ class AsyncStream:
 
     def __init__(
         self,
-        opening: Callable[[], Awaitable[tuple[AsyncChannelStream, CallOptions]]],
+        opening: Callable[[], Awaitable[tuple[AsyncChannelStream[ResponseDecoder], CallOptions]]],
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], Awaitable[list[InputTensor]]],
         buffer_size: int,
     ) -> None:
         self._opening = opening
-        self._channel_stream: AsyncChannelStream | None = None  # until the first request
+        # None until the first request.
+        self._channel_stream: AsyncChannelStream[ResponseDecoder] | None = None
         self._options = CallOptions()
         self._inputs = inputs
         self._buffer_size = checked_buffer_size(buffer_size)

@@ -24,7 +24,7 @@ from ...errors import (
     TritonFastError,
     server_error,
 )
-from ..base import Call, CallOptions, Headers, Incoming, Outgoing
+from ..base import Call, CallOptions, Headers, Incoming, Outgoing, StreamIncoming
 
 if TYPE_CHECKING:
     from ..._core import _http2
@@ -200,7 +200,9 @@ class NativeChannel:
 
         return self._pool_of_threads().run(native, work, options.deadline_ns)
 
-    def open_stream(self, method: str, options: CallOptions) -> NativeStream:
+    def open_stream(
+        self, method: str, incoming: StreamIncoming[Any], options: CallOptions
+    ) -> NativeStream:
         """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
         from .stream import NativeStream  # noqa: PLC0415 - imported on use
 
@@ -209,6 +211,7 @@ class NativeChannel:
             call = self._native.StreamCall(
                 self._pool,
                 method,
+                incoming,
                 metadata(options.headers),
                 options.deadline_ns,
                 self._keepalive,
