@@ -6,7 +6,6 @@ a Python call. A codec's classes are derived from them; a channel knows no other
 """
 
 from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
-from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 from triton_fast._core.bridge cimport MessageSink
