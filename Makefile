@@ -159,7 +159,7 @@ lint-clang-format: $(STAMPS)/group-lint
 # Of folders with a dot it reads what is named.
 lint-codespell: $(STAMPS)/group-lint
 	@echo "==> codespell"
-	@.venv/bin/codespell . $(wildcard .ci/* .github/* .github/*/*)
+	@.venv/bin/codespell . $(wildcard .ci/* .github/*)
 
 # By the schemas that come with check-jsonschema. A source distribution has no .github.
 lint-github: $(STAMPS)/group-lint
