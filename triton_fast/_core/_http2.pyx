@@ -9,7 +9,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cython.operator cimport dereference
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libcpp.memory cimport make_shared, shared_ptr
+from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
@@ -501,8 +501,8 @@ cdef class Multiplexer:
         Parameters
         ----------
         path, outgoing, incoming, metadata, encoding, deadline_ns
-            As in `Call`. Without ``outgoing`` it is a stream, and ``incoming`` a `StreamLanding`. The
-            server is told the deadline; keeping it is up to the caller.
+            As in `Call`. Without ``outgoing`` it is a stream, and ``incoming`` a `StreamLanding`.
+            The server is told the deadline; keeping it is up to the caller.
 
         Returns
         -------

@@ -6,7 +6,6 @@ those that it receives parsed as they arrive, without a Python call. A codec's c
 """
 
 from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
-from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 from triton_fast._core.bridge cimport MessageSink
