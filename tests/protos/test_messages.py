@@ -7,7 +7,6 @@ import dataclasses
 import importlib.resources
 import os
 import pickle
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.protobuf import descriptor_pb2, message_factory, text_format
 from google.protobuf.internal import api_implementation
+from support.interpreter import run_interpreter, run_python
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
@@ -35,20 +35,6 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 implementations = pytest.mark.parametrize("implementation", ["upb", "python"])
-
-
-def run_python(*arguments: str, **environment: str) -> str:
-    """Run an interpreter of its own, for what depends on the order of imports."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture
@@ -268,7 +254,9 @@ def test_subprocess_tritonclient_imports_in_either_order(
     order: tuple[str, str], implementation: str
 ) -> None:
     script = "".join([*order, *order, USE_BOTH])
-    assert run_python("-c", script, **{IMPLEMENTATION: implementation}) == f"{implementation}\n"
+    assert (
+        run_python(script, options=(), **{IMPLEMENTATION: implementation}) == f"{implementation}\n"
+    )
 
 
 def test_subprocess_a_second_definition_in_the_default_pool_would_break_it() -> None:
@@ -284,7 +272,7 @@ try:
 except TypeError as error:
     print("broken")
 """
-    assert run_python("-c", script, **{IMPLEMENTATION: "upb"}) == "broken\n"
+    assert run_python(script, options=(), **{IMPLEMENTATION: "upb"}) == "broken\n"
 
 
 @implementations
@@ -297,7 +285,7 @@ for name in ("inference.ModelConfig", "inference.ModelInferRequest"):
     except KeyError:
         print("not there")
 """
-    output = run_python("-c", script, **{IMPLEMENTATION: implementation})
+    output = run_python(script, options=(), **{IMPLEMENTATION: implementation})
     assert output == "not there\n" * 2
 
 
@@ -312,7 +300,7 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in {"google"
 messages.message_class("ModelConfig")
 print("google.protobuf" in sys.modules)
 """
-    assert run_python("-c", script) == "[]\nTrue\n"
+    assert run_python(script, options=()) == "[]\nTrue\n"
 
 
 @pytest.mark.usefixtures("not_loaded")
@@ -364,7 +352,7 @@ if child == 0:
 go_on.set()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert run_python("-W", "ignore::DeprecationWarning", "-c", script) == "0\n"
+    assert run_python(script, options=("-W", "ignore::DeprecationWarning")) == "0\n"
 
 
 def test_implementation_is_the_one_asked_for() -> None:
@@ -374,8 +362,9 @@ def test_implementation_is_the_one_asked_for() -> None:
 def test_subprocess_all_of_this_with_protobuf_in_pure_python() -> None:
     """Run these tests again, but for those that choose an implementation themselves."""
     here = Path(__file__).parent
-    output = run_python(
+    output, _ = run_interpreter(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not subprocess", str(here)),
+        timeout=100,
         **{IMPLEMENTATION: "python"},
     )
     assert " passed" in output
