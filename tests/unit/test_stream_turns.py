@@ -14,6 +14,7 @@ from collections import deque
 import numpy as np
 import pytest
 from stream_messages import message
+from support.waiting import until, until_async
 
 from triton_fast import Cancelled, ClosedError, DeadlineExceeded, ResourceExhausted, Unavailable
 from triton_fast.channels import waiting as thread_waiting
@@ -151,13 +152,6 @@ def one_reads(channel, stream, first, second):
     other = Waiting(lambda: next(second))
     until(lambda: stream._waiters)
     return reader, other
-
-
-def until(condition):
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 class Clock:
@@ -435,12 +429,6 @@ def on_a_loop(test):
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__
     return run
-
-
-async def until_async(condition):
-    """Let other tasks run until something is so; the test has a time limit."""
-    while not condition():
-        await asyncio.sleep(0)
 
 
 async def asked(stream):
