@@ -124,10 +124,13 @@ class ServerError(TritonFastError):
         What was being called, for the reader of a traceback: ``"ModelInfer('resnet')"``.
     target : str, default ""
         The server's address as given to the client.
+    safe_to_retry : bool, default False
+        Whether it is known that the server has not begun the call, so that making it again cannot
+        do anything twice. The client has tried that already, once.
 
     Attributes
     ----------
-    status, message, call, target
+    status, message, call, target, safe_to_retry
         As above.
 
     Notes
@@ -144,11 +147,13 @@ class ServerError(TritonFastError):
         *,
         call: str = "",
         target: str = "",
+        safe_to_retry: bool = False,
     ) -> None:
         self.message = message
         self.status = self.default_status if status is None else status
         self.call = call
         self.target = target
+        self.safe_to_retry = safe_to_retry
         super().__init__(message)
 
     def __str__(self) -> str:
@@ -158,13 +163,19 @@ class ServerError(TritonFastError):
 
     def __reduce__(self) -> tuple[Callable[..., ServerError], tuple[object, ...]]:
         # Keyword-only arguments do not survive the default pickling of exceptions.
-        return _rebuild, (type(self), self.message, self.status, self.call, self.target)
+        state = (self.message, self.status, self.call, self.target, self.safe_to_retry)
+        return _rebuild, (type(self), *state)
 
 
 def _rebuild(
-    kind: type[ServerError], message: str, status: StatusCode, call: str, target: str
+    kind: type[ServerError],
+    message: str,
+    status: StatusCode,
+    call: str,
+    target: str,
+    safe_to_retry: bool,
 ) -> ServerError:
-    return kind(message, status, call=call, target=target)
+    return kind(message, status, call=call, target=target, safe_to_retry=safe_to_retry)
 
 
 class Cancelled(ServerError):
@@ -286,7 +297,9 @@ _BY_STATUS: dict[StatusCode, type[ServerError]] = {
 }
 
 
-def server_error(status: int, message: str, *, call: str = "", target: str = "") -> ServerError:
+def server_error(
+    status: int, message: str, *, call: str = "", target: str = "", safe_to_retry: bool = False
+) -> ServerError:
     """Return the error that stands for a gRPC status.
 
     Parameters
@@ -296,7 +309,7 @@ def server_error(status: int, message: str, *, call: str = "", target: str = "")
         specification says.
     message : str
         The text from ``grpc-message``.
-    call, target : str
+    call, target, safe_to_retry
         See `ServerError`.
 
     Returns
@@ -308,4 +321,5 @@ def server_error(status: int, message: str, *, call: str = "", target: str = "")
         code = StatusCode(status)
     except ValueError:
         code = StatusCode.UNKNOWN
-    return _BY_STATUS.get(code, Unknown)(message, call=call, target=target)
+    kind = _BY_STATUS.get(code, Unknown)
+    return kind(message, call=call, target=target, safe_to_retry=safe_to_retry)

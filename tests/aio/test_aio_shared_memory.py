@@ -168,12 +168,20 @@ def test_slots_of_a_call_that_was_given_up_are_not_leased_again(aio_run, open_cl
 
     async def work():
         async with open_client() as client:
+
+            async def done():
+                options = await client._endpoint.options("ModelStatistics")
+                told = await client._endpoint.exchange("ModelStatistics", {"name": "late"}, options)
+                counts = told.model_stats[0].inference_stats
+                return counts.success.count + counts.fail.count
+
             await client.infer("late", late)  # which tells how large its output is
+            before = await done()
             # This model does not look whether anybody waits, and writes when its time has come.
-            late["LATE"] = np.array([1.5], np.float32)
+            late["LATE"] = np.array([4], np.float32)
             if way == "cancel":
                 task = asyncio.create_task(client.infer("late", late))
-                while figures(client)["leased"] != 2:
+                while pool(client)._arenas.figures()["leased"] != 2:
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.2)  # in which the server begins
                 task.cancel()
@@ -184,7 +192,9 @@ def test_slots_of_a_call_that_was_given_up_are_not_leased_again(aio_run, open_cl
                     await client.infer("late", late, timeout=0.5)
             assert figures(client)["quarantined"] == 2
             kept = [await echo(client, array(seed)) for seed in range(8)]
-            await asyncio.sleep(1.5)
+            async with asyncio.timeout(60):
+                while await done() == before:
+                    await asyncio.sleep(0.05)
             for seed, answer in enumerate(kept):
                 np.testing.assert_array_equal(answer, array(seed))
             del kept, answer

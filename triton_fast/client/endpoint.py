@@ -23,6 +23,7 @@ from ..options.headers import HeaderSource
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
 from .call_settings import CallSettings
+from .repeats import Repeats, repeated
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -167,7 +168,7 @@ class Endpoint:
         """Make a management call, and return the answer's message; see `ask`."""
         from ..protocol.grpc.queries import exchange  # noqa: PLC0415 - management only
 
-        return exchange(self._open_channel(), method, fields, options)
+        return repeated(exchange, self._open_channel(), method, fields, options)
 
     def infer(
         self,
@@ -180,7 +181,7 @@ class Endpoint:
         """Run a model and wait; see `triton_fast.Client.infer`."""
         channel = self._open_channel()
         tensors = self._inputs(prepared, inputs, options)
-        return self._infer(channel, prepared, tensors, request_id, options, out)
+        return self._infer(channel, prepared, tensors, request_id, options, out, None)
 
     def _infer(
         self,
@@ -190,9 +191,9 @@ class Endpoint:
         request_id: str,
         options: CallOptions,
         out: Out | None,
+        repeats: Repeats | None,
     ) -> InferResult:
         shared = self._shared
-        repeats = 0
         while True:
             placement = None if shared is None else shared.place(prepared, tensors, out, options)
             attempt = Attempt(prepared, tensors, request_id, out, placement)
@@ -200,11 +201,9 @@ class Endpoint:
                 try:
                     channel.call(MODEL_INFER, attempt.request, attempt.response, options)
                 except BaseException as error:
-                    if shared is None or placement is None:
+                    repeats = repeats or Repeats()
+                    if not repeats.after(error, shared, prepared, placement):
                         raise
-                    if not shared.try_again(prepared, placement, error, repeats):
-                        raise
-                    repeats += 1
                     continue
                 result = attempt.result()
             finally:
@@ -230,6 +229,7 @@ class Endpoint:
         placement = None if shared is None else shared.place(prepared, tensors, out, options)
         attempt = Attempt(prepared, tensors, request_id, out, placement)
         future: CallFuture[InferResult] = CallFuture()
+        repeats = Repeats()
 
         def on_done(error: BaseException | None) -> None:
             result = None
@@ -239,8 +239,8 @@ class Endpoint:
                     result = attempt.result()
                 except Exception as failure:  # noqa: BLE001 - it is the future's now
                     error = failure
-            elif shared is not None and placement is not None:
-                again = shared.try_again(prepared, placement, error, 0)
+            else:
+                again = repeats.after(error, shared, prepared, placement)
             attempt.release()
             if again:
                 # Rare, and on a thread of its own: the channel's, which tell the end of calls,
@@ -254,7 +254,7 @@ class Endpoint:
         def repeat() -> None:
             result, error = None, None
             try:
-                result = self._infer(channel, prepared, tensors, request_id, options, out)
+                result = self._infer(channel, prepared, tensors, request_id, options, out, repeats)
             except BaseException as failure:  # noqa: BLE001 - it is the future's now
                 error = failure
             future.settle(result, error)

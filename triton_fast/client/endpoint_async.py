@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -31,11 +32,12 @@ from ..inference.signatures import Signatures
 from ..inference.tensor import copied_bytes, memory_of
 from ..management.server import model_config, model_metadata
 from ..options.headers import HeaderSource
-from ..protocol.grpc.queries import message_ends
+from ..protocol.grpc.queries import exchange, message_ends
 from ..protocol.messages import are_loaded, message_class, method_path
 from ..protocol.operations import Query
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
+from .repeats import Repeats, repeated, repeated_async
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -139,7 +141,11 @@ class AsyncEndpoint:
         from ..shared_memory.sharing_async import AsyncSharedMemory  # noqa: PLC0415 - only where it is used
 
         return AsyncSharedMemory(
-            self._new_shared, self._new_blocking, self._closing_options, self.url
+            self._new_shared,
+            self._new_blocking,
+            partial(repeated, exchange),
+            self._closing_options,
+            self.url,
         )
 
     def _closing_options(self) -> CallOptions:
@@ -229,9 +235,13 @@ class AsyncEndpoint:
         channel = self._enter()
         if not are_loaded():
             await in_thread(options, self.url, message_class, f"{method}Request")
-        request, response = message_ends(method, fields)
-        await channel.call(method_path(method), request, response, options)
-        return response.message()
+
+        async def once() -> Message:
+            request, response = message_ends(method, fields)
+            await channel.call(method_path(method), request, response, options)
+            return response.message()
+
+        return await repeated_async(once)
 
     async def infer(
         self,
@@ -268,7 +278,7 @@ class AsyncEndpoint:
         out: Out | None,
     ) -> InferResult:
         shared = self._shared
-        repeats = 0
+        repeats: Repeats | None = None
         while True:
             placement = None
             if shared is not None:
@@ -278,11 +288,10 @@ class AsyncEndpoint:
                 try:
                     await channel.call(MODEL_INFER, attempt.request, attempt.response, options)
                 except BaseException as error:
-                    if shared is None or placement is None:
+                    repeats = repeats or Repeats()
+                    inner = None if shared is None else shared.inner
+                    if not repeats.after(error, inner, prepared, placement):
                         raise
-                    if not shared.inner.try_again(prepared, placement, error, repeats):
-                        raise
-                    repeats += 1
                     continue
                 if attempt.takes_long:
                     result = await in_thread(

@@ -45,8 +45,6 @@ _THRESHOLD = 64 << 10
 # Of models that are called by name; somebody may put a counter into the name.
 _MOST_MODELS = 1024
 
-# Answers that may come for one call that is made again, before its error is the caller's.
-_MOST_REPEATS = 3
 # What is copied at once at most by those who must not be kept, in bytes: a millisecond or so.
 _LONG_COPY = 4 << 20
 # How long a /dev/shm that was full is left alone, in nanoseconds.
@@ -288,17 +286,14 @@ class SharedMemory:
             answer[name] = _Output(size, batch if with_batch else None)
         self._answers[key] = answer
 
-    def try_again(
-        self, prepared: Prepared, placement: Placement, error: BaseException, repeats: int
-    ) -> bool:
-        """Draw the conclusions of a failed call; say whether to place it and make it once more.
+    def conclude(self, prepared: Prepared, placement: Placement, error: BaseException) -> bool:
+        """Draw the conclusions of a failed call; say whether another placement may do better.
 
-        Slots that the server may still be at are never leased again.
+        Slots that the server may still be at are never leased again. It is
+        `triton_fast.client.repeats` that decides whether the call is made again.
         """
         if not isinstance(error, ServerError) or isinstance(error, _NOT_OVER):
             self._pool.quarantine(placement.slots)
-            return False
-        if repeats >= _MOST_REPEATS:
             return False
         if lost_region(error):
             self._pool.forget({slot.region for slot in placement.slots})

@@ -18,7 +18,6 @@ from ..channels.event_loop import in_thread, seconds_left
 from ..channels.factory import ChannelFactory
 from ..channels.forks import inherit
 from ..errors import ClosedError, DeadlineExceeded
-from ..protocol.grpc.queries import exchange
 from ..protocol.operations import Query
 from .pool import WaitPolicy, WouldBlock
 
@@ -46,6 +45,8 @@ class AsyncSharedMemory:
         Makes what decides, of all that is the same for threads.
     new_channel : callable
         Makes the channel on which regions are registered; called when the first one is.
+    exchange : callable
+        Makes a management call on a channel, waits, and returns the answer's message.
     closing_options : callable
         Returns the options of the calls that closing takes, if `close` was not given any.
     url : str
@@ -56,11 +57,13 @@ class AsyncSharedMemory:
         self,
         new_shared: SharedFactory,
         new_channel: ChannelFactory,
+        exchange: Callable[[Channel, str, Mapping[str, Any], CallOptions], Any],
         closing_options: Callable[[], CallOptions],
         url: str,
     ) -> None:
         self._url = url
         self._new_channel = new_channel
+        self._exchange_on = exchange
         self._channel: Channel | None = None
         self._lock = threading.Lock()  # of the channel
         self._closed = False
@@ -138,7 +141,7 @@ class AsyncSharedMemory:
                     raise ClosedError(f"the client of {self._url} is closed")
                 self._channel = self._new_channel()
             channel = self._channel
-        return exchange(channel, method, fields, options)
+        return self._exchange_on(channel, method, fields, options)
 
     def _options(self) -> CallOptions:
         return self._closing_options()

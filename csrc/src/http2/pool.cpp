@@ -1,4 +1,4 @@
-// Which connection a call gets, and when it may be made a second time.
+// Which connection a call gets, and what becomes of it afterwards.
 #include "triton_fast/http2/pool.hpp"
 
 #include <algorithm>
@@ -115,6 +115,12 @@ std::unique_ptr<Connection> Pool::take_idle() {
   return nullptr;
 }
 
+void Pool::drop_idle() noexcept {
+  std::vector<std::unique_ptr<Connection>> dropped;  // closed after the lock is gone
+  const std::lock_guard<std::mutex> lock(mutex_);
+  dropped.swap(idle_);
+}
+
 bool Pool::reserve(std::int64_t until_ns) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
@@ -207,12 +213,12 @@ Progress Call::advance() {
   if (!begin(monotonic_ns() + kSlice)) return Progress::kInterrupted;
   if (connection_->run(busy_ns_) == Progress::kInterrupted) return Progress::kInterrupted;
   outcome_ = connection_->end_call();
-  // A connection that idled may turn out to be dead. Once more, but only if the server cannot have
-  // acted on the request.
-  if (outcome_.safe_to_retry && !retried_ && outcome_.exception == nullptr) {
-    retry();
-  } else {
-    done_ = true;
+  done_ = true;
+  if (outcome_.safe_to_retry) {
+    // It idled, and was dead; those that idled beside it may be dead too. Whoever makes the call
+    // again must not meet one of them.
+    drop_connection();
+    pool_->drop_idle();
   }
   return Progress::kDone;
 }
@@ -240,7 +246,7 @@ bool Call::connect(std::int64_t slice_end_ns) {
     }
     reserved_ = true;
   }
-  if (connecting_ == nullptr) connection_ = retried_ ? nullptr : pool_->take_idle();
+  if (connecting_ == nullptr) connection_ = pool_->take_idle();
   if (connection_ == nullptr) {
     if (connecting_ == nullptr) connecting_ = std::make_unique<Connecting>(pool_->address_);
     if (!connecting_->step(deadline_ns_, slice_end_ns)) return false;
@@ -253,8 +259,7 @@ bool Call::connect(std::int64_t slice_end_ns) {
   return true;
 }
 
-void Call::retry() {
-  retried_ = true;
+void Call::drop_connection() {
   begun_ = false;
   {
     const std::lock_guard<std::mutex> lock(pool_->mutex_);

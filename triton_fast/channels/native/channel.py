@@ -133,9 +133,9 @@ class NativeChannel:
     Notes
     -----
     Thread-safe. Each call has a connection to itself while it runs; connections are kept for the
-    next call, the most recently used first, and dropped when they idle. A call that a dead
-    connection swallowed is made again once, if the server cannot have seen it. Names are looked up
-    anew for each connection.
+    next call, the most recently used first, and dropped when they idle. The error of a call that a
+    dead connection has swallowed says so (`ServerError.safe_to_retry`), and the next call has a new
+    connection. Names are looked up anew for each one.
     """
 
     def __init__(
@@ -303,7 +303,11 @@ class NativeChannel:
             if outcome.status == StatusCode.CANCELLED and self._closed:
                 raise ClosedError(f"the channel to {self.target} was closed during the call")
             raise server_error(
-                outcome.status, outcome.message, call=options.call, target=self.target
+                outcome.status,
+                outcome.message,
+                call=options.call,
+                target=self.target,
+                safe_to_retry=outcome.safe_to_retry,
             )
         message = outcome.gathered
         if message is not None:

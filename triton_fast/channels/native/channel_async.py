@@ -17,6 +17,7 @@ from ...errors import (
     DeadlineExceeded,
     InvalidOption,
     StatusCode,
+    TritonFastError,
     Unavailable,
     server_error,
 )
@@ -104,7 +105,6 @@ class AsyncNativeChannel:
         connections, most = (
             (self._large, _MOST_LARGE_CONNECTIONS) if byte_size >= _LARGE else (self._small, 1)
         )
-        retried = False
         while True:
             connection = self._free_connection(connections, most) or await self._new_connection(
                 connections, most, options
@@ -113,52 +113,62 @@ class AsyncNativeChannel:
                 exchange = connection.multiplexer.open(
                     method, outgoing, incoming, headers, encoding, options.deadline_ns
                 )
+                break
             except RuntimeError:
                 connection.retire()  # the server is going away; the next may be to another one
-                continue
-            exchange.waiter = loop.create_future()
-            connection.begin(byte_size)
-            try:
-                if options.deadline_ns is None:
-                    await exchange.waiter
-                else:
-                    await self._wait(loop, exchange, connection, options)
-            except BaseException:
-                connection.multiplexer.close(exchange)
-                connection.flush_soon()
-                raise
-            finally:
-                connection.finish(byte_size)
-            outcome = connection.multiplexer.end(exchange)
-            if outcome.status == StatusCode.OK:
-                break
-            if self._closed:
-                raise ClosedError(f"{self._name} was closed during the call")
-            if not outcome.safe_to_retry or retried:
-                raise server_error(
-                    outcome.status, outcome.message, call=options.call, target=self.target
-                )
-            # One that idled was dead. Once more: the server cannot have acted on the request.
-            retried = True
-            connection.retire()
+        exchange.waiter = loop.create_future()
+        connection.begin(byte_size)
+        try:
+            if options.deadline_ns is None:
+                await exchange.waiter
+            else:
+                await self._wait(loop, exchange, connection, options)
+        except BaseException:
+            connection.multiplexer.close(exchange)
+            connection.flush_soon()
+            raise
+        finally:
+            connection.finish(byte_size)
+        outcome = connection.multiplexer.end(exchange)
+        if outcome.status != StatusCode.OK:
+            raise self._failure(outcome, connection, options)
         message = outcome.gathered
         if message is not None:
             if outcome.compressed:
-                from .compression import decompressed  # noqa: PLC0415 - rare
-
-                message = await in_thread(
-                    options,
-                    self.target,
-                    decompressed,
-                    message,
-                    outcome.encoding,
-                    options,
-                    self.target,
-                    phase="before the answer was decompressed",
-                )
+                message = await self._decompressed(message, outcome.encoding, options)
             incoming.begin(len(message))
             incoming.feed(message)
         incoming.finish()
+
+    def _failure(
+        self, outcome: _http2.Outcome, connection: AsyncConnection, options: CallOptions
+    ) -> TritonFastError:
+        """Return the error for a call that went wrong on a connection."""
+        if self._closed:
+            return ClosedError(f"{self._name} was closed during the call")
+        if outcome.safe_to_retry:
+            connection.retire()  # it idled, and was dead: whoever tries again has another one
+        return server_error(
+            outcome.status,
+            outcome.message,
+            call=options.call,
+            target=self.target,
+            safe_to_retry=outcome.safe_to_retry,
+        )
+
+    async def _decompressed(self, message: bytes, encoding: str, options: CallOptions) -> bytes:
+        from .compression import decompressed  # noqa: PLC0415 - rare
+
+        return await in_thread(
+            options,
+            self.target,
+            decompressed,
+            message,
+            encoding,
+            options,
+            self.target,
+            phase="before the answer was decompressed",
+        )
 
     async def _wait(
         self,

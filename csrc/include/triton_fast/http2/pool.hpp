@@ -53,6 +53,7 @@ class Pool {
   friend class StreamCall;
 
   std::unique_ptr<Connection> take_idle();
+  void drop_idle() noexcept;
   bool reserve(std::int64_t until_ns);
   void give(std::unique_ptr<Connection> connection) noexcept;
   void start_tending() noexcept;
@@ -77,6 +78,8 @@ class Pool {
 };
 
 /// @brief One call: takes a connection, makes the call, gives the connection back.
+///
+/// Made once: whoever made it decides by Outcome::safe_to_retry whether to make another one.
 class Call {
  public:
   /// @param sink told the response; borrowed, like the segments in `spec`, until end()
@@ -117,7 +120,7 @@ class Call {
 
   Progress advance();
   bool connect(std::int64_t slice_end_ns);
-  void retry();
+  void drop_connection();
   void conclude(Status status, std::string message);
 
   const CallSpec spec_;
@@ -125,7 +128,6 @@ class Call {
   const Keepalive keepalive_;
   bool reserved_ = false;
   bool begun_ = false;
-  bool retried_ = false;
   std::unique_ptr<Connecting> connecting_;
 };
 
