@@ -28,6 +28,14 @@ every_pair = pytest.mark.parametrize(
 native_only = pytest.mark.parametrize("loop_and_channel", PAIRS[:1], indirect=True)
 
 
+ONE = {"INPUT0": np.array([0.5, 3, 1], np.float32)}
+
+
+def slow(seconds: float) -> dict[str, np.ndarray]:
+    """Return inputs of the model `slow`, which takes so long over them."""
+    return {**ONE, "DELAY": np.array([seconds], np.float32)}
+
+
 class Threads(ThreadPoolExecutor):
     """A loop's own threads, which count what they are given."""
 

@@ -9,9 +9,8 @@ import threading
 
 import numpy as np
 import pytest
-from aio_tools import every_pair, reset, until_running
+from aio_tools import ONE, every_pair, reset, until_running
 from support import interpreter
-from support.model_calls import ONE
 from support.process import segments
 
 from triton_fast import (

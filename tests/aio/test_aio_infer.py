@@ -10,8 +10,16 @@ import time
 
 import numpy as np
 import pytest
-from aio_tools import count_threads, counts, every_pair, native_only, reset, until_running
-from support.model_calls import ONE, slow
+from aio_tools import (
+    ONE,
+    count_threads,
+    counts,
+    every_pair,
+    native_only,
+    reset,
+    slow,
+    until_running,
+)
 from support.waiting import until_async
 
 from triton_fast import (
