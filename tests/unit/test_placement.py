@@ -172,7 +172,7 @@ def test_who_must_not_be_kept_copies_little(sharing: Sharing) -> None:
 def test_outputs_go_where_the_last_ones_would_have(sharing: Sharing) -> None:
     """Large ones into slots; all others are asked for too, as the model gives them."""
     inputs = {"a": array(LARGE)}
-    text = np.array([b"x" * LARGE], object)
+    text = np.full(LARGE, b"x", object)
     sharing.learn(inputs, {"y": array(2 * LARGE), "s": array(8), "t": text})
     placement = sharing.placed(inputs)
     assert [slot.byte_size for slot in placement.outputs.values()] == [2 * LARGE]
@@ -268,9 +268,10 @@ def test_a_server_that_was_started_anew(sharing: Sharing) -> None:
 def test_an_output_that_outgrew_its_slot(sharing: Sharing, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "triton_fast")
     inputs = {"a": array(10)}
-    sharing.learn(inputs, {"y": array(LARGE)})
+    sharing.learn(inputs, {"y": array(LARGE), "s": array(8)})
     placement = sharing.placed(inputs)
-    assert not sharing.shared.conclude(MODEL, placement, too_small("other", 3 * LARGE))
+    for other in ("s", "other"):  # which we have not put into slots
+        assert not sharing.shared.conclude(MODEL, placement, too_small(other, 3 * LARGE))
     assert sharing.shared.conclude(MODEL, placement, too_small("y", 3 * LARGE))
     assert "output 'y' of model 'm'" in caplog.text
     assert sharing.placed(inputs).outputs["y"].byte_size == 3 * LARGE
@@ -287,6 +288,8 @@ def test_a_model_that_was_replaced(sharing: Sharing) -> None:
         assert sharing.shared.conclude(prepared, placement, error) is again
         assert not sharing.shared.conclude(prepared, placement, error)
     assert sharing.place(inputs) is None  # it is asked for nothing in particular
+    sharing.learn({"a": array(LARGE)}, {"y": array(LARGE)})
+    sharing.learn({"a": array(LARGE)}, {"y": array(8)})
     placement = sharing.placed({"a": array(LARGE)})
     assert not sharing.shared.conclude(MODEL, placement, error)  # we asked for nothing
     assert not sharing.shared.conclude(MODEL, placement, errors.Internal("the model failed"))

@@ -107,7 +107,7 @@ def test_outputs_in_slots() -> None:
         received({"y": ("FP32", [3, 2])}, {"y": own}, {"y": there})
 
 
-@pytest.mark.parametrize(("datatype", "shape"), [("FP32", [2, 4]), ("BYTES", [2, 3])])
+@pytest.mark.parametrize(("datatype", "shape"), [("FP32", [2, 4]), ("BYTES", [1])])
 def test_outputs_that_cannot_be_in_their_slot(datatype: str, shape: list[int]) -> None:
     mine = Slot("r", 0, 0, DATA.nbytes, lease(DATA))
     with pytest.raises(WireError, match=r"was to be written to 24 bytes of shared memory"):
