@@ -1,4 +1,4 @@
-"""What every test gets: the ledger of native objects, and a header that names the versions.
+"""What every test gets: the plugins of support/, and a header that names the versions.
 
 Tests of the native channel (marker ``native``, or a parameter that names it) are skipped by a build
 that has none, but fail in CI, where a skipped test proves nothing.
@@ -6,14 +6,9 @@ that has none, but fail in CI, where a skipped test proves nothing.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import signal
-import threading
-import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -23,7 +18,9 @@ from triton_fast.channels.native.channel import why_not_native
 # What the tests take of it with three processes, about (389 MB was seen), in bytes.
 SHARED_MEMORY = 400 << 20
 
-pytest_plugins = ["event_loops", "mortal_servers", "server_level"]
+pytest_plugins = [
+    f"support.{name}" for name in ("event_loops", "leftovers", "mortal_servers", "server_level")
+]
 
 # How long an example takes says nothing on a busy machine.
 hypothesis.settings.register_profile(
@@ -92,61 +89,23 @@ def channel(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def ledger():
-    """No test may leave a payload or a held buffer behind."""
-    from triton_fast._core import _wire
-
-    # Collecting takes longer than most tests; it is for what an exception's traceback keeps.
-    if any(_wire.live_counts().values()):
-        gc.collect()
-    before = _wire.live_counts()
-
-    def more() -> dict[str, int]:
-        now = _wire.live_counts()
-        return {kind: now[kind] - before[kind] for kind in now if now[kind] > before[kind]}
-
-    yield
-    if more():
-        gc.collect()
-    # Fewer there may be: what an earlier test that failed had kept is gone.
-    assert not more()
-
-
-def open_now() -> set[object]:
-    """Return this process's descriptors, each with what it stands for, and its threads."""
-    found: set[object] = set(threading.enumerate())
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the listing's own
-            found.add((descriptor.name, str(descriptor.readlink())))
-    return found
-
-
-class NothingIsLeft:
-    """Which descriptors and threads there are, to be held against those that there are later.
-
-    Which there are is compared, not how many: what goes of earlier tests hides nothing.
-    """
-
-    def __init__(self) -> None:
-        self._before = open_now()
-
-    def from_now_on(self) -> None:
-        """Look again: what there is by now, as what is made once, may stay."""
-        self._before = open_now()
-
-    def check(self) -> None:
-        """Fail if there are others; some threads end, and close what they have, a moment later."""
-        end = time.monotonic() + 30
-        while left := open_now() - self._before:
-            assert time.monotonic() < end, left
-            gc.collect()  # takes longer than most tests, and is for what a traceback keeps
-            time.sleep(0.01)
-
-
 @pytest.fixture
-def nothing_is_left():
-    """No descriptor and no thread may be left, whatever happened."""
-    seen = NothingIsLeft()
-    yield seen
-    seen.check()
+def placements(monkeypatch):
+    """Every call's placement in shared memory, as it was made."""
+    from triton_fast.shared_memory.placement import Placement
+
+    made = []
+    original = Placement.__init__
+
+    def record(self, *arguments):
+        original(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(Placement, "__init__", record)
+    return made
+
+
+@pytest.fixture(scope="session")
+def mortal(triton_server_factory):
+    """A server that tests kill or stop, and start again."""
+    return triton_server_factory(models=["slow", "identity_fp32"], stop_timeout=60)

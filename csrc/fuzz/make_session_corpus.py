@@ -14,9 +14,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus" / "session"
-sys.path.insert(0, str(HERE.parents[1] / "tests" / "adversity"))
+sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
-import rogue as h2  # noqa: E402 - it is a module of the tests
+from support import rogue as h2  # noqa: E402 - it is a module of the tests
 
 # Settings: how the bytes are cut; how many requests, compressed (4), large (8), parsed (16), a sink
 # that throws (32), given up half-way (64), every other one a stream (128); how much is taken at a

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from meetings import ONE, assert_good, meeting
+from rogue_meetings import assert_good, meeting
+from support.model_calls import ONE
 
 from triton_fast import DeadlineExceeded
 
@@ -16,8 +17,3 @@ def loaded():
         client.submit("m", ONE).result(60)
         with pytest.raises(DeadlineExceeded):
             client.infer("m", ONE, timeout=0)
-
-
-@pytest.fixture
-def nothing_is_left(loaded, nothing_is_left):
-    return nothing_is_left

@@ -19,9 +19,11 @@ from concurrent import futures
 
 import numpy as np
 import pytest
-import rogue as h2
-from meetings import GOOD, LONG, ONE, SLACK, assert_good, meeting, output, resident, response
-from rogue import END_HEADERS, END_STREAM, Rogue
+from rogue_meetings import GOOD, LONG, SLACK, assert_good, meeting, output, response
+from support import rogue as h2
+from support.model_calls import ONE
+from support.process import resident
+from support.rogue import END_HEADERS, END_STREAM, Rogue
 
 from triton_fast import (
     Cancelled,
@@ -42,7 +44,7 @@ from triton_fast import (
 )
 from triton_fast.protocol.messages import message_class
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("nothing_is_left")]
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("loaded", "nothing_is_left")]
 
 
 def fails(client, error, match=None, **options):

@@ -10,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
-import rogue as h2
-from meetings import LONG, ONE, SLACK, meeting, resident
-from rogue import END_STREAM
+from rogue_meetings import LONG, SLACK, meeting
+from support import rogue as h2
+from support.model_calls import ONE
+from support.process import resident
+from support.rogue import END_STREAM
 
 from triton_fast import (
     Cancelled,
@@ -29,7 +31,7 @@ from triton_fast import (
 )
 from triton_fast.protocol.messages import message_class
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("nothing_is_left")]
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("loaded", "nothing_is_left")]
 
 LARGE = {"INPUT0": np.zeros(50 << 20, np.uint8)}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support.waiting import until_async
 
 
 def _pair(kind: str, channel: str):
@@ -26,6 +26,14 @@ every_pair = pytest.mark.parametrize(
 )
 # For tests of what no channel has a part in, or of what only the native one does.
 native_only = pytest.mark.parametrize("loop_and_channel", PAIRS[:1], indirect=True)
+
+
+ONE = {"INPUT0": np.array([0.5, 3, 1], np.float32)}
+
+
+def slow(seconds: float) -> dict[str, np.ndarray]:
+    """Return inputs of the model `slow`, which takes so long over them."""
+    return {**ONE, "DELAY": np.array([seconds], np.float32)}
 
 
 class Threads(ThreadPoolExecutor):
@@ -52,21 +60,13 @@ async def counts(client, *, reset=False) -> tuple[int, int]:
     return found["CANCELLED"].item(), found["RUNNING"].item()
 
 
-async def until(condition, seconds: float = 30.0) -> None:
-    """Wait for something that is awaited to be true."""
-    end = time.monotonic() + seconds
-    while not await condition():
-        assert time.monotonic() < end, f"still not so after {seconds} s"
-        await asyncio.sleep(0.01)
-
-
 async def until_running(client, number: int) -> None:
     """Wait until the models have as many requests."""
 
     async def as_many():
         return (await counts(client))[1] == number
 
-    await until(as_many)
+    await until_async(as_many)
 
 
 async def reset(client) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from aio_identity import IdentityServer
 from aio_tools import PAIRS
-from event_loops import Runner, need_uvloop
+from support.event_loops import Runner, need_uvloop
+
+from triton_fast import AsyncClient
 
 MODELS = [
     *("identity_fp32", "identity_cpp", "identity_cpp_bytes", "identity_bytes", "identity_mixed"),
@@ -20,7 +22,7 @@ def loop_and_channel(request):
 
 
 @pytest.fixture
-def run(loop_and_channel):
+def aio_run(loop_and_channel):
     """Return a function that runs a coroutine, in a kind of event loop that goes with a channel."""
     kind, _ = loop_and_channel
     if kind == "uvloop":
@@ -29,7 +31,7 @@ def run(loop_and_channel):
 
 
 @pytest.fixture
-def channel(loop_and_channel):
+def aio_channel(loop_and_channel):
     return loop_and_channel[1]
 
 
@@ -43,3 +45,14 @@ def identity_server():
     server = IdentityServer()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def new_client(aio_server, aio_channel):
+    """Return what makes clients; over the wire unless told otherwise."""
+
+    def make(**settings) -> AsyncClient:
+        settings = {"channel": aio_channel, "timeout": 60, "shared_memory": False, **settings}
+        return AsyncClient(aio_server.grpc_url, **settings)
+
+    return make

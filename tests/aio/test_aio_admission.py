@@ -30,7 +30,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_in_the_order_in_which_they_come(run):
+def test_in_the_order_in_which_they_come(aio_run):
     async def work():
         admission = Admission(2, 1000)
         order = []
@@ -45,10 +45,10 @@ def test_in_the_order_in_which_they_come(run):
         assert order == list(range(50))
         assert (admission.calls, admission.byte_size) == (0, 0)
 
-    run(work())
+    aio_run(work())
 
 
-def test_never_more_than_allowed(run):
+def test_never_more_than_allowed(aio_run):
     chance = random.Random(3)
     sizes = [chance.choice([0, 1, 10, 60, 100]) for _ in range(300)]
 
@@ -71,10 +71,10 @@ def test_never_more_than_allowed(run):
         assert most == [5, 100]
         assert (admission.calls, admission.byte_size) == (0, 0)
 
-    run(work())
+    aio_run(work())
 
 
-def test_a_large_one_is_not_starved(run):
+def test_a_large_one_is_not_starved(aio_run):
     """Small ones that come later wait behind it; one above the limit goes alone."""
 
     async def work():
@@ -94,10 +94,10 @@ def test_a_large_one_is_not_starved(run):
         await asyncio.gather(*small)
         assert (admission.calls, admission.byte_size) == (3, 3)
 
-    run(work())
+    aio_run(work())
 
 
-def test_a_deadline_ends_the_wait(run):
+def test_a_deadline_ends_the_wait(aio_run):
     async def work():
         admission = Admission(1, 100)
         await admit(admission, 10)
@@ -115,10 +115,10 @@ def test_a_deadline_ends_the_wait(run):
         await next_one
         assert admission.calls == 1
 
-    run(work())
+    aio_run(work())
 
 
-def test_cancelling_those_that_wait(run):
+def test_cancelling_those_that_wait(aio_run):
     """At every moment, also in the one in which they are let in."""
 
     async def work():
@@ -153,18 +153,18 @@ def test_cancelling_those_that_wait(run):
             assert (admission.calls, admission.byte_size) == (0, 0)
             assert admission.enter(100)
 
-    run(work())
+    aio_run(work())
 
 
 @pytest.mark.server
 @pytest.mark.server_may_die
-def test_a_clients_limits(run, aio_server, channel):
+def test_a_clients_limits(aio_run, aio_server, aio_channel):
     """Calls wait their turn, and none is lost; a deadline counts while they wait too."""
     inputs = {"INPUT0": np.ones(3, np.float32), "DELAY": np.array([0.03], np.float32)}
     longer = inputs | {"DELAY": np.array([30], np.float32)}
 
     async def work():
-        settings = {"channel": channel, "timeout": 60, "shared_memory": False}
+        settings = {"channel": aio_channel, "timeout": 60, "shared_memory": False}
         async with (
             AsyncClient(aio_server.grpc_url, max_in_flight=3, **settings) as few,
             AsyncClient(aio_server.grpc_url, max_in_flight_bytes=40, **settings) as small,
@@ -185,4 +185,4 @@ def test_a_clients_limits(run, aio_server, channel):
                 assert isinstance(error, DeadlineExceeded)
             assert few._endpoint._admission.calls == 0
 
-    run(work())
+    aio_run(work())

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import pickle
 import threading
-from pathlib import Path
 
-import interpreter
 import numpy as np
 import pytest
-from aio_tools import every_pair, reset, until_running
+from aio_tools import ONE, every_pair, reset, until_running
+from support import interpreter
+from support.process import segments
 
 from triton_fast import (
     AsyncClient,
@@ -24,17 +24,6 @@ from triton_fast import (
 
 pytestmark = pytest.mark.server
 
-ONE = {"INPUT0": np.array([0.5, 3, 1], np.float32)}
-
-
-@pytest.fixture
-def new_client(aio_server, channel):
-    def make(**settings) -> AsyncClient:
-        settings = {"channel": channel, "timeout": 60, "shared_memory": False, **settings}
-        return AsyncClient(aio_server.grpc_url, **settings)
-
-    return make
-
 
 async def echo(client, **options):
     return (await client.infer("identity_fp32", ONE, **options))["OUTPUT0"].tolist()
@@ -44,15 +33,15 @@ async def echo(client, **options):
 
 
 @every_pair
-def test_made_without_a_loop_and_used_in_one_after_the_other(run, new_client):
+def test_made_without_a_loop_and_used_in_one_after_the_other(aio_run, new_client):
     client = new_client()
     for _ in range(3):
-        assert run(echo(client)) == [0.5, 3, 1]
-    run(client.close())
+        assert aio_run(echo(client)) == [0.5, 3, 1]
+    aio_run(client.close())
     assert "closed" in repr(client)
 
 
-def test_a_second_loop_beside_the_first(run, new_client):
+def test_a_second_loop_beside_the_first(aio_run, new_client):
     client = new_client(max_in_flight=1)
     raised = []
 
@@ -85,7 +74,7 @@ def test_a_second_loop_beside_the_first(run, new_client):
         assert await echo(client) == [0.5, 3, 1]
         await client.close()
 
-    run(work())
+    aio_run(work())
 
 
 def test_without_a_loop(new_client):
@@ -102,7 +91,7 @@ def test_without_a_loop(new_client):
     indirect=True,
 )
 @pytest.mark.native
-def test_calls_that_a_closed_loop_has_left_do_not_count(run, aio_server):
+def test_calls_that_a_closed_loop_has_left_do_not_count(aio_run, aio_server):
     client = AsyncClient(aio_server.grpc_url, max_in_flight=2, channel="native")
     delay = np.array([30], np.float32)
 
@@ -118,8 +107,8 @@ def test_calls_that_a_closed_loop_has_left_do_not_count(run, aio_server):
         loop.run_until_complete(leave())
         for task in tasks:
             task._log_destroy_pending = False  # that is the point here
-    assert run(echo(client, timeout=20)) == [0.5, 3, 1]
-    run(client.close())
+    assert aio_run(echo(client, timeout=20)) == [0.5, 3, 1]
+    aio_run(client.close())
     for task in tasks:
         task.get_coro().close()
 
@@ -127,7 +116,7 @@ def test_calls_that_a_closed_loop_has_left_do_not_count(run, aio_server):
 # --- closing --------------------------------------------------------------------------------------
 
 
-def test_a_closed_client_refuses_calls(run, new_client):
+def test_a_closed_client_refuses_calls(aio_run, new_client):
     async def work(used):
         client = new_client()
         model = client.model("identity_fp32")
@@ -146,12 +135,12 @@ def test_a_closed_client_refuses_calls(run, new_client):
             with pytest.raises(ClosedError, match=client.url):
                 await call
 
-    run(work(False))
-    run(work(True))
+    aio_run(work(False))
+    aio_run(work(True))
 
 
 @pytest.mark.server_may_die
-def test_closing_lets_nobody_wait(run, new_client):
+def test_closing_lets_nobody_wait(aio_run, new_client):
     """Neither those that run, nor those that wait to be let in."""
     delay = np.array([600], np.float32)
 
@@ -167,7 +156,7 @@ def test_closing_lets_nobody_wait(run, new_client):
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(result) for result in results] == [ClosedError] * 5
 
-    run(work(), timeout=40)  # which is less than a call's own
+    aio_run(work(), timeout=40)  # which is less than a call's own
 
 
 def test_what_goes_to_other_processes(new_client):
@@ -199,7 +188,7 @@ def test_arguments_that_make_no_sense(settings, message):
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine", "none"])
-def test_a_hook_for_headers(run, new_client, kind):
+def test_a_hook_for_headers(aio_run, new_client, kind):
     called = []
 
     def plain(call):
@@ -222,7 +211,7 @@ def test_a_hook_for_headers(run, new_client, kind):
             tokens = [] if kind == "none" else [("x-token", str(len(called)))]
             assert list(options.headers) == [("x-own", "1"), *tokens, ("x-call", "1")]
 
-    run(work())
+    aio_run(work())
     assert called[:3] == [
         "ModelInfer('identity_fp32')",
         "ServerLive",
@@ -230,7 +219,7 @@ def test_a_hook_for_headers(run, new_client, kind):
     ]
 
 
-def test_a_hook_that_fails_or_takes_too_long(run, new_client):
+def test_a_hook_that_fails_or_takes_too_long(aio_run, new_client):
     class NoTokenError(Exception):
         pass
 
@@ -250,16 +239,16 @@ def test_a_hook_that_fails_or_takes_too_long(run, new_client):
             with pytest.raises(DeadlineExceeded, match="header hook"):
                 await echo(client, timeout=0.2)
 
-    run(work())
+    aio_run(work())
 
 
-def test_a_hook_that_is_refused(run, new_client):
+def test_a_hook_that_is_refused(aio_run, new_client):
     async def work():
         async with new_client(header_hook=lambda call: {"a b": call}) as client:
             with pytest.raises(InvalidOption, match="header name 'a b'"):
                 await echo(client)
 
-    run(work())
+    aio_run(work())
 
 
 # --- other programs -------------------------------------------------------------------------------
@@ -288,7 +277,7 @@ def run_python(script: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("memory", ["wire", "shared"])
-def test_a_forked_child_uses_the_client_in_a_loop_of_its_own(aio_server, channel, memory):
+def test_a_forked_child_uses_the_client_in_a_loop_of_its_own(aio_server, aio_channel, memory):
     script = """
     client = new_client()
 
@@ -330,7 +319,7 @@ def test_a_forked_child_uses_the_client_in_a_loop_of_its_own(aio_server, channel
     asyncio.run(main())
     print("done")
     """
-    assert run_python(script, aio_server.grpc_url, channel, memory) == "done\n"
+    assert run_python(script, aio_server.grpc_url, aio_channel, memory) == "done\n"
 
 
 # Shared memory comes with a channel of its own, and with all that a client on the wire has.
@@ -338,7 +327,7 @@ def test_a_forked_child_uses_the_client_in_a_loop_of_its_own(aio_server, channel
     "way",
     ["idle", *(pytest.param(w, marks=pytest.mark.server_may_die) for w in ("task", "thread"))],
 )
-def test_a_program_may_end_without_closing(aio_server, channel, way):
+def test_a_program_may_end_without_closing(aio_server, aio_channel, way):
     script = """
     client = new_client()
     slow = {"INPUT0": BIG[:3], "DELAY": np.array([600], np.float32)}
@@ -366,8 +355,8 @@ def test_a_program_may_end_without_closing(aio_server, channel, way):
         asyncio.run(main())
     print(os.getpid())
     """
-    number = int(run_python(script, aio_server.grpc_url, channel, "shared", way))
-    assert not [path for path in Path("/dev/shm").iterdir() if f"-{number}-" in path.name]
+    number = int(run_python(script, aio_server.grpc_url, aio_channel, "shared", way))
+    assert not segments(number)
 
 
 def test_programs_of_threads_load_no_asyncio():

@@ -10,7 +10,17 @@ import time
 
 import numpy as np
 import pytest
-from aio_tools import count_threads, counts, every_pair, native_only, reset, until, until_running
+from aio_tools import (
+    ONE,
+    count_threads,
+    counts,
+    every_pair,
+    native_only,
+    reset,
+    slow,
+    until_running,
+)
+from support.waiting import until_async
 
 from triton_fast import (
     AsyncClient,
@@ -32,23 +42,6 @@ from triton_fast.inference.result import Receiver
 
 pytestmark = pytest.mark.server
 
-ONE = {"INPUT0": np.array([0.5, 3, 1], np.float32)}
-
-
-@pytest.fixture
-def new_client(aio_server, channel):
-    """Return what makes clients; over the wire unless told otherwise."""
-
-    def make(**settings) -> AsyncClient:
-        settings = {"channel": channel, "timeout": 60, "shared_memory": False, **settings}
-        return AsyncClient(aio_server.grpc_url, **settings)
-
-    return make
-
-
-def slow(seconds: float) -> dict[str, np.ndarray]:
-    return {"INPUT0": ONE["INPUT0"], "DELAY": np.array([seconds], np.float32)}
-
 
 @contextlib.asynccontextmanager
 async def begun(client, witness, number, seconds=600.0):
@@ -62,7 +55,7 @@ async def begun(client, witness, number, seconds=600.0):
 # --- many at a time -------------------------------------------------------------------------------
 
 
-def test_small_and_large_calls_at_the_same_time(run, new_client):
+def test_small_and_large_calls_at_the_same_time(aio_run, new_client):
     chance = random.Random(5)
     sizes = [chance.choice([1, 16, 1000, 20_000, 150_000, 1_000_000]) for _ in range(150)]
 
@@ -85,11 +78,11 @@ def test_small_and_large_calls_at_the_same_time(run, new_client):
         async with new_client() as client:
             await asyncio.gather(*(one(client, n, size) for n, size in enumerate(sizes)))
 
-    run(work())
+    aio_run(work())
 
 
 @pytest.mark.server_may_die
-def test_a_slow_call_holds_up_no_other(run, new_client):
+def test_a_slow_call_holds_up_no_other(aio_run, new_client):
     async def work():
         async with new_client() as client:
             await reset(client)
@@ -102,11 +95,11 @@ def test_a_slow_call_holds_up_no_other(run, new_client):
             with pytest.raises(asyncio.CancelledError):
                 await slow_one
 
-    run(work())
+    aio_run(work())
 
 
 @native_only
-def test_inputs_of_every_kind_that_are_rewritten(run, new_client):
+def test_inputs_of_every_kind_that_are_rewritten(aio_run, new_client):
     """On the loop's threads where that takes a while, and not where it does not."""
     big = np.random.default_rng(1).normal(size=(3000, 1000)).astype(np.float32)
     words = [b"x" * 300_000] * 12
@@ -137,11 +130,11 @@ def test_inputs_of_every_kind_that_are_rewritten(run, new_client):
                 np.testing.assert_array_equal(result["OUTPUT0"], expected)
                 assert (threads.given > before) is rewritten, (model, type(values), len(values))
 
-    run(work())
+    aio_run(work())
 
 
 @native_only
-def test_an_answer_that_is_copied(run, new_client):
+def test_an_answer_that_is_copied(aio_run, new_client):
     values = np.random.default_rng(2).normal(size=1_500_000).astype(np.float32)
 
     async def work():
@@ -154,12 +147,12 @@ def test_an_answer_that_is_copied(run, new_client):
             np.testing.assert_array_equal(out, values)
             assert threads.given == 1
 
-    run(work())
+    aio_run(work())
 
 
 @native_only
 @pytest.mark.parametrize(("count", "beside"), [(1000, False), (100_000, True)])
-def test_many_strings_are_decoded_beside_the_loop(run, new_client, count, beside):
+def test_many_strings_are_decoded_beside_the_loop(aio_run, new_client, count, beside):
     encoded = Tensor(b"\x02\0\0\0ab" * count, "BYTES", (count,))  # nothing to do but to send it
 
     async def work():
@@ -170,11 +163,11 @@ def test_many_strings_are_decoded_beside_the_loop(run, new_client, count, beside
             assert result["OUTPUT0"].tolist() == [b"ab"] * count
             assert threads.given == beside
 
-    run(work())
+    aio_run(work())
 
 
 @native_only
-def test_a_deadline_that_passes_while_the_answer_is_decoded(run, new_client, monkeypatch):
+def test_a_deadline_that_passes_while_the_answer_is_decoded(aio_run, new_client, monkeypatch):
     count = 100_000
     encoded = Tensor(b"\x02\0\0\0ab" * count, "BYTES", (count,))
     decode = Receiver.result
@@ -196,7 +189,7 @@ def test_a_deadline_that_passes_while_the_answer_is_decoded(run, new_client, mon
             monkeypatch.undo()
             await client.infer("identity_cpp_bytes", {"INPUT0": encoded})
 
-    run(work())
+    aio_run(work())
 
 
 # --- cancellation ---------------------------------------------------------------------------------
@@ -260,7 +253,7 @@ async def give_up_by_closing(client, witness):
         pytest.param(give_up_by_closing, 2, id="close"),
     ],
 )
-def test_the_model_sees_a_call_given_up(run, new_client, give_up, number):
+def test_the_model_sees_a_call_given_up(aio_run, new_client, give_up, number):
     async def work():
         async with new_client() as witness, new_client() as client:
             await give_up(client, witness)
@@ -268,15 +261,15 @@ def test_the_model_sees_a_call_given_up(run, new_client, give_up, number):
             async def seen():
                 return await counts(witness) == (number, 0)
 
-            await until(seen)
+            await until_async(seen)
             if give_up is not give_up_by_closing:
                 assert (await client.infer("identity_fp32", ONE))["OUTPUT0"].shape == (3,)
 
-    run(work())
+    aio_run(work())
 
 
 @every_pair
-def test_cancelling_at_any_moment(run, channel, identity_server):
+def test_cancelling_at_any_moment(aio_run, aio_channel, identity_server):
     """Whatever a call is at, it ends, its memory may go, and the client is as good as before."""
     chance = random.Random(11)
 
@@ -299,7 +292,9 @@ def test_cancelling_at_any_moment(run, channel, identity_server):
         return False
 
     async def work():
-        async with AsyncClient(identity_server.url, channel=channel, shared_memory=False) as client:
+        async with AsyncClient(
+            identity_server.url, channel=aio_channel, shared_memory=False
+        ) as client:
             cancelled = 0
             for step in range(120):
                 cancelled += await one(client, step)
@@ -310,25 +305,27 @@ def test_cancelling_at_any_moment(run, channel, identity_server):
                 result = await client.infer("identity_cpp", {"INPUT0": values})
                 np.testing.assert_array_equal(result["OUTPUT0"], values)
 
-    run(work())
+    aio_run(work())
 
 
-def test_a_server_that_cancels_is_no_cancelled_task(run, channel, identity_server):
+def test_a_server_that_cancels_is_no_cancelled_task(aio_run, aio_channel, identity_server):
     async def work():
-        async with AsyncClient(identity_server.url, channel=channel, shared_memory=False) as client:
+        async with AsyncClient(
+            identity_server.url, channel=aio_channel, shared_memory=False
+        ) as client:
             task = asyncio.create_task(client.infer("gone", ONE))
             with pytest.raises(Cancelled) as raised:
                 await task
             assert not task.cancelled()
             assert not isinstance(raised.value, asyncio.CancelledError)
 
-    run(work())
+    aio_run(work())
 
 
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def test_errors_say_what_and_where(run, new_client, aio_server):
+def test_errors_say_what_and_where(aio_run, new_client, aio_server):
     async def work():
         async with new_client() as client:
             with pytest.raises(NotFound, match=r"ModelInfer\('nope'\) at .*: NOT_FOUND") as raised:
@@ -342,13 +339,13 @@ def test_errors_say_what_and_where(run, new_client, aio_server):
                 await client.infer("failing", ONE)
             assert (await client.infer("identity_fp32", ONE)).model_name == "identity_fp32"
 
-    run(work())
+    aio_run(work())
 
 
 # --- models ---------------------------------------------------------------------------------------
 
 
-def test_a_model(run, new_client):
+def test_a_model(aio_run, new_client):
     left = np.ones((2, 16), np.float32)
 
     async def work():
@@ -384,10 +381,10 @@ def test_a_model(run, new_client):
             with pytest.raises(NotFound):
                 await client.model("nope")(x=left)
 
-    run(work())
+    aio_run(work())
 
 
-def test_a_model_is_asked_for_once(run, new_client, monkeypatch):
+def test_a_model_is_asked_for_once(aio_run, new_client, monkeypatch):
     """By all who call it first, at the same time; also if the one who asks gives up."""
     asked = []
 
@@ -417,7 +414,7 @@ def test_a_model_is_asked_for_once(run, new_client, monkeypatch):
                 np.testing.assert_array_equal(result["OUTPUT0"], ONE["INPUT0"])
             assert first.cancelled()
 
-    run(work())
+    aio_run(work())
     assert sorted(asked) == ["ModelConfig", "ModelMetadata", "ModelMetadata"]
 
 
@@ -430,7 +427,7 @@ def pair(rows):
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 61])  # the model takes 8
-def test_any_number_of_rows(run, new_client, rows):
+def test_any_number_of_rows(aio_run, new_client, rows):
     inputs = pair(rows)
 
     async def work():
@@ -443,11 +440,11 @@ def test_any_number_of_rows(run, new_client, rows):
             again = await client.infer("add_sub", samples, split=True)
             np.testing.assert_array_equal(again["OUTPUT0"], result["OUTPUT0"])
 
-    run(work())
+    aio_run(work())
 
 
 @pytest.mark.server_may_die
-def test_a_piece_that_fails_is_named_and_none_is_left_running(run, new_client):
+def test_a_piece_that_fails_is_named_and_none_is_left_running(aio_run, new_client):
     rows = np.ones((4, 3), np.float32)
     delays = np.array([[0], [-1], [0.3], [-1]], np.float32)  # the model refuses -1
     out = np.zeros((4, 3), np.float32)
@@ -467,7 +464,7 @@ def test_a_piece_that_fails_is_named_and_none_is_left_running(run, new_client):
                 await client.infer("queued", {"INPUT0": rows[:1], "DELAY": delays[:1]})
             assert (out == 7).all()
 
-    run(work())
+    aio_run(work())
 
 
 @pytest.mark.server_may_die
@@ -479,7 +476,7 @@ def test_a_piece_that_fails_is_named_and_none_is_left_running(run, new_client):
         pytest.param([0, -1, 600, 600, 600, 600], id="one_failed"),
     ],
 )
-def test_cancelling_a_split_call_cancels_its_pieces(run, new_client, delays, monkeypatch):
+def test_cancelling_a_split_call_cancels_its_pieces(aio_run, new_client, delays, monkeypatch):
     """While it waits for the first, which says what the outputs are like, or for the others."""
     rows = np.ones((6, 3), np.float32)
     inputs = {"INPUT0": rows, "DELAY": np.array(delays, np.float32).reshape(6, 1)}
@@ -517,13 +514,13 @@ def test_cancelling_a_split_call_cancels_its_pieces(run, new_client, delays, mon
                 await client.infer("queued", {"INPUT0": rows[:1], "DELAY": np.zeros((1, 1), "f4")})
             assert (await counts(client))[1] == 0
 
-    run(work())
+    aio_run(work())
 
 
 # --- management -----------------------------------------------------------------------------------
 
 
-def test_management(run, new_client):
+def test_management(aio_run, new_client):
     async def work():
         async with new_client() as client:
             assert await client.is_live() is True
@@ -542,21 +539,21 @@ def test_management(run, new_client):
             with pytest.raises(InvalidTensor, match="no input 'WRONG'"):
                 await client.infer("identity_mixed", {"WRONG": ONE["INPUT0"]})
 
-    run(work())
+    aio_run(work())
 
 
-def test_health_without_a_server(run, channel):
+def test_health_without_a_server(aio_run, aio_channel):
     async def work():
-        async with AsyncClient("127.0.0.1:9", channel=channel, timeout=5) as client:
+        async with AsyncClient("127.0.0.1:9", channel=aio_channel, timeout=5) as client:
             assert await client.is_live() is False
             assert await client.is_ready() is False
             assert await client.is_model_ready("m") is False
             assert not await client.health()
 
-    run(work())
+    aio_run(work())
 
 
-def test_the_first_management_call_does_not_hold_up_the_loop(run, new_client, monkeypatch):
+def test_the_first_management_call_does_not_hold_up_the_loop(aio_run, new_client, monkeypatch):
     """protobuf and the messages are loaded beside it."""
     from triton_fast.protocol import messages
 
@@ -571,10 +568,10 @@ def test_the_first_management_call_does_not_hold_up_the_loop(run, new_client, mo
             assert await client.is_live()
             assert threads.given == 1
 
-    run(work())
+    aio_run(work())
 
 
-def test_what_a_server_does_not_have(run, new_client):
+def test_what_a_server_does_not_have(aio_run, new_client):
     async def work():
         async with new_client() as client:
             with pytest.raises((Unimplemented, ServerError)):
@@ -584,4 +581,4 @@ def test_what_a_server_does_not_have(run, new_client):
                     await client._endpoint.options("CudaSharedMemoryStatus"),
                 )
 
-    run(work())
+    aio_run(work())

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from aio_tools import count_threads, every_pair, reset, until_running
+from support.process import segments
 
 from triton_fast import (
     AlreadyExists,
@@ -22,7 +21,6 @@ from triton_fast import (
     ResourceExhausted,
     SharedMemoryRegion,
 )
-from triton_fast.shared_memory.placement import Placement
 
 pytestmark = pytest.mark.server
 
@@ -31,37 +29,22 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def open_client(aio_server, channel):
+def open_client(aio_server, aio_channel):
     """Return what opens clients; when they are closed, nothing of theirs is left."""
 
     @contextlib.asynccontextmanager
     async def open_client(**settings):
-        settings = {"channel": channel, "shared_memory": True, "timeout": 60, **settings}
+        settings = {"channel": aio_channel, "shared_memory": True, "timeout": 60, **settings}
         client = AsyncClient(aio_server.grpc_url, **settings)
         try:
             yield client
         finally:
             await client.close()
-        names = [path.name for path in Path("/dev/shm").iterdir()]
-        assert not [name for name in names if f"-{os.getpid()}-" in name]
+        assert not segments()
         async with AsyncClient(aio_server.grpc_url, shared_memory=False) as witness:
             assert not await witness.shared_memory.registered()
 
     return open_client
-
-
-@pytest.fixture
-def placements(monkeypatch):
-    """Every call's placement, as it was made."""
-    made = []
-    original = Placement.__init__
-
-    def record(self, *arguments):
-        original(self, *arguments)
-        made.append(self)
-
-    monkeypatch.setattr(Placement, "__init__", record)
-    return made
 
 
 def array(seed, size=BIG):
@@ -86,7 +69,7 @@ async def echo(client, data, **options):
     return result["OUTPUT0"]
 
 
-def test_inputs_and_outputs_go_through_slots(run, open_client, placements):
+def test_inputs_and_outputs_go_through_slots(aio_run, open_client, placements):
     async def work():
         async with open_client() as client:
             for seed in range(5):
@@ -98,11 +81,11 @@ def test_inputs_and_outputs_go_through_slots(run, open_client, placements):
                 assert in_slot(client, answer) == (seed > 0)
             del answer
 
-    run(work())
+    aio_run(work())
     assert [len(placement.slots) for placement in placements] == [1, 2, 2, 2, 2]
 
 
-def test_only_what_takes_long_leaves_the_loop(run, open_client):
+def test_only_what_takes_long_leaves_the_loop(aio_run, open_client):
     async def work():
         async with open_client() as client:
             threads = count_threads()
@@ -122,11 +105,11 @@ def test_only_what_takes_long_leaves_the_loop(run, open_client):
             assert threads.given == before
             del mine
 
-    run(work())
+    aio_run(work())
 
 
 @every_pair
-def test_many_at_a_time(run, open_client):
+def test_many_at_a_time(aio_run, open_client):
     async def one(client, seed):
         data = array(seed, 1000 * (1 + seed % 7) ** 3)
         np.testing.assert_array_equal(await echo(client, data), data)
@@ -137,10 +120,10 @@ def test_many_at_a_time(run, open_client):
             await asyncio.gather(*(one(client, seed) for seed in range(60)))
             assert figures(client)["leased"] == 0
 
-    run(work())
+    aio_run(work())
 
 
-def test_arrays_of_the_callers_in_shared_memory(run, open_client, placements):
+def test_arrays_of_the_callers_in_shared_memory(aio_run, open_client, placements):
     async def work():
         async with open_client() as client:
             sent = await client.empty((BIG,), np.float32)
@@ -158,11 +141,11 @@ def test_arrays_of_the_callers_in_shared_memory(run, open_client, placements):
                 await client.empty((-1,), "f4")
             del sent, received, answer
 
-    run(work())
+    aio_run(work())
     assert [len(placement.slots) for placement in placements] == [1, 2, 2]
 
 
-def test_split_through_slots(run, open_client):
+def test_split_through_slots(aio_run, open_client):
     rows = np.random.default_rng(4).normal(size=(20, 16)).astype(np.float32)
 
     async def work():
@@ -174,12 +157,12 @@ def test_split_through_slots(run, open_client):
                 np.testing.assert_array_equal(result["OUTPUT0"], rows + rows)
             del result
 
-    run(work())
+    aio_run(work())
 
 
 @pytest.mark.server_may_die
 @pytest.mark.parametrize("way", ["cancel", "deadline"])
-def test_slots_of_a_call_that_was_given_up_are_not_leased_again(run, open_client, way):
+def test_slots_of_a_call_that_was_given_up_are_not_leased_again(aio_run, open_client, way):
     """The server may write to them when nobody waits any more."""
     late = {"INPUT0": array(99), "LATE": np.array([0], np.float32)}
 
@@ -216,10 +199,10 @@ def test_slots_of_a_call_that_was_given_up_are_not_leased_again(run, open_client
                 np.testing.assert_array_equal(answer, array(seed))
             del kept, answer
 
-    run(work())
+    aio_run(work())
 
 
-def test_cancelling_while_a_region_is_registered(run, open_client):
+def test_cancelling_while_a_region_is_registered(aio_run, open_client):
     async def work():
         async with open_client() as client:
             for turns in range(12):
@@ -235,10 +218,10 @@ def test_cancelling_while_a_region_is_registered(run, open_client):
                 while figures(client)["leased"]:
                     await asyncio.sleep(0.01)
 
-    run(work())
+    aio_run(work())
 
 
-def test_calls_wait_for_slots_where_there_must_be_some(run, open_client):
+def test_calls_wait_for_slots_where_there_must_be_some(aio_run, open_client):
     """Without a thread each, and whoever gives up leaves nothing."""
 
     async def one(client, seed):
@@ -267,15 +250,18 @@ def test_calls_wait_for_slots_where_there_must_be_some(run, open_client):
             assert in_slot(client, array_of_two)
             del array_of_two, empty
 
-    run(work())
+    aio_run(work())
 
 
-def test_a_loop_ends_while_calls_wait_for_slots(aio_server, channel):
+def test_a_loop_ends_while_calls_wait_for_slots(aio_server, aio_channel):
     """No thread keeps it that waits for what will never come."""
 
     async def work():
         client = AsyncClient(
-            aio_server.grpc_url, channel=channel, shared_memory=True, shared_memory_limit=2 * MIB
+            aio_server.grpc_url,
+            channel=aio_channel,
+            shared_memory=True,
+            shared_memory_limit=2 * MIB,
         )
         held = [await client.empty(BIG, np.float32) for _ in range(2)]
         tasks = [asyncio.create_task(client.empty(BIG, np.float32)) for _ in range(3)]
@@ -297,7 +283,7 @@ def test_a_loop_ends_while_calls_wait_for_slots(aio_server, channel):
     asyncio.run(again())
 
 
-def test_where_it_is_not_required_the_wire_is_used(run, open_client):
+def test_where_it_is_not_required_the_wire_is_used(aio_run, open_client):
     async def work():
         async with open_client(shared_memory="auto", shared_memory_limit=2 * MIB) as client:
             kept = []
@@ -308,11 +294,11 @@ def test_where_it_is_not_required_the_wire_is_used(run, open_client):
             assert not in_slot(client, await client.empty(2 * BIG, np.float32))
             kept.clear()
 
-    run(work())
+    aio_run(work())
 
 
 @pytest.mark.server_may_die
-def test_closing(run, open_client, aio_server):
+def test_closing(aio_run, open_client, aio_server):
     """Also while calls are running and waiting; arrays stay as they are."""
 
     async def work():
@@ -343,10 +329,10 @@ def test_closing(run, open_client, aio_server):
             with pytest.raises(ClosedError):
                 await client.empty(3, np.float32)
 
-    run(work())
+    aio_run(work())
 
 
-def test_a_hook_is_asked_for_the_headers_of_closing(run, open_client):
+def test_a_hook_is_asked_for_the_headers_of_closing(aio_run, open_client):
     called = []
 
     async def hook(call):
@@ -358,11 +344,11 @@ def test_a_hook_is_asked_for_the_headers_of_closing(run, open_client):
         async with open_client(header_hook=hook) as client:
             await echo(client, array(1))
 
-    run(work())
+    aio_run(work())
     assert called == ["ModelInfer('identity_cpp')", "close"]
 
 
-def test_a_hook_that_fails_at_the_end(run, aio_server, channel):
+def test_a_hook_that_fails_at_the_end(aio_run, aio_server, aio_channel):
     """The error is told, and all is given back nevertheless."""
 
     def hook(call):
@@ -371,7 +357,7 @@ def test_a_hook_that_fails_at_the_end(run, aio_server, channel):
 
     async def work():
         client = AsyncClient(
-            aio_server.grpc_url, channel=channel, shared_memory=True, header_hook=hook
+            aio_server.grpc_url, channel=aio_channel, shared_memory=True, header_hook=hook
         )
         await echo(client, array(1))
         with pytest.raises(ValueError, match="no token"):
@@ -379,11 +365,11 @@ def test_a_hook_that_fails_at_the_end(run, aio_server, channel):
         async with AsyncClient(aio_server.grpc_url, shared_memory=False) as witness:
             assert not await witness.shared_memory.registered()
 
-    run(work())
+    aio_run(work())
 
 
-def test_one_loop_after_the_other(aio_server, channel):
-    client = AsyncClient(aio_server.grpc_url, channel=channel, shared_memory=True)
+def test_one_loop_after_the_other(aio_server, aio_channel):
+    client = AsyncClient(aio_server.grpc_url, channel=aio_channel, shared_memory=True)
     for seed in range(3):
         answer = asyncio.run(echo(client, array(seed)))
         np.testing.assert_array_equal(answer, array(seed))
@@ -393,7 +379,7 @@ def test_one_loop_after_the_other(aio_server, channel):
 # --- by hand --------------------------------------------------------------------------------------
 
 
-def test_regions_by_hand(run, open_client):
+def test_regions_by_hand(aio_run, open_client):
     async def work():
         async with open_client(shared_memory=False) as client:
             with SharedMemoryRegion.create(2 * 4 * BIG) as region:
@@ -420,4 +406,4 @@ def test_regions_by_hand(run, open_client):
                     with pytest.raises(InvalidOption, match="name is empty"):
                         await getattr(client.shared_memory, name)(*arguments)
 
-    run(work())
+    aio_run(work())

@@ -7,18 +7,19 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 
+import grpc
 import pytest
-from channel_peers import EchoServer, Relay
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from echo_server import EchoServer, Relay
 
 from triton_fast.channels.grpcio.channel import GrpcChannel
 
 
 @pytest.fixture
-def server():
+def echo_server():
     """Start a server of the test's own (3 ms), so that it counts nothing of another test's."""
     server = EchoServer()
     yield server
@@ -26,8 +27,8 @@ def server():
 
 
 @pytest.fixture
-def relay(server):
-    relay = Relay(server.port)
+def relay(echo_server):
+    relay = Relay(echo_server.port)
     yield relay
     relay.close()
 
@@ -41,12 +42,12 @@ def nowhere():
 
 
 @pytest.fixture
-def open_channel(server):
+def open_channel(echo_server):
     """Make channels, to the server unless told otherwise, and close them."""
     channels = []
 
     def make(target: str | None = None, **settings) -> GrpcChannel:
-        channels.append(GrpcChannel(target or server.target, **settings))
+        channels.append(GrpcChannel(target or echo_server.target, **settings))
         return channels[-1]
 
     yield make
@@ -55,7 +56,7 @@ def open_channel(server):
 
 
 @pytest.fixture
-def channel(open_channel):
+def grpc_channel(open_channel):
     return open_channel()
 
 
@@ -95,6 +96,17 @@ def authority():
         return Identity(_pem(certificate), _key_pem(own))
 
     return _pem(root), sign
+
+
+@pytest.fixture(scope="module")
+def tls_server(authority):
+    _, sign = authority
+    own = sign("server", "localhost", "triton.internal")
+    server = EchoServer(
+        credentials=grpc.ssl_server_credentials([(own.key, own.certificate)]),
+    )
+    yield server
+    server.stop()
 
 
 def _key() -> ec.EllipticCurvePrivateKey:

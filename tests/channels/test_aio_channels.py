@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
 import socket
-import subprocess
 import sys
-import textwrap
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from channel_peers import Answer, Message, envelope
-from channel_peers import until as blocking_until
-from event_loops import new_loop
+from channel_calls import answered_at_last, call_async, closing, ids, path
+from support.channel_ends import Answer, Message, envelope
+from support.event_loops import new_loop
+from support.interpreter import run_python
+from support.process import held
+from support.waiting import until, until_async, within
 
 from triton_fast import errors
 from triton_fast._core._wire import StreamResponses
@@ -26,27 +25,8 @@ from triton_fast.channels.base import CallOptions
 from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
 from triton_fast.channels.native.channel_async import AsyncNativeChannel
 
-HERE = Path(__file__).parent
 KINDS = {"native": AsyncNativeChannel, "grpc": AsyncGrpcChannel}
 LARGE = 5 << 20  # goes in pieces
-
-
-def path(method: str) -> str:
-    return f"/test.Echo/{method}"
-
-
-def within(seconds: float) -> int:
-    return time.monotonic_ns() + round(seconds * 1e9)
-
-
-async def call(channel, method: str, message: bytes = b"", **options) -> bytes:
-    answer = Answer()
-    await channel.call(path(method), Message(message), answer, CallOptions(**options))
-    assert answer.told[0] == "begin"
-    assert answer.told[-1] == "finish"
-    assert set(answer.told[1:-1]) <= {"feed"}
-    assert answer.announced == len(answer.bytes)
-    return answer.bytes
 
 
 async def saw(server, what: str, count: int = 1) -> bool:
@@ -54,52 +34,37 @@ async def saw(server, what: str, count: int = 1) -> bool:
     return await asyncio.to_thread(server.saw, what, count)
 
 
-async def until(condition) -> None:
-    """Wait for what nobody tells of."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 @pytest.fixture(params=KINDS)
-def make(request, server):
+def make_async(request, echo_server):
     """Return what makes channels of each kind, to the server unless told otherwise."""
     kind = KINDS[request.param]
-    return lambda target=None, **settings: kind(target or server.target, **settings)
-
-
-@contextlib.asynccontextmanager
-async def closing(channel):
-    try:
-        yield channel
-    finally:
-        await channel.close()
+    return lambda target=None, **settings: kind(target or echo_server.target, **settings)
 
 
 # --- what is carried ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_384, LARGE])
-def test_bytes_go_there_and_come_back(run, make, size):
+def test_bytes_go_there_and_come_back(run, make_async, size):
     message = (bytes(range(251)) * (size // 251 + 1))[:size]
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             for _ in range(2):
-                assert await call(channel, "Echo", message) == message
+                assert await call_async(channel, "Echo", message) == message
 
     run(work())
 
 
-def test_many_tasks_share_a_channel(run, make):
+def test_many_tasks_share_a_channel(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             wrong = []
 
             async def one(number: int) -> None:
                 for n in range(20):
                     message = f"{number}.{n}".encode() * (1 + n * 50)
-                    if await call(channel, "Echo", message) != message:
+                    if await call_async(channel, "Echo", message) != message:
                         wrong.append((number, n))
 
             await asyncio.gather(*(one(number) for number in range(30)))
@@ -108,42 +73,42 @@ def test_many_tasks_share_a_channel(run, make):
     run(work())
 
 
-def test_headers_arrive_as_given(run, make):
+def test_headers_arrive_as_given(run, make_async):
     headers = (("authorization", "Bearer abc"), ("trace-bin", b"\x00\xff\n"), ("twice", "1"))
     headers += (("twice", "2"),)
     wanted = [["authorization", "Bearer abc"], ["trace-bin", [0, 255, 10]]]
     wanted += [["twice", "1"], ["twice", "2"]]
 
     async def work():
-        async with closing(make()) as channel:
-            told = json.loads(await call(channel, "Headers", headers=headers))
+        async with closing(make_async()) as channel:
+            told = json.loads(await call_async(channel, "Headers", headers=headers))
             assert [entry for entry in told if entry in wanted] == wanted
 
     run(work())
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
-def test_compression_shrinks_what_is_sent(run, make, relay, compression):
+def test_compression_shrinks_what_is_sent(run, make_async, relay, compression):
     message = bytes(1 << 20)
 
     async def work():
-        async with closing(make(relay.target)) as channel:
-            assert await call(channel, "Echo", message, compression=compression) == message
+        async with closing(make_async(relay.target)) as channel:
+            assert await call_async(channel, "Echo", message, compression=compression) == message
             assert 0 < relay.bytes_up < len(message) // 50
-            assert await call(channel, "Echo", message) == message
+            assert await call_async(channel, "Echo", message) == message
             assert relay.bytes_up > len(message)
 
     run(work())
 
 
-def test_a_message_is_not_kept(run, make):
+def test_a_message_is_not_kept(run, make_async):
     message = Message(b"x" * 100_000)
 
     def holders() -> int:
         return sys.getrefcount(message.message)
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             for _ in range(2):
                 await channel.call(path("Echo"), message, Answer(), CallOptions())
 
@@ -157,15 +122,15 @@ def test_a_message_is_not_kept(run, make):
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def test_each_status_has_its_class(run, make):
+def test_each_status_has_its_class(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             for number in errors.StatusCode:
                 if number == 0:
                     continue
                 message = f"{number}:what the server said".encode()
                 with pytest.raises(errors.ServerError) as raised:
-                    await call(channel, "Status", message, call="Model X")
+                    await call_async(channel, "Status", message, call="Model X")
                 error = raised.value
                 assert type(error) is errors._BY_STATUS[number]
                 assert (error.call, error.target) == ("Model X", channel.target)
@@ -174,68 +139,50 @@ def test_each_status_has_its_class(run, make):
     run(work())
 
 
-def test_a_traceback_for_a_message_arrives_whole(run, make):
+def test_a_traceback_for_a_message_arrives_whole(run, make_async):
     details = "Zeile 1\nÜbel: " + "ä" * 50_000
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             with pytest.raises(errors.Internal) as raised:
-                await call(channel, "Status", b"13:" + details.encode())
+                await call_async(channel, "Status", b"13:" + details.encode())
             assert raised.value.message == details
 
     run(work())
 
 
 @pytest.mark.parametrize("fail_in", ["begin", "feed", "finish"])
-def test_what_the_parser_raises_passes_unchanged(run, make, fail_in):
+def test_what_the_parser_raises_passes_unchanged(run, make_async, fail_in):
     planted = errors.WireError("field 6 is torn")
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             with pytest.raises(errors.WireError) as raised:
                 await channel.call(
                     path("Echo"), Message(b"xy"), Answer(fail_in, planted), CallOptions()
                 )
             assert raised.value is planted
-            assert await call(channel, "Echo", b"still usable") == b"still usable"
+            assert await call_async(channel, "Echo", b"still usable") == b"still usable"
 
     run(work())
 
 
-def test_no_server_there(run, make, nowhere):
+def test_no_server_there(run, make_async, nowhere):
     async def work():
-        async with closing(make(nowhere)) as channel:
+        async with closing(make_async(nowhere)) as channel:
             with pytest.raises(errors.Unavailable, match="onnect to .*refused") as raised:
-                await call(channel, "Echo", call="ServerLive")
+                await call_async(channel, "Echo", call="ServerLive")
             assert str(raised.value).startswith(f"ServerLive at {nowhere}: UNAVAILABLE: ")
 
     run(work())
 
 
-async def answered_at_last(channel, message: bytes) -> None:
-    """Call until there is an answer: how many calls it tells of a lost server is grpcio's affair.
-
-    It may start some on a connection before it has seen the end of it, and fails those that come
-    while it waits to connect again. The native channel fails none, once it has told of one.
-    """
-    if isinstance(channel, AsyncNativeChannel):
-        assert await call(channel, "Echo", message) == message
-        return
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                assert await call(channel, "Echo", message) == message
-                return
-            except errors.Unavailable:
-                await asyncio.sleep(0.02)
-
-
-def test_the_connection_breaks_during_a_call(run, make, server, relay):
+def test_the_connection_breaks_during_a_call(run, make_async, echo_server, relay):
     async def work():
-        async with closing(make(relay.target)) as channel:
-            await call(channel, "Echo")
-            holding = asyncio.create_task(call(channel, "Hold"))
-            assert await saw(server, "held")
+        async with closing(make_async(relay.target)) as channel:
+            await call_async(channel, "Echo")
+            holding = asyncio.create_task(call_async(channel, "Hold"))
+            assert await saw(echo_server, "held")
             relay.cut()
             with pytest.raises(errors.Unavailable):
                 await holding
@@ -247,37 +194,37 @@ def test_the_connection_breaks_during_a_call(run, make, server, relay):
 # --- deadlines and cancellation -------------------------------------------------------------------
 
 
-def test_a_deadline_ends_the_call_and_the_server_is_told(run, make, server):
+def test_a_deadline_ends_the_call_and_the_server_is_told(run, make_async, echo_server):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             for seconds in (0.3, 3, 30):  # until one is long enough for the call to arrive
                 with pytest.raises(errors.DeadlineExceeded) as raised:
-                    await call(channel, "Hold", deadline_ns=within(seconds), call="Model X")
+                    await call_async(channel, "Hold", deadline_ns=within(seconds), call="Model X")
                 assert raised.value.call == "Model X"
-                if server.counts["held"]:
+                if echo_server.counts["held"]:
                     break
-            assert await saw(server, "given up")
+            assert await saw(echo_server, "given up")
 
     run(work())
 
 
-def test_a_deadline_that_has_passed_sends_nothing(run, make, server):
+def test_a_deadline_that_has_passed_sends_nothing(run, make_async, echo_server):
     async def work():
-        async with closing(make()) as channel:
-            await call(channel, "Echo")
+        async with closing(make_async()) as channel:
+            await call_async(channel, "Echo")
             with pytest.raises(errors.DeadlineExceeded):
-                await call(channel, "Size", b"1", deadline_ns=time.monotonic_ns() - 1)
-            await call(channel, "Echo")
-            assert server.calls == ["Echo", "Echo"]
+                await call_async(channel, "Size", b"1", deadline_ns=time.monotonic_ns() - 1)
+            await call_async(channel, "Echo")
+            assert echo_server.calls == ["Echo", "Echo"]
 
     run(work())
 
 
-def test_a_deadline_while_nobody_answers(run, make):
+def test_a_deadline_while_nobody_answers(run, make_async):
     async def work(target):
-        async with closing(make(target)) as channel:
+        async with closing(make_async(target)) as channel:
             with pytest.raises(errors.DeadlineExceeded):
-                await call(channel, "Echo", deadline_ns=within(0.2))
+                await call_async(channel, "Echo", deadline_ns=within(0.2))
 
     # A listener that never speaks HTTP/2: the connection is there, and is not.
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -285,32 +232,32 @@ def test_a_deadline_while_nobody_answers(run, make):
 
 
 @pytest.mark.parametrize("size", [2, LARGE])
-def test_cancelling_a_task_cancels_the_call(run, make, server, size):
+def test_cancelling_a_task_cancels_the_call(run, make_async, echo_server, size):
     async def work():
-        async with closing(make()) as channel:
-            await call(channel, "Echo")
+        async with closing(make_async()) as channel:
+            await call_async(channel, "Echo")
             answer = Answer()
             message = Message(bytes(size))
             task = asyncio.create_task(channel.call(path("Hold"), message, answer, CallOptions()))
-            assert await saw(server, "held")
+            assert await saw(echo_server, "held")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert task.cancelled()
-            assert await saw(server, "given up")
+            assert await saw(echo_server, "given up")
             assert answer.told == []
-            assert await call(channel, "Echo", b"y") == b"y"
+            assert await call_async(channel, "Echo", b"y") == b"y"
 
     run(work())
 
 
-def test_cancelling_at_any_moment(run, make, server):
+def test_cancelling_at_any_moment(run, make_async, echo_server):
     """Whatever a call is at, it ends, and the channel is as good as before."""
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             for step in range(60):
-                task = asyncio.create_task(call(channel, "Echo", bytes(20_000)))
+                task = asyncio.create_task(call_async(channel, "Echo", bytes(20_000)))
                 for _ in range(step % 12):
                     await asyncio.sleep(0)
                 if step % 5 == 0:
@@ -318,26 +265,26 @@ def test_cancelling_at_any_moment(run, make, server):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-            assert await call(channel, "Echo", b"y") == b"y"
+            assert await call_async(channel, "Echo", b"y") == b"y"
 
     run(work())
 
 
-def test_a_timeout_of_asyncios(run, make, server):
+def test_a_timeout_of_asyncios(run, make_async, echo_server):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
 
             async def bounded(limit):
                 async with limit:
-                    await call(channel, "Hold")
+                    await call_async(channel, "Hold")
 
             limit = asyncio.timeout(None)
             task = asyncio.create_task(bounded(limit))
-            assert await saw(server, "held")
+            assert await saw(echo_server, "held")
             limit.reschedule(0)
             with pytest.raises(TimeoutError):
                 await task
-            assert await saw(server, "given up")
+            assert await saw(echo_server, "given up")
 
     run(work())
 
@@ -345,15 +292,15 @@ def test_a_timeout_of_asyncios(run, make, server):
 # --- closing, and event loops ---------------------------------------------------------------------
 
 
-def test_a_closed_channel_refuses_calls(run, make):
+def test_a_closed_channel_refuses_calls(run, make_async):
     async def work(used):
-        channel = make()
+        channel = make_async()
         if used:
-            await call(channel, "Echo")
+            await call_async(channel, "Echo")
         await channel.close()
         await channel.close()
         with pytest.raises(errors.ClosedError, match=channel.target):
-            await call(channel, "Echo")
+            await call_async(channel, "Echo")
         with pytest.raises(errors.ClosedError):
             channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
 
@@ -361,13 +308,13 @@ def test_a_closed_channel_refuses_calls(run, make):
     run(work(True))
 
 
-def test_closing_ends_running_calls(run, make, server):
+def test_closing_ends_running_calls(run, make_async, echo_server):
     async def work():
-        channel = make()
-        await call(channel, "Echo")
-        tasks = [asyncio.create_task(call(channel, "Hold")) for _ in range(3)]
-        cancelled = asyncio.create_task(call(channel, "Hold"))
-        assert await saw(server, "held", 4)
+        channel = make_async()
+        await call_async(channel, "Echo")
+        tasks = [asyncio.create_task(call_async(channel, "Hold")) for _ in range(3)]
+        cancelled = asyncio.create_task(call_async(channel, "Hold"))
+        assert await saw(echo_server, "held", 4)
         cancelled.cancel()
         await channel.close()
         for task in tasks:
@@ -375,46 +322,46 @@ def test_closing_ends_running_calls(run, make, server):
                 await task
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        assert await saw(server, "given up", 4)
+        assert await saw(echo_server, "given up", 4)
 
     run(work())
 
 
-def test_one_loop_after_the_other(run, make):
-    channel = make()
+def test_one_loop_after_the_other(run, make_async):
+    channel = make_async()
     for _ in range(3):
-        assert run(call(channel, "Echo", b"x")) == b"x"
+        assert run(call_async(channel, "Echo", b"x")) == b"x"
     run(channel.close())
 
 
-def test_a_loop_that_ends_during_calls(run, make, server):
+def test_a_loop_that_ends_during_calls(run, make_async, echo_server):
     """What it leaves behind disturbs no later one."""
-    channel = make()
+    channel = make_async()
 
     async def leave(left, turn):
-        await call(channel, "Echo")
-        left += [asyncio.create_task(call(channel, "Hold")) for _ in range(3)]
-        assert await saw(server, "held", 3 * turn)
+        await call_async(channel, "Echo")
+        left += [asyncio.create_task(call_async(channel, "Hold")) for _ in range(3)]
+        assert await saw(echo_server, "held", 3 * turn)
 
     for turn in (1, 2, 3):
         left = []
         with asyncio.Runner(loop_factory=lambda: new_loop(run.kind)) as runner:
             runner.run(leave(left, turn))
         assert [task.cancelled() for task in left] == [True] * 3
-        assert run(call(channel, "Echo", b"x")) == b"x"
-    assert run(saw(server, "given up", 9))
+        assert run(call_async(channel, "Echo", b"x")) == b"x"
+    assert run(saw(echo_server, "given up", 9))
     run(channel.close())
 
 
-def test_a_second_loop_beside_the_first(run, make):
-    channel = make()
+def test_a_second_loop_beside_the_first(run, make_async):
+    channel = make_async()
 
     async def work():
-        assert await call(channel, "Echo", b"x") == b"x"
+        assert await call_async(channel, "Echo", b"x") == b"x"
         raised = []
 
         def elsewhere():
-            for what in (call(channel, "Echo"), channel.close()):
+            for what in (call_async(channel, "Echo"), channel.close()):
                 try:
                     asyncio.run(what)
                 except Exception as error:
@@ -426,26 +373,26 @@ def test_a_second_loop_beside_the_first(run, make):
             await asyncio.sleep(0.01)
         assert [type(error) for error in raised] == [errors.LoopError] * 2
         assert "belongs to another event loop" in str(raised[0])
-        assert await call(channel, "Echo", b"y") == b"y"
+        assert await call_async(channel, "Echo", b"y") == b"y"
         await channel.close()
 
     run(work())
 
 
-def test_without_a_loop(make):
-    channel = make()
-    coroutine = call(channel, "Echo")
+def test_without_a_loop(make_async):
+    channel = make_async()
+    coroutine = call_async(channel, "Echo")
     with pytest.raises(errors.LoopError, match="without a running event loop"):
         coroutine.send(None)
 
 
-def test_loops_of_two_threads(run, make):
+def test_loops_of_two_threads(run, make_async):
     """Each with a channel of its own, at the same time."""
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             for _ in range(100):
-                assert await call(channel, "Echo", b"x") == b"x"
+                assert await call_async(channel, "Echo", b"x") == b"x"
 
     raised = []
 
@@ -464,32 +411,12 @@ def test_loops_of_two_threads(run, make):
     assert raised == []
 
 
-def run_python(script: str, *arguments: str, timeout: float = 100):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-W",
-            "ignore:This process:DeprecationWarning",
-            "-c",
-            textwrap.dedent(script),
-            *arguments,
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, done.stderr
-
-
 PROGRAM = """
     import asyncio, sys
-    from channel_peers import Answer, Message
-    from test_aio_channels import KINDS, call
+    from support.channel_ends import Answer, Message
+    from channel_calls import call_async
+    from test_aio_channels import KINDS
+    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.base import CallOptions
 
     channel = KINDS[sys.argv[1]](sys.argv[2])
@@ -498,16 +425,16 @@ PROGRAM = """
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["task", "loop"])
-def test_a_program_may_end_without_closing(server, kind, way):
+def test_a_program_may_end_without_closing(echo_server, kind, way):
     """Also during a call; and says nothing about it."""
     script = (
         PROGRAM
         + """
     async def work():
-        await call(channel, "Echo")
+        await call_async(channel, "Echo")
         if sys.argv[3] == "task":
-            task = asyncio.create_task(call(channel, "Hold"))
-            assert await call(channel, "Saw", b"held 1") == b"yes"
+            task = asyncio.create_task(call_async(channel, "Hold"))
+            assert await call_async(channel, "Saw", b"held 1") == b"yes"
 
     if sys.argv[3] == "loop":
         loop = asyncio.new_event_loop()
@@ -518,22 +445,17 @@ def test_a_program_may_end_without_closing(server, kind, way):
     print("over")
     """
     )
-    assert run_python(script, kind, server.target, way) == ("over\n", "")
+    assert run_python(script, kind, echo_server.target, way, timeout=100, quiet=True) == "over\n"
 
 
-def test_nothing_is_left_open(run, make):
+def test_nothing_is_left_open(run, make_async):
     async def cycle():
-        async with closing(make()) as channel:
-            await call(channel, "Echo", b"x")
+        async with closing(make_async()) as channel:
+            await call_async(channel, "Echo", b"x")
             stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             await stream.send(Message(envelope("a")), None)
             await stream.receive(None)
             stream.cancel()
-
-    def held() -> int:
-        # The server is in this process, and has a pool of threads that grows.
-        threads = [t for t in threading.enumerate() if not t.name.startswith("ThreadPoolExecutor")]
-        return len(threads) + len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     for _ in range(3):
         run(cycle())
@@ -541,18 +463,10 @@ def test_nothing_is_left_open(run, make):
     for _ in range(12):
         run(cycle())
     # grpcio closes in the background, and may have made itself a thread or two.
-    blocking_until(lambda: held() < before + 8)
+    until(lambda: held() < before + 8)
 
 
 # --- streams --------------------------------------------------------------------------------------
-
-
-def ids(answers) -> list[str]:
-    found = []
-    for response in answers:
-        found.append(response.take()[2])
-        response.release()
-    return found
 
 
 async def all_ids(stream) -> list[str]:
@@ -571,9 +485,9 @@ async def streamed_at_last(server) -> int:
     return seen
 
 
-def test_a_conversation(run, make):
+def test_a_conversation(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             for number in range(5):
                 await stream.send(Message(envelope(f"m{number}")), within(20))
@@ -594,11 +508,11 @@ def test_a_conversation(run, make):
     run(work())
 
 
-def test_large_messages_of_a_stream(run, make):
+def test_large_messages_of_a_stream(run, make_async):
     message = envelope("x" * LARGE)
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             await stream.send(Message(message), within(20))
             assert [len(name) for name in ids(await stream.receive(within(20)))] == [LARGE]
@@ -607,9 +521,9 @@ def test_large_messages_of_a_stream(run, make):
     run(work())
 
 
-def test_a_stream_sends_headers(run, make):
+def test_a_stream_sends_headers(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             options = CallOptions(headers=(("authorization", "abc"),))
             stream = channel.open_stream(path("StreamHeaders"), StreamResponses(), options)
             await stream.send(Message(envelope("")), None)
@@ -619,9 +533,9 @@ def test_a_stream_sends_headers(run, make):
     run(work())
 
 
-def test_many_streams_and_calls_at_a_time(run, make):
+def test_many_streams_and_calls_at_a_time(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
 
             async def one(number):
                 stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
@@ -630,16 +544,16 @@ def test_many_streams_and_calls_at_a_time(run, make):
                 await stream.half_close()
                 expected = [*(f"{number}.{n}" for n in range(20)), "half-closed"]
                 assert await all_ids(stream) == expected
-                assert await call(channel, "Echo", b"x") == b"x"
+                assert await call_async(channel, "Echo", b"x") == b"x"
 
             await asyncio.gather(*(one(number) for number in range(8)))
 
     run(work())
 
 
-def test_the_error_of_a_stream(run, make):
+def test_the_error_of_a_stream(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             options = CallOptions(call="ModelStreamInfer('m')")
             stream = channel.open_stream(path("StreamStatus"), StreamResponses(), options)
             await stream.send(Message(b"3:no such input"), None)
@@ -653,9 +567,9 @@ def test_the_error_of_a_stream(run, make):
     run(work())
 
 
-def test_a_server_that_ends_the_stream(run, make):
+def test_a_server_that_ends_the_stream(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             stream = channel.open_stream(path("StreamOne"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), None)
             assert await all_ids(stream) == ["one"]
@@ -665,9 +579,9 @@ def test_a_server_that_ends_the_stream(run, make):
     run(work())
 
 
-def test_a_stream_to_nowhere(run, make, nowhere):
+def test_a_stream_to_nowhere(run, make_async, nowhere):
     async def work():
-        async with closing(make(nowhere)) as channel:
+        async with closing(make_async(nowhere)) as channel:
             stream = channel.open_stream(
                 path("StreamEcho"), StreamResponses(), CallOptions(call="X")
             )
@@ -681,9 +595,9 @@ def test_a_stream_to_nowhere(run, make, nowhere):
     run(work())
 
 
-def test_deadlines_of_a_stream(run, make, server):
+def test_deadlines_of_a_stream(run, make_async, echo_server):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             with pytest.raises(errors.DeadlineExceeded):
                 await stream.receive(within(0.1))  # it has not begun
@@ -691,8 +605,8 @@ def test_deadlines_of_a_stream(run, make, server):
             with pytest.raises(errors.DeadlineExceeded):
                 await stream.receive(within(0.1))
             # The call goes on, and nothing is lost.
-            assert await saw(server, "held")
-            server.let_go()
+            assert await saw(echo_server, "held")
+            echo_server.let_go()
             assert ids(await stream.receive(within(20))) == ["held"]
             stream.cancel()
             whole = channel.open_stream(
@@ -707,11 +621,11 @@ def test_deadlines_of_a_stream(run, make, server):
     run(work())
 
 
-def test_a_peer_that_takes_no_messages(run, make):
+def test_a_peer_that_takes_no_messages(run, make_async):
     """The sender waits, and no longer than it may; the call is over then."""
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), within(20))
             late = None
@@ -728,9 +642,9 @@ def test_a_peer_that_takes_no_messages(run, make):
     run(work())
 
 
-def test_cancelling_a_receive_loses_nothing(run, make):
+def test_cancelling_a_receive_loses_nothing(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
             await stream.send(Message(b"200"), None)
             await stream.half_close()
@@ -752,9 +666,9 @@ def test_cancelling_a_receive_loses_nothing(run, make):
     run(work())
 
 
-def test_cancelling_a_receive_in_a_large_message_loses_nothing(run, make):
+def test_cancelling_a_receive_in_a_large_message_loses_nothing(run, make_async):
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
             await stream.send(Message(f"4 {LARGE}".encode()), None, last=True)
             found, turns = [], 0
@@ -774,16 +688,16 @@ def test_cancelling_a_receive_in_a_large_message_loses_nothing(run, make):
 
 
 @pytest.mark.parametrize("way", ["cancel", "close", "drop"])
-def test_answers_that_nobody_takes(run, make, server, way):
+def test_answers_that_nobody_takes(run, make_async, echo_server, way):
     """What reads them ahead, and waits for room, ends as well."""
 
     async def work():
         tasks = asyncio.all_tasks()
-        channel = make()
+        channel = make_async()
         stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
         await stream.send(Message(b"1000 100000"), None)
         await stream.receive(None)
-        assert await streamed_at_last(server) < 1000  # what nobody receives is not asked for
+        assert await streamed_at_last(echo_server) < 1000  # what nobody receives is not asked for
         if way == "cancel":
             stream.cancel()
         elif way == "close":
@@ -791,21 +705,21 @@ def test_answers_that_nobody_takes(run, make, server, way):
         else:
             del stream
             gc.collect()
-        assert await saw(server, "stream ended")
-        await until(lambda: asyncio.all_tasks() == tasks)
+        assert await saw(echo_server, "stream ended")
+        await until_async(lambda: asyncio.all_tasks() == tasks)
         await channel.close()
 
     run(work())
 
 
 @pytest.mark.parametrize("way", ["cancel", "close", "task"])
-def test_a_stream_that_is_given_up(run, make, server, way):
+def test_a_stream_that_is_given_up(run, make_async, echo_server, way):
     async def work():
-        channel = make()
+        channel = make_async()
         stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions(call="X"))
         await stream.send(Message(b"x"), None)
         receiving = asyncio.create_task(stream.receive(None))
-        assert await saw(server, "held")
+        assert await saw(echo_server, "held")
         if way == "cancel":
             stream.cancel()
             with pytest.raises(errors.Cancelled, match="X at"):
@@ -825,18 +739,18 @@ def test_a_stream_that_is_given_up(run, make, server, way):
                 await receiving
         with pytest.raises((errors.Cancelled, errors.ClosedError)):
             await stream.send(Message(b"x"), None)
-        assert await saw(server, "stream ended")
+        assert await saw(echo_server, "stream ended")
         await channel.close()
 
     run(work())
 
 
 @pytest.mark.parametrize("size", [2, LARGE])
-def test_a_send_that_is_cancelled_ends_the_stream(run, make, size):
+def test_a_send_that_is_cancelled_ends_the_stream(run, make_async, size):
     """Whatever it is at: connecting, rendering the message, or sending it."""
 
     async def work():
-        async with closing(make()) as channel:
+        async with closing(make_async()) as channel:
             for turns in range(8):
                 stream = channel.open_stream(
                     path("StreamHold"), StreamResponses(), CallOptions(call="X")
@@ -858,13 +772,13 @@ def test_a_send_that_is_cancelled_ends_the_stream(run, make, size):
     run(work())
 
 
-def test_the_connection_of_a_stream_breaks(run, make, server, relay):
+def test_the_connection_of_a_stream_breaks(run, make_async, echo_server, relay):
     async def work():
-        async with closing(make(relay.target)) as channel:
+        async with closing(make_async(relay.target)) as channel:
             stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), None)
             receiving = asyncio.create_task(stream.receive(within(20)))
-            assert await saw(server, "held")
+            assert await saw(echo_server, "held")
             relay.cut()
             with pytest.raises(errors.Unavailable):
                 await receiving

@@ -5,26 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import grpc
 import pytest
-from channel_peers import EchoServer
-from forked_children import run_forking
-from test_aio_channels import answered_at_last, call, closing, run_python
+from channel_calls import answered_at_last, call_async, closing
+from echo_server import EchoServer
+from support.forked_children import run_forking
+from support.interpreter import run_and_hear
 
 from triton_fast import errors
 from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
 from triton_fast.options.tls import TLS
-
-
-@pytest.fixture
-def tls_server(authority):
-    _, sign = authority
-    identity = sign("server", "localhost")
-    server = EchoServer(
-        credentials=grpc.ssl_server_credentials([(identity.key, identity.certificate)])
-    )
-    yield server
-    server.stop()
 
 
 def test_tls(run, tls_server, authority):
@@ -33,10 +22,10 @@ def test_tls(run, tls_server, authority):
     async def work():
         target = f"localhost:{tls_server.port}"
         async with closing(AsyncGrpcChannel(target, tls=TLS(root_certificates=root))) as channel:
-            assert await call(channel, "Echo", b"x") == b"x"
+            assert await call_async(channel, "Echo", b"x") == b"x"
         async with closing(AsyncGrpcChannel(target)) as channel:
             with pytest.raises(errors.Unavailable, match="whether it expects TLS"):
-                await call(channel, "Echo")
+                await call_async(channel, "Echo")
 
     run(work())
 
@@ -44,26 +33,26 @@ def test_tls(run, tls_server, authority):
 @pytest.mark.parametrize(
     "header", [("authorization", "secret\n"), ("Secret", "x"), ("authorization", 5), ("a-bin", "x")]
 )
-def test_a_header_that_cannot_be_sent_is_refused_without_its_value(run, server, header):
+def test_a_header_that_cannot_be_sent_is_refused_without_its_value(run, echo_server, header):
     async def work():
-        async with closing(AsyncGrpcChannel(server.target)) as channel:
+        async with closing(AsyncGrpcChannel(echo_server.target)) as channel:
             with pytest.raises(errors.InvalidOption) as raised:
-                await call(channel, "Echo", headers=(header,), call="ModelInfer")
+                await call_async(channel, "Echo", headers=(header,), call="ModelInfer")
             assert "ModelInfer" in str(raised.value)
             assert header[0] in str(raised.value)
             assert "secret" not in f"{raised.value!r} {raised.value.__cause__!r}"
-            assert await call(channel, "Echo", b"still usable") == b"still usable"
+            assert await call_async(channel, "Echo", b"still usable") == b"still usable"
 
     run(work())
 
 
-def test_no_grpcio(run, server, monkeypatch):
+def test_no_grpcio(run, echo_server, monkeypatch):
     monkeypatch.setitem(sys.modules, "grpc", None)
 
     async def work():
-        async with closing(AsyncGrpcChannel(server.target)) as channel:
+        async with closing(AsyncGrpcChannel(echo_server.target)) as channel:
             with pytest.raises(errors.MissingDependency, match="pip install grpcio"):
-                await call(channel, "Echo")
+                await call_async(channel, "Echo")
 
     run(work())
 
@@ -74,10 +63,10 @@ def test_a_server_that_is_restarted_is_found_again(run, tmp_path):
     async def work():
         first = EchoServer(target)
         async with closing(AsyncGrpcChannel(target)) as channel:
-            await call(channel, "Echo")
+            await call_async(channel, "Echo")
             await asyncio.to_thread(first.stop)
             with pytest.raises(errors.Unavailable):
-                await call(channel, "Echo")
+                await call_async(channel, "Echo")
             second = EchoServer(target)
             try:
                 await answered_at_last(channel, b"x")
@@ -91,9 +80,9 @@ def test_a_server_that_is_restarted_is_found_again(run, tmp_path):
 
 FORK = """
     import asyncio, os, signal, sys, threading, time
-    from channel_peers import Answer, Message
-    from forked_children import fork, join
-    from test_aio_channels import call
+    from support.channel_ends import Answer, Message
+    from support.forked_children import fork, join
+    from channel_calls import call_async
     from triton_fast import errors
     from triton_fast.channels.grpcio import fork as grpc_fork
     from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
@@ -108,7 +97,7 @@ FORK = """
 
     async def soon(channel, method="Echo", message=b"x"):
         deadline_ns = time.monotonic_ns() + 40 * 10**9
-        return await call(channel, method, message, deadline_ns=deadline_ns)
+        return await call_async(channel, method, message, deadline_ns=deadline_ns)
 
     async def in_child():
         try:
@@ -138,7 +127,9 @@ FORK = """
 
 
 def run_forks(script: str, target: str) -> tuple[str, str]:
-    return run_forking(lambda: run_python(FORK + script + "\n    print('done')\n", target))
+    return run_forking(
+        lambda: run_and_hear(FORK + script + "\n    print('done')\n", target, timeout=100)
+    )
 
 
 def run_fork(script: str, target: str) -> None:
@@ -147,16 +138,16 @@ def run_fork(script: str, target: str) -> None:
     assert complaints == ""
 
 
-def test_a_fork_between_two_loops(server):
+def test_a_fork_between_two_loops(echo_server):
     script = """
     for _ in range(5):
         asyncio.run(soon(channel))
         join([fork(child)])
     """
-    run_fork(script, server.target)
+    run_fork(script, echo_server.target)
 
 
-def test_a_fork_in_the_loop(server):
+def test_a_fork_in_the_loop(echo_server):
     script = """
     async def main():
         for _ in range(5):
@@ -166,10 +157,10 @@ def test_a_fork_in_the_loop(server):
         await channel.close()
     asyncio.run(main())
     """
-    run_fork(script, server.target)
+    run_fork(script, echo_server.target)
 
 
-def test_a_fork_on_another_thread(server):
+def test_a_fork_on_another_thread(echo_server):
     """Also while tasks are calling: the fork waits for them, and they for the fork."""
     script = """
     async def main():
@@ -187,10 +178,10 @@ def test_a_fork_on_another_thread(server):
         await channel.close()
     asyncio.run(main())
     """
-    run_fork(script, server.target)
+    run_fork(script, echo_server.target)
 
 
-def test_a_fork_waits_until_the_loop_has_left_grpcio(server):
+def test_a_fork_waits_until_the_loop_has_left_grpcio(echo_server):
     """The last of grpcio's asyncio may go when the loop's thread collects a call that is over.
 
     Which takes it a while, with a lock that the child needs.
@@ -222,10 +213,10 @@ def test_a_fork_waits_until_the_loop_has_left_grpcio(server):
         await channel.close()
     asyncio.run(main())
     """
-    run_fork(script, server.target)
+    run_fork(script, echo_server.target)
 
 
-def test_a_fork_during_a_call_costs_the_child_grpcio(server):
+def test_a_fork_during_a_call_costs_the_child_grpcio(echo_server):
     script = """
     async def main():
         await soon(channel)
@@ -239,11 +230,11 @@ def test_a_fork_during_a_call_costs_the_child_grpcio(server):
         await channel.close()
     asyncio.run(main())
     """
-    output, _ = run_forks(script, server.target)
+    output, _ = run_forks(script, echo_server.target)
     assert output == "done\n"
 
 
-def test_a_fork_while_others_use_grpc_aio(server):
+def test_a_fork_while_others_use_grpc_aio(echo_server):
     """Which cannot be taken down for them; threads' calls go on in the child."""
     script = """
     import grpc
@@ -268,6 +259,6 @@ def test_a_fork_while_others_use_grpc_aio(server):
         await channel.close()
     asyncio.run(main())
     """
-    output, complaints = run_forks(script, server.target)
+    output, complaints = run_forks(script, echo_server.target)
     assert output == "done\n"
     assert all("skipping fork() handlers" in line for line in complaints.splitlines())

@@ -9,8 +9,11 @@ import time
 from functools import partial
 
 import pytest
-from channel_peers import Message, envelope, received, until, until_blocked
-from test_grpc_channel import call, path, run_python, within
+from channel_calls import call, ids, path
+from support.channel_ends import Message, envelope, received
+from support.interpreter import run_python
+from support.process import threads
+from support.waiting import until, until_blocked, within
 
 from triton_fast import errors
 from triton_fast._core._wire import StreamResponses
@@ -24,12 +27,12 @@ LARGE = 5 << 20
 
 
 @pytest.fixture(params=KINDS)
-def make(request, server):
+def make_channel(request, echo_server):
     """Return what makes channels of each kind, to the server unless told otherwise."""
     channels = []
 
     def make(target=None):
-        channels.append(KINDS[request.param](target or server.target))
+        channels.append(KINDS[request.param](target or echo_server.target))
         return channels[-1]
 
     yield make
@@ -41,14 +44,6 @@ def make(request, server):
 def last(request) -> bool:
     """Say whether the first message is the last one, too: channels may go another way then."""
     return request.param
-
-
-def ids(answers) -> list[str]:
-    found = []
-    for response in answers:
-        found.append(response.take()[2])
-        response.release()
-    return found
 
 
 def all_ids(stream) -> list[str]:
@@ -67,8 +62,8 @@ def streamed_at_last(server) -> int:
     return seen
 
 
-def test_a_conversation(make):
-    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
+def test_a_conversation(make_channel):
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     for number in range(5):
         stream.send(Message(envelope(f"m{number}")), within(20))
         assert ids(received(stream, within(20))) == [f"m{number}"]
@@ -86,24 +81,24 @@ def test_a_conversation(make):
     stream.cancel()
 
 
-def test_the_last_message(make):
-    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
+def test_the_last_message(make_channel):
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     stream.send(Message(envelope("first")))
     stream.send(Message(envelope("last")), last=True)
     assert all_ids(stream) == ["first", "last", "half-closed"]
 
 
-def test_large_messages(make):
-    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
+def test_large_messages(make_channel):
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     for _ in range(3):
         stream.send(Message(envelope("x" * LARGE)), within(20))
         assert [len(name) for name in ids(received(stream, within(20)))] == [LARGE]
     stream.cancel()
 
 
-def test_headers(make, last):
+def test_headers(make_channel, last):
     options = CallOptions(headers=(("authorization", "abc"),))
-    stream = make().open_stream(path("StreamHeaders"), StreamResponses(), options)
+    stream = make_channel().open_stream(path("StreamHeaders"), StreamResponses(), options)
     stream.send(Message(envelope("")), last=last)
     told = []
     while len(told) < 1:
@@ -112,8 +107,8 @@ def test_headers(make, last):
     stream.cancel()
 
 
-def test_one_thread_sends_and_another_receives(make):
-    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
+def test_one_thread_sends_and_another_receives(make_channel):
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     found = []
     receiver = threading.Thread(target=lambda: found.extend(all_ids(stream)))
     receiver.start()
@@ -124,8 +119,8 @@ def test_one_thread_sends_and_another_receives(make):
     assert found == [*map(str, range(500)), "half-closed"]
 
 
-def test_several_streams_and_calls(make):
-    channel = make()
+def test_several_streams_and_calls(make_channel):
+    channel = make_channel()
     wrong = []
 
     def work(number):
@@ -145,9 +140,9 @@ def test_several_streams_and_calls(make):
     assert wrong == []
 
 
-def test_the_error_of_a_stream(make, last):
+def test_the_error_of_a_stream(make_channel, last):
     options = CallOptions(call="ModelStreamInfer('m')")
-    stream = make().open_stream(path("StreamStatus"), StreamResponses(), options)
+    stream = make_channel().open_stream(path("StreamStatus"), StreamResponses(), options)
     stream.send(Message(b"3:no such input"), last=last)
     for _ in range(2):
         with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
@@ -157,24 +152,26 @@ def test_the_error_of_a_stream(make, last):
         stream.send(Message(b"3:"))
 
 
-def test_a_server_that_ends_the_stream(make):
-    stream = make().open_stream(path("StreamOne"), StreamResponses(), CallOptions())
+def test_a_server_that_ends_the_stream(make_channel):
+    stream = make_channel().open_stream(path("StreamOne"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"))
     assert all_ids(stream) == ["one"]
     with pytest.raises(errors.ClosedError):
         stream.send(Message(b"x"))
 
 
-def test_what_is_no_message(make, last):
-    stream = make().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
+def test_what_is_no_message(make_channel, last):
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     stream.send(Message(b"\xff\xff\xff"), last=last)
     with pytest.raises(errors.WireError):
         received(stream, within(20))
     stream.cancel()
 
 
-def test_a_stream_to_nowhere(make, nowhere, last):
-    stream = make(nowhere).open_stream(path("StreamEcho"), StreamResponses(), CallOptions(call="X"))
+def test_a_stream_to_nowhere(make_channel, nowhere, last):
+    stream = make_channel(nowhere).open_stream(
+        path("StreamEcho"), StreamResponses(), CallOptions(call="X")
+    )
     failed = 0
     receive = partial(received, stream)
     for way in (lambda: stream.send(Message(b"x"), last=last), receive, receive):
@@ -185,15 +182,15 @@ def test_a_stream_to_nowhere(make, nowhere, last):
     assert failed >= 2  # grpcio takes the first message before it knows
 
 
-def test_deadlines(make, server, last):
-    channel = make()
+def test_deadlines(make_channel, echo_server, last):
+    channel = make_channel()
     stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"), last=last)
     with pytest.raises(errors.DeadlineExceeded):
         received(stream, within(0.1))
     # The call goes on, and nothing is lost.
-    assert server.saw("held")
-    server.let_go()
+    assert echo_server.saw("held")
+    echo_server.let_go()
     assert ids(received(stream, within(20))) == ["held"]
     stream.cancel()
     whole = channel.open_stream(
@@ -206,8 +203,8 @@ def test_deadlines(make, server, last):
             received(whole, within(20))
 
 
-def test_a_peer_that_takes_no_messages(make):
-    stream = make().open_stream(path("StreamHold"), StreamResponses(), CallOptions())
+def test_a_peer_that_takes_no_messages(make_channel):
+    stream = make_channel().open_stream(path("StreamHold"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"), within(20))
     late = None
     for _ in range(64):  # MiB: more than any window
@@ -222,8 +219,8 @@ def test_a_peer_that_takes_no_messages(make):
 
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
-def test_a_stream_that_is_given_up(make, server, way, last):
-    channel = make()
+def test_a_stream_that_is_given_up(make_channel, echo_server, way, last):
+    channel = make_channel()
     stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions(call="X"))
     stream.send(Message(b"x"), last=last)
     raised = []
@@ -236,18 +233,18 @@ def test_a_stream_that_is_given_up(make, server, way, last):
 
     thread = threading.Thread(target=receive)
     thread.start()
-    assert server.saw("held")
+    assert echo_server.saw("held")
     until_blocked(thread)
     (stream.cancel if way == "cancel" else channel.close)()
     thread.join(30)
     assert type(raised[0]) is (errors.Cancelled if way == "cancel" else errors.ClosedError)
     with pytest.raises((errors.Cancelled, errors.ClosedError)):
         stream.send(Message(b"x"))
-    assert server.saw("stream ended")
+    assert echo_server.saw("stream ended")
 
 
-def test_a_closed_channel_opens_no_stream(make):
-    channel = make()
+def test_a_closed_channel_opens_no_stream(make_channel):
+    channel = make_channel()
     stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     channel.close()
     with pytest.raises(errors.ClosedError):
@@ -256,10 +253,12 @@ def test_a_closed_channel_opens_no_stream(make):
         channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
 
 
-def test_the_connection_breaks(make, server, relay, last):
-    stream = make(relay.target).open_stream(path("StreamHold"), StreamResponses(), CallOptions())
+def test_the_connection_breaks(make_channel, echo_server, relay, last):
+    stream = make_channel(relay.target).open_stream(
+        path("StreamHold"), StreamResponses(), CallOptions()
+    )
     stream.send(Message(b"x"), last=last)
-    assert server.saw("held")
+    assert echo_server.saw("held")
     receiving = threading.current_thread()
 
     def cut():
@@ -277,26 +276,26 @@ def readers() -> int:
 
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
-def test_answers_that_nobody_takes(make, server, way, last):
+def test_answers_that_nobody_takes(make_channel, echo_server, way, last):
     """What has read them ahead, and waits for room, ends as well."""
-    channel = make()
+    channel = make_channel()
     stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
     received(stream, within(20))
-    assert streamed_at_last(server) < 1000  # what nobody receives is not asked for
+    assert streamed_at_last(echo_server) < 1000  # what nobody receives is not asked for
     giving_up = threading.Thread(target=stream.cancel if way == "cancel" else channel.close)
     giving_up.start()
     giving_up.join(30)
     assert not giving_up.is_alive()
-    assert server.saw("stream ended")
+    assert echo_server.saw("stream ended")
     until(lambda: readers() == 0)
     with pytest.raises((errors.Cancelled, errors.ClosedError)):
         all_ids(stream)
 
 
-def test_the_thread_that_reads_may_close_the_channel(server, last, monkeypatch):
+def test_the_thread_that_reads_may_close_the_channel(echo_server, last, monkeypatch):
     """As a finaliser does that happens to run on it."""
-    channel = GrpcChannel(server.target)
+    channel = GrpcChannel(echo_server.target)
     closed = threading.Event()
     has_enough = GrpcStream._has_enough
 
@@ -309,13 +308,13 @@ def test_the_thread_that_reads_may_close_the_channel(server, last, monkeypatch):
     stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
     assert closed.wait(30)
-    assert server.saw("stream ended")
+    assert echo_server.saw("stream ended")
     with pytest.raises(errors.ClosedError):
         all_ids(stream)
 
 
-def test_nothing_is_left_open(make):
-    channel = make()
+def test_nothing_is_left_open(make_channel):
+    channel = make_channel()
 
     def cycle(way):
         stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
@@ -327,32 +326,25 @@ def test_nothing_is_left_open(make):
             received(stream, within(20))
             stream.cancel()
 
-    def held():
-        # The server is in this process, and has a pool of threads that grows.
-        threads = threading.enumerate()
-        return sum(not thread.name.startswith("ThreadPoolExecutor") for thread in threads)
-
     for way in range(4):
         cycle(way)
-    before = held()
+    before = len(threads())
     for n in range(40):
         cycle(n % 4)
     # grpcio's threads end in the background, and it may have made itself one or two to keep.
-    until(lambda: held() < before + 8)
+    until(lambda: len(threads()) < before + 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_left_of_those_given_up(server, kind, last):
+def test_nothing_is_left_of_those_given_up(echo_server, kind, last):
     script = """
     import sys
-    from channel_peers import Message, received
-    from test_channel_streams import KINDS, within
+    from support.channel_ends import Message, received
+    from support.process import resident
+    from support.waiting import within
+    from test_channel_streams import KINDS
     from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.base import CallOptions
-
-    def resident():  # KiB; man 5 proc
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4
 
     def give_up(count):
         for number in range(count):
@@ -369,17 +361,21 @@ def test_nothing_is_left_of_those_given_up(server, kind, last):
     print(resident() - before)
     channel.close()
     """
-    kib = int(run_python(script, kind, server.target, "last" if last else "more", timeout=100))
-    assert kib < 5 << 10  # and not 500 times 18
+    grown = int(
+        run_python(script, kind, echo_server.target, "last" if last else "more", timeout=100)
+    )
+    assert grown < 5 << 20  # and not 500 times 18
 
 
 PROGRAM = """
     import os, signal, sys, threading, time
-    from channel_peers import Message, received, until_blocked
-    from test_channel_streams import KINDS, all_ids, ids
+    from support.channel_ends import Message, received
+    from support.waiting import until_blocked
+    from channel_calls import ids
+    from test_channel_streams import KINDS, all_ids
     from triton_fast import errors
-    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.grpcio import fork as grpc_fork
+    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.base import CallOptions
 
     kind = KINDS[sys.argv[1]]
@@ -391,14 +387,16 @@ PROGRAM = """
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_program_may_end_with_streams_open(server, kind, last):
+def test_a_program_may_end_with_streams_open(echo_server, kind, last):
     script = PROGRAM + "    print('over')\n"
-    assert run_python(script, kind, server.target, "last" if last else "", quiet=True) == "over\n"
+    assert (
+        run_python(script, kind, echo_server.target, "last" if last else "", quiet=True) == "over\n"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["receive", "send", "last"])
-def test_ctrl_c(server, kind, way):
+def test_ctrl_c(echo_server, kind, way):
     script = (
         PROGRAM
         + """
@@ -416,12 +414,12 @@ def test_ctrl_c(server, kind, way):
     channel.close()
     """
     )
-    assert run_python(script, kind, server.target, way) == "interrupted\n"
-    assert server.saw("stream ended")
+    assert run_python(script, kind, echo_server.target, way) == "interrupted\n"
+    assert echo_server.saw("stream ended")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forked_children(server, kind, last):
+def test_forked_children(echo_server, kind, last):
     """A stream is the parent's; a child that grpcio was forked around in mid-stream has none."""
     script = (
         PROGRAM
@@ -461,4 +459,4 @@ def test_forked_children(server, kind, last):
     """
     )
     more = "last" if last else ""
-    assert run_python(script, kind, server.target, more, timeout=100) == "done\n"
+    assert run_python(script, kind, echo_server.target, more, timeout=100) == "done\n"

@@ -8,15 +8,16 @@ import threading
 
 import grpc
 import pytest
-from channel_peers import EchoServer
-from forked_children import run_forking
-from interpreter import run_python
+from echo_server import EchoServer
+from support.forked_children import run_forking
+from support.interpreter import run_and_hear, run_python
 
 # Each script runs in an interpreter of its own. A child that hangs ends by itself after a while.
 PRELUDE = """
     import multiprocessing, os, signal, sys, threading, time
-    from channel_peers import Answer, Ending, Message, until
-    from forked_children import fork, join
+    from support.channel_ends import Answer, Ending, Message
+    from support.waiting import until
+    from support.forked_children import fork, join
     from triton_fast import errors
     from triton_fast.channels.grpcio import fork as grpc_fork
     from triton_fast.channels.base import CallOptions
@@ -57,9 +58,7 @@ PRELUDE = """
 
 
 def run_forks(script: str, *arguments: str, **environment: str) -> str:
-    output, _ = run_forking(
-        lambda: (run_python(script, *arguments, timeout=100, **environment), "")
-    )
+    output, _ = run_forking(lambda: run_and_hear(script, *arguments, timeout=100, **environment))
     return output
 
 
@@ -67,7 +66,7 @@ def run_fork(script: str, target: str, *arguments: str, **environment: str) -> s
     return run_forks(PRELUDE + script, target, *arguments, **environment)
 
 
-def test_eight_children_call_while_the_parent_goes_on(server):
+def test_eight_children_call_while_the_parent_goes_on(echo_server):
     script = """
     pids = []
     for _ in range(8):
@@ -79,11 +78,11 @@ def test_eight_children_call_while_the_parent_goes_on(server):
     channel.close()
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
 @pytest.mark.parametrize("switch", ["", "1"])
-def test_forking_while_other_threads_call(server, switch):
+def test_forking_while_other_threads_call(echo_server, switch):
     script = """
     stop, failed = threading.Event(), []
     ways = (call, call, started, started, lambda c: call(c, message=bytes(3_000_000)))
@@ -113,10 +112,10 @@ def test_forking_while_other_threads_call(server, switch):
     print("done")
     """
     environment = {"GRPC_ENABLE_FORK_SUPPORT": switch} if switch else {}
-    assert run_fork(script, server.target, **environment).endswith("done\n")
+    assert run_fork(script, echo_server.target, **environment).endswith("done\n")
 
 
-def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
+def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(echo_server):
     script = """
     long = threading.Thread(target=call, args=(channel, "Hold"))
     long.start()
@@ -157,11 +156,11 @@ def test_a_call_that_outlasts_the_fork_costs_the_child_its_channel(server):
     join([fork(usable)])
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
 @pytest.mark.parametrize("switch", ["0", "False"])
-def test_without_fork_support_the_child_says_so(server, switch):
+def test_without_fork_support_the_child_says_so(echo_server, switch):
     script = """
     def child():
         try:
@@ -174,10 +173,10 @@ def test_without_fork_support_the_child_says_so(server, switch):
     call(channel)
     print("done")
     """
-    assert run_fork(script, server.target, GRPC_ENABLE_FORK_SUPPORT=switch).endswith("done\n")
+    assert run_fork(script, echo_server.target, GRPC_ENABLE_FORK_SUPPORT=switch).endswith("done\n")
 
 
-def test_an_inherited_channel_is_left_alone(server):
+def test_an_inherited_channel_is_left_alone(echo_server):
     script = """
     def child():
         for way in (call, started):
@@ -196,10 +195,10 @@ def test_an_inherited_channel_is_left_alone(server):
     channel.close()
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_a_channel_that_was_not_opened_belongs_to_whoever_opens_it(server):
+def test_a_channel_that_was_not_opened_belongs_to_whoever_opens_it(echo_server):
     script = """
     closed = GrpcChannel(target)
     closed.close()
@@ -217,20 +216,20 @@ def test_a_channel_that_was_not_opened_belongs_to_whoever_opens_it(server):
     call(unopened)
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_forking_after_a_large_call(server):
+def test_forking_after_a_large_call(echo_server):
     script = """
     call(channel, message=bytes(33 << 20))
     started(channel, message=bytes(33 << 20))
     join([fork(child)])  # there is nothing to wait for
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_a_fork_handler_that_calls(server):
+def test_a_fork_handler_that_calls(echo_server):
     """Registered before the channel's own, so that it runs while that one has not yet."""
     prelude, first_use, _ = PRELUDE.partition("    channel = GrpcChannel(target)\n")
     script = """
@@ -250,10 +249,10 @@ def test_a_fork_handler_that_calls(server):
     print("done")
     """
     assert first_use
-    assert run_forks(prelude + script, server.target).endswith("done\n")
+    assert run_forks(prelude + script, echo_server.target).endswith("done\n")
 
 
-def test_multiprocessing(server):
+def test_multiprocessing(echo_server):
     script = """
     def work(n):
         child()
@@ -273,11 +272,11 @@ def test_multiprocessing(server):
     assert [process.exitcode for process in processes] == [0] * 4
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_children_that_leave_by_sys_exit(server, busy):
+def test_children_that_leave_by_sys_exit(echo_server, busy):
     """The interpreter's own end, with all that was inherited, neither hangs nor crashes."""
     script = """
     if sys.argv[2] == "True":
@@ -298,10 +297,10 @@ def test_children_that_leave_by_sys_exit(server, busy):
     call(channel, "LetGo")
     print("done")
     """
-    assert run_fork(script, server.target, str(busy)).endswith("done\n")
+    assert run_fork(script, echo_server.target, str(busy)).endswith("done\n")
 
 
-def test_deadlines_and_large_messages_in_a_child(server):
+def test_deadlines_and_large_messages_in_a_child(echo_server):
     script = """
     def child():
         mine = GrpcChannel(target)
@@ -315,10 +314,10 @@ def test_deadlines_and_large_messages_in_a_child(server):
     join([fork(child) for _ in range(2)])
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_a_call_waits_for_a_fork_no_longer_than_its_deadline(server):
+def test_a_call_waits_for_a_fork_no_longer_than_its_deadline(echo_server):
     """The fork waits for a call that this test lets go when the script says so."""
     script = """
     long = threading.Thread(target=call, args=(channel, "Hold"))
@@ -353,14 +352,16 @@ def test_a_call_waits_for_a_fork_no_longer_than_its_deadline(server):
         def let_go():
             with contextlib.suppress(OSError):  # nobody rang
                 bell.accept()[0].close()
-            server.let_go()
+            echo_server.let_go()
 
         bell.settimeout(100)
         letting_go = threading.Thread(target=let_go)
         letting_go.start()
         port = str(bell.getsockname()[1])
         try:
-            assert run_fork("    import socket\n" + script, server.target, port).endswith("done\n")
+            assert run_fork("    import socket\n" + script, echo_server.target, port).endswith(
+                "done\n"
+            )
         finally:
             with contextlib.suppress(OSError):
                 bell.shutdown(socket.SHUT_RDWR)
@@ -390,7 +391,7 @@ def test_whose_doing_it_is_that_a_child_hangs():
     """A child that waits in grpcio's code is told apart from one that waits in ours."""
     script = """
     import sys
-    from forked_children import fork, join
+    from support.forked_children import fork, join
     too_late = "import signal\\nsignal.raise_signal(signal.SIGALRM)"
     work = compile(too_late, sys.argv[1], "exec")
     join([fork(lambda: exec(work))])

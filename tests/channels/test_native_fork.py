@@ -10,17 +10,20 @@ import sys
 import textwrap
 
 import pytest
-from channel_peers import EchoServer, until
-from interpreter import run_python
-from test_grpc_channel import HERE
+from echo_server import EchoServer
+from support.interpreter import environment, run_python
+from support.waiting import until
 
 pytestmark = pytest.mark.native
 
 # Each script runs in an interpreter of its own. A child that hangs ends by itself after a while.
 PRELUDE = """
     import gc, multiprocessing, os, signal, socket, sys, threading, time, warnings
-    from channel_peers import Answer, Ending, Message, Relay, until
-    from forked_children import fork, join
+    from support import process
+    from support.channel_ends import Answer, Ending, Message
+    from echo_server import Relay
+    from support.waiting import until
+    from support.forked_children import fork, join
     from triton_fast import errors
     from triton_fast.channels.base import CallOptions
     from triton_fast.channels.native.channel import NativeChannel
@@ -55,15 +58,8 @@ PRELUDE = """
             mine.close()
 
     def descriptors():
-        found = []
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                kind = os.readlink("/proc/self/fd/" + name)
-            except OSError:
-                continue  # the listing's own
-            if "socket" in kind or "eventfd" in kind:
-                found.append(kind)
-        return found
+        kinds = process.descriptors().values()
+        return [kind for kind in kinds if "socket" in kind or "eventfd" in kind]
 
     before = descriptors()
     channel = NativeChannel(target)
@@ -76,7 +72,7 @@ def run_fork(script: str, target: str) -> str:
     return run_python(PRELUDE + script, target, timeout=100)
 
 
-def test_eight_children_call_at_once_while_the_parent_goes_on(server):
+def test_eight_children_call_at_once_while_the_parent_goes_on(echo_server):
     script = """
     pids = []
     for _ in range(8):
@@ -88,10 +84,10 @@ def test_eight_children_call_at_once_while_the_parent_goes_on(server):
     channel.close()
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_forking_while_other_threads_call(server):
+def test_forking_while_other_threads_call(echo_server):
     """Short calls, calls that outlast the fork, new connections, new channels: nothing is held up
     for the fork, and none of it is disturbed by the children, nor they by it."""
     script = """
@@ -134,11 +130,11 @@ def test_forking_while_other_threads_call(server):
     channel.close()
     print("done")
     """
-    target = f"localhost:{server.port}"  # a name: forks come while others look it up
+    target = f"localhost:{echo_server.port}"  # a name: forks come while others look it up
     assert run_fork(script, target).endswith("done\n")
 
 
-def test_a_child_keeps_nothing_of_the_parents_open(server):
+def test_a_child_keeps_nothing_of_the_parents_open(echo_server):
     script = """
     long = [start(channel, "Hold") for _ in range(3)]
     running = threading.Thread(target=call, args=(channel, "Hold"))
@@ -160,10 +156,10 @@ def test_a_child_keeps_nothing_of_the_parents_open(server):
     call(channel)
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_the_server_sees_the_parent_close_while_a_child_lives(server, relay):
+def test_the_server_sees_the_parent_close_while_a_child_lives(echo_server, relay):
     """The last descriptor of a connection closes it, so a child must not have one."""
     script = """
     long = start(channel, "Hold")
@@ -183,12 +179,12 @@ def test_the_server_sees_the_parent_close_while_a_child_lives(server, relay):
         [sys.executable, "-c", textwrap.dedent(PRELUDE + script), relay.target],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))},
+        env=environment(),
         bufsize=0,
         start_new_session=True,
     )
     try:
-        assert server.saw("held")
+        assert echo_server.saw("held")
         program.stdin.write(b"h")
         assert program.stdout.readline() == b"closed\n"
         until(lambda: relay.ended >= relay.accepted)
@@ -201,7 +197,7 @@ def test_the_server_sees_the_parent_close_while_a_child_lives(server, relay):
         program.communicate()
 
 
-def test_a_child_that_touches_the_parents_calls_disturbs_none(server):
+def test_a_child_that_touches_the_parents_calls_disturbs_none(echo_server):
     """It may cancel them, drop them, close the channel, and end as any Python ends."""
     script = """
     running = [start(channel, "Hold") for _ in range(4)]
@@ -241,10 +237,10 @@ def test_a_child_that_touches_the_parents_calls_disturbs_none(server):
     assert descriptors() == relayed  # over a connection that was there
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_a_lock_that_a_thread_of_the_parent_held(server):
+def test_a_lock_that_a_thread_of_the_parent_held(echo_server):
     script = """
     running, ending = start(channel, "Hold")
     crowd = [start(channel, "Hold") for _ in range(40)]
@@ -268,7 +264,7 @@ def test_a_lock_that_a_thread_of_the_parent_held(server):
         assert ending.wait() is None
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
 def test_children_that_end_as_programs_end(relay):
@@ -290,7 +286,7 @@ def test_children_that_end_as_programs_end(relay):
     assert relay.accepted == 1
 
 
-def test_children_of_multiprocessing(server):
+def test_children_of_multiprocessing(echo_server):
     script = """
     def work(number):
         mine = NativeChannel(target)
@@ -308,10 +304,10 @@ def test_children_of_multiprocessing(server):
     call(channel)
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_a_fork_in_the_middle_of_a_call(server):
+def test_a_fork_in_the_middle_of_a_call(echo_server):
     """A signal's handler runs while the call waits, on its thread, and may fork."""
     script = """
     pids = []
@@ -361,10 +357,10 @@ def test_a_fork_in_the_middle_of_a_call(server):
     call(channel)
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
-def test_children_of_children(server):
+def test_children_of_children(echo_server):
     script = """
     def generation(left):
         mine = NativeChannel(target)
@@ -381,7 +377,7 @@ def test_children_of_children(server):
     call(channel)
     print("done")
     """
-    assert run_fork(script, server.target).endswith("done\n")
+    assert run_fork(script, echo_server.target).endswith("done\n")
 
 
 def test_children_that_call_over_a_unix_socket(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -10,8 +9,10 @@ import threading
 import time
 
 import pytest
-from channel_peers import Answer, Ending, Message, until, until_blocked
-from test_grpc_channel import HERE, path, within
+from channel_calls import path
+from support.channel_ends import Answer, Ending, Message
+from support.interpreter import environment
+from support.waiting import until, until_blocked, within
 
 from triton_fast import errors
 from triton_fast.channels.base import CallOptions
@@ -25,20 +26,20 @@ NO_OPTIONS = CallOptions()
 
 
 @pytest.fixture
-def channel(server):
-    channel = NativeChannel(server.target)
+def native_channel(echo_server):
+    channel = NativeChannel(echo_server.target)
     yield channel
     assert call(channel, "Echo", b"usable") == b"usable"
     channel.close()
 
 
 @pytest.fixture
-def narrow(server, monkeypatch):
+def narrow(echo_server, monkeypatch):
     """Make a channel of two connections, and have both of them busy."""
     monkeypatch.setattr(native, "_MOST_CONNECTIONS", 2)
-    channel = NativeChannel(server.target)
+    channel = NativeChannel(echo_server.target)
     busy = [start(channel, "Hold") for _ in range(2)]
-    assert server.saw("held", 2)
+    assert echo_server.saw("held", 2)
     yield channel, busy
     channel.close()
 
@@ -73,36 +74,38 @@ def in_threads(count, work):
     return wrong
 
 
-def test_thirty_two_threads_wait_at_the_same_time(channel, server):
+def test_thirty_two_threads_wait_at_the_same_time(native_channel, echo_server):
     def work(number):
-        assert call(channel, "Hold", b"", CallOptions(within(60))) == b"held"
+        assert call(native_channel, "Hold", b"", CallOptions(within(60))) == b"held"
 
-    letting_go = threading.Thread(target=lambda: server.saw("held", 32) and server.let_go())
+    letting_go = threading.Thread(
+        target=lambda: echo_server.saw("held", 32) and echo_server.let_go()
+    )
     letting_go.start()
     assert in_threads(32, work) == []
     letting_go.join()
 
 
-def test_thirty_two_threads_each_get_their_own_answer(channel):
+def test_thirty_two_threads_each_get_their_own_answer(native_channel):
     def work(number):
         for turn in range(60):
             size = 1_500_000 if (number + turn) % 20 == 0 else 10 + turn
             message = bytes([number]) * size
-            assert call(channel, "Echo", message) == message
+            assert call(native_channel, "Echo", message) == message
             if turn % 7 == 0:
                 with pytest.raises(errors.NotFound, match=f"no {number} {turn}"):
-                    call(channel, "Status", f"5:no {number} {turn}".encode())
+                    call(native_channel, "Status", f"5:no {number} {turn}".encode())
             if turn % 9 == 0:
-                _, ending, answer = start(channel, "Echo", message)
+                _, ending, answer = start(native_channel, "Echo", message)
                 assert ending.wait() is None
                 assert answer.bytes == message
 
     assert in_threads(32, work) == []
 
 
-def test_more_threads_than_connections(server, monkeypatch):
+def test_more_threads_than_connections(echo_server, monkeypatch):
     monkeypatch.setattr(native, "_MOST_CONNECTIONS", 2)
-    channel = NativeChannel(server.target)
+    channel = NativeChannel(echo_server.target)
 
     def work(number):
         for turn in range(40):
@@ -113,11 +116,11 @@ def test_more_threads_than_connections(server, monkeypatch):
     channel.close()
 
 
-def test_deadlines_hold_while_connections_are_busy(narrow, server):
+def test_deadlines_hold_while_connections_are_busy(narrow, echo_server):
     channel, busy = narrow
     with pytest.raises(errors.DeadlineExceeded, match="waiting for a connection"):
         call(channel, "Echo", b"x", CallOptions(within(0.5)))
-    server.let_go()
+    echo_server.let_go()
     assert call(channel, "Echo", b"x", CallOptions(within(30))) == b"x"
     for _, ending, answer in busy:
         assert ending.wait() is None
@@ -157,11 +160,11 @@ def test_closing_while_connections_are_busy(narrow):
 
 
 @pytest.fixture
-def crowded(server):
+def crowded(echo_server):
     """Make a channel whose threads are all busy with calls that nobody waits for."""
-    channel = NativeChannel(server.target)
+    channel = NativeChannel(echo_server.target)
     running = [start(channel, "Hold") for _ in range(_MOST_THREADS)]
-    assert server.saw("held", _MOST_THREADS)
+    assert echo_server.saw("held", _MOST_THREADS)
     yield channel
     for sleeping, _, _ in running:
         sleeping.cancel()
@@ -195,24 +198,24 @@ def test_cancelling_while_threads_are_busy(crowded):
         assert isinstance(ending.wait(), errors.Cancelled)
 
 
-def test_turns_come_when_threads_are_free(server):
-    channel = NativeChannel(server.target)
+def test_turns_come_when_threads_are_free(echo_server):
+    channel = NativeChannel(echo_server.target)
     count = 3 * _MOST_THREADS
     begun = [start(channel, "Hold", b"", CallOptions(within(100))) for _ in range(count)]
     for turn in (1, 2, 3):
-        assert server.saw("held", turn * _MOST_THREADS)
+        assert echo_server.saw("held", turn * _MOST_THREADS)
         assert call(channel, "Echo", b"x") == b"x"  # whoever waits has a thread
-        assert server.counts["held"] == turn * _MOST_THREADS
-        server.let_go()
+        assert echo_server.counts["held"] == turn * _MOST_THREADS
+        echo_server.let_go()
     assert [ending.wait() for _, ending, _ in begun] == [None] * count
     assert {answer.bytes for _, _, answer in begun} == {b"held"}
     channel.close()
 
 
-def test_starting_against_closing(server):
+def test_starting_against_closing(echo_server):
     """Each call ends once, whichever comes first."""
     for _ in range(100):
-        channel = NativeChannel(server.target)
+        channel = NativeChannel(echo_server.target)
         endings = []
         go = threading.Barrier(3)
 
@@ -241,7 +244,7 @@ def test_starting_against_closing(server):
 
 BEGIN = """
     import os, sys, threading, time
-    from channel_peers import Answer, Ending, Message
+    from support.channel_ends import Answer, Ending, Message
     from triton_fast import errors
     from triton_fast.channels.base import CallOptions
     from triton_fast.channels.native.channel import NativeChannel
@@ -286,13 +289,13 @@ STATUSES = (0, 7)
 
 
 @pytest.mark.parametrize("ending", list(ENDS))
-def test_the_interpreter_ends_with_calls_running(server, ending):
+def test_the_interpreter_ends_with_calls_running(echo_server, ending):
     """No crash, no hang, not a word, and its exit status."""
     script = textwrap.dedent(BEGIN) + textwrap.dedent(ENDS[ending]) + "\ntime.sleep(0.2)\n"
     programs = [
         subprocess.Popen(
-            [sys.executable, "-X", "dev", "-c", f"{script}sys.exit({status})", server.target],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))},
+            [sys.executable, "-X", "dev", "-c", f"{script}sys.exit({status})", echo_server.target],
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

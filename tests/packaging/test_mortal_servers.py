@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parents[1]
 PRELUDE = """
 import os, signal, threading, pytest
 import numpy as np
-import mortal_servers
+from support import mortal_servers
 from triton_fast import Client
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def test(server):
     ),
     "what a failed attempt had is let go": (
         """
-from conftest import ledger, nothing_is_left
+from support.leftovers import ledger, nothing_is_left
 def test(server, nothing_is_left):
     with Client(server.grpc_url, timeout=20) as client:
         result = client.infer("identity_fp32", ONE)
@@ -213,13 +213,13 @@ def test(triton_server_factory):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def planted_run(tmp_path_factory):
     """Run all that is planted, each in a file of its own; return the folder, and what was said."""
     folder = tmp_path_factory.mktemp("planted")
     for number, (text, *_) in enumerate(PLANTED.values()):
         (folder / f"test_{number}.py").write_text(PRELUDE + text)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n  server\n  server_may_die\n")
-    plugins = ["mortal_servers", "triton_fast.testing.plugin", "pytest_timeout"]
+    plugins = ["support.mortal_servers", "triton_fast.testing.plugin", "pytest_timeout"]
     plugins.append("no:cacheprovider")
     options = [word for name in plugins for word in ("-p", name)]
     result = subprocess.run(
@@ -237,8 +237,8 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_repeats(run, name):
-    folder, output = run
+def test_repeats(planted_run, name):
+    folder, output = planted_run
     number = list(PLANTED).index(name)
     _, turns, failed, died = PLANTED[name]
     assert (folder / f"test_{number}.turns").stat().st_size == turns, output
@@ -255,7 +255,7 @@ def test_repeats(run, name):
         )
 
 
-def test_the_summary_counts(run):
-    _, output = run
+def test_the_summary_counts(planted_run):
+    _, output = planted_run
     total = sum(died for *_, died in PLANTED.values())
     assert f"servers that died: {total}" in output

@@ -70,8 +70,9 @@ pytestmark = pytest.mark.server
 def run(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_planted.py").write_text(text)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = server\n")
+    plugins = ["-p", "support.server_level", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "server_level", "-p", "no:cacheprovider", *options],
+        [sys.executable, "-m", "pytest", *plugins, *options],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 
 import pytest
 from peer_server import SERVICE
+from support.channel_ends import Ending
 
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.factory import channel_factory
@@ -52,19 +52,6 @@ class Caller:
     def options(timeout, headers=None, compression=None):
         deadline = None if timeout is None else time.monotonic_ns() + round(timeout * 1e9)
         return CallOptions(deadline, checked_headers(headers), compression, "a call")
-
-
-class Ending:
-    def __init__(self):
-        self._over = threading.Event()
-
-    def __call__(self, error):
-        self.error = error
-        self._over.set()
-
-    def wait(self, timeout=60.0):
-        assert self._over.wait(timeout), "the call did not end"
-        return self.error
 
 
 def give_up_by_deadline(call):

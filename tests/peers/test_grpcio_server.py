@@ -19,7 +19,7 @@ only_native = pytest.mark.parametrize("channel", ["native"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def server(start_server):
+def peer_server(start_server):
     return start_server()
 
 
@@ -37,8 +37,8 @@ def open_caller(channel):
 
 
 @pytest.fixture
-def call(open_caller, server):
-    call = open_caller(server)
+def call(open_caller, peer_server):
+    call = open_caller(peer_server)
     yield call
     assert call("Echo", b"usable") == b"usable"
 
@@ -128,8 +128,8 @@ def test_a_call_that_is_given_up(call):
     assert call("GivenUp", b"30") == b"yes"
 
 
-def test_closing_gives_calls_up(open_caller, server, call):
-    closing = open_caller(server)
+def test_closing_gives_calls_up(open_caller, peer_server, call):
+    closing = open_caller(peer_server)
     endings = [closing.start("Sleep", b"60")[1] for _ in range(3)]
     for _ in endings:
         assert call("Begun", b"30") == b"yes"

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from peer_calls import SLACK, Caller, give_up_by_deadline, told
+from support.model_calls import assert_usable, slow
 
 from triton_fast import (
     Client,
@@ -22,20 +23,10 @@ from triton_fast import (
 
 pytestmark = pytest.mark.server
 
-ONE = {"INPUT0": np.ones(1, np.float32)}
-
-
-def slow(seconds):
-    return {**ONE, "DELAY": np.array([seconds], np.float32)}
-
 
 def tensor(byte_size, seed=0):
     values = np.random.default_rng(seed).random(byte_size // 4, np.float32)
     return {"INPUT0": values}
-
-
-def assert_usable(client):
-    assert client.infer("identity_fp32", ONE, timeout=30)["OUTPUT0"].tolist() == [1]
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +34,8 @@ def proxy(start_proxy, program, triton_server):
     return start_proxy(program, triton_server.grpc_url)
 
 
-@pytest.fixture(scope="session")
-def mortal(triton_server_factory):
-    """A server that tests kill, and start again."""
-    return triton_server_factory(models=["identity_fp32", "slow"])
-
-
 @pytest.fixture
-def client(proxy, channel):
+def proxied_client(proxy, channel):
     with Client(proxy.target, shared_memory=False, channel=channel, timeout=60) as client:
         yield client
         assert_usable(client)
@@ -60,63 +45,65 @@ def client(proxy, channel):
 
 
 @pytest.mark.parametrize("byte_size", [0, 64, 602_112, 8 << 20])
-def test_tensors_there_and_back(client, byte_size):
+def test_tensors_there_and_back(proxied_client, byte_size):
     inputs = tensor(byte_size)
-    result = client.infer("identity_fp32", inputs)["OUTPUT0"]
+    result = proxied_client.infer("identity_fp32", inputs)["OUTPUT0"]
     assert result.tobytes() == inputs["INPUT0"].tobytes()
-    futures = [client.submit("identity_fp32", tensor(byte_size, seed)) for seed in range(1, 3)]
+    futures = [
+        proxied_client.submit("identity_fp32", tensor(byte_size, seed)) for seed in range(1, 3)
+    ]
     for seed, future in enumerate(futures, 1):
         expected = tensor(byte_size, seed)["INPUT0"]
         assert future.result(60)["OUTPUT0"].tobytes() == expected.tobytes()
 
 
-def test_straight_into_an_array(client):
+def test_straight_into_an_array(proxied_client):
     inputs = tensor(602_112)
     out = np.zeros_like(inputs["INPUT0"])
-    assert client.infer("identity_fp32", inputs, out={"OUTPUT0": out})["OUTPUT0"] is out
+    assert proxied_client.infer("identity_fp32", inputs, out={"OUTPUT0": out})["OUTPUT0"] is out
     assert out.tobytes() == inputs["INPUT0"].tobytes()
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
-def test_compressed(client, compression):
+def test_compressed(proxied_client, compression):
     values = np.zeros(1 << 20, np.float32)
     values[::1000] = np.arange(len(values[::1000]))
-    result = client.infer("identity_fp32", {"INPUT0": values}, compression=compression)
+    result = proxied_client.infer("identity_fp32", {"INPUT0": values}, compression=compression)
     assert result["OUTPUT0"].tobytes() == values.tobytes()
 
 
-def test_what_the_server_is_and_has(client):
-    assert client.is_live()
-    assert client.is_ready()
-    assert client.server_metadata().name == "triton"
-    assert client.is_model_ready("identity_fp32")
-    assert not client.is_model_ready("nope")
-    assert client.model_metadata("identity_fp32").inputs[0].name == "INPUT0"
+def test_what_the_server_is_and_has(proxied_client):
+    assert proxied_client.is_live()
+    assert proxied_client.is_ready()
+    assert proxied_client.server_metadata().name == "triton"
+    assert proxied_client.is_model_ready("identity_fp32")
+    assert not proxied_client.is_model_ready("nope")
+    assert proxied_client.model_metadata("identity_fp32").inputs[0].name == "INPUT0"
 
 
 @pytest.mark.parametrize("message", ["it broke", "größer als 5 €: 𝄞", "50 % of %41\nof it", " x "])
-def test_the_servers_own_words(client, message):
+def test_the_servers_own_words(proxied_client, message):
     for _ in range(2):  # the second on the same connection
         with pytest.raises(Internal) as caught:
-            client.infer("failing", {"FAIL_MESSAGE": [message]})
+            proxied_client.infer("failing", {"FAIL_MESSAGE": [message]})
         assert caught.value.message == message
 
 
-def test_an_error_too_long_for_the_proxy(client):
+def test_an_error_too_long_for_the_proxy(proxied_client):
     """They hold headers in buffers of a few pages, and refuse more in their own ways."""
     with pytest.raises((Unavailable, Internal)) as caught:
-        client.infer("failing", {"FAIL_MESSAGE": ["y" * 300_000]})
+        proxied_client.infer("failing", {"FAIL_MESSAGE": ["y" * 300_000]})
     assert len(caught.value.message) < 1000
 
 
-def test_many_threads(client):
+def test_many_threads(proxied_client):
     wrong = []
 
     def work(number):
         try:
             for turn in range(30):
                 inputs = tensor(602_112 if turn % 10 == 0 else 64, 1000 * number + turn)
-                result = client.infer("identity_fp32", inputs)["OUTPUT0"]
+                result = proxied_client.infer("identity_fp32", inputs)["OUTPUT0"]
                 if result.tobytes() != inputs["INPUT0"].tobytes():
                     wrong.append((number, turn))
         except TritonFastError as error:
@@ -153,22 +140,24 @@ def test_what_a_server_of_another_make_is_told(start_proxy, program, start_serve
 # How it ends --------------------------------------------------------------------------------------
 
 
-def test_deadlines(client):
+def test_deadlines(proxied_client):
     for _ in range(2):
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            client.infer("slow", slow(20), timeout=0.2)
+            proxied_client.infer("slow", slow(20), timeout=0.2)
         assert 0.19 < time.monotonic() - started < SLACK
-        assert isinstance(client.submit("slow", slow(20), timeout=0.1).exception(60), TimeoutError)
+        assert isinstance(
+            proxied_client.submit("slow", slow(20), timeout=0.1).exception(60), TimeoutError
+        )
 
 
-def test_cancelling(client):
+def test_cancelling(proxied_client):
     started = time.monotonic()
     for _ in range(10):  # more than the model's instances: they must be let go
-        future = client.submit("slow", slow(20))
+        future = proxied_client.submit("slow", slow(20))
         time.sleep(0.02)
         assert future.cancel()
-    assert client.infer("slow", slow(0.01))["OUTPUT0"].tolist() == [1]
+    assert proxied_client.infer("slow", slow(0.01))["OUTPUT0"].tolist() == [1]
     assert time.monotonic() - started < 15
 
 

@@ -1,13 +1,9 @@
-"""The private pool, and typed views on its messages: what they give and what they leave alone."""
+"""The private pool of messages: what it gives, and what it leaves alone."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import importlib.resources
 import os
-import pickle
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,18 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.protobuf import descriptor_pb2, message_factory, text_format
 from google.protobuf.internal import api_implementation
+from support.interpreter import run_interpreter, run_python
 from tritonclient.grpc import model_config_pb2, service_pb2
-from tritonclient.utils import triton_to_np_dtype
 
 from triton_fast.errors import MissingDependency, TritonFastError, WireError
-from triton_fast.management.metadata import (
-    ModelConfig,
-    ModelInput,
-    ModelMetadata,
-    ModelOutput,
-    ServerMetadata,
-    TensorMetadata,
-)
 from triton_fast.protocol import messages
 
 if TYPE_CHECKING:
@@ -35,20 +23,6 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 implementations = pytest.mark.parametrize("implementation", ["upb", "python"])
-
-
-def run_python(*arguments: str, **environment: str) -> str:
-    """Run an interpreter of its own, for what depends on the order of imports."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture
@@ -268,7 +242,9 @@ def test_subprocess_tritonclient_imports_in_either_order(
     order: tuple[str, str], implementation: str
 ) -> None:
     script = "".join([*order, *order, USE_BOTH])
-    assert run_python("-c", script, **{IMPLEMENTATION: implementation}) == f"{implementation}\n"
+    assert (
+        run_python(script, options=(), **{IMPLEMENTATION: implementation}) == f"{implementation}\n"
+    )
 
 
 def test_subprocess_a_second_definition_in_the_default_pool_would_break_it() -> None:
@@ -284,7 +260,7 @@ try:
 except TypeError as error:
     print("broken")
 """
-    assert run_python("-c", script, **{IMPLEMENTATION: "upb"}) == "broken\n"
+    assert run_python(script, options=(), **{IMPLEMENTATION: "upb"}) == "broken\n"
 
 
 @implementations
@@ -297,7 +273,7 @@ for name in ("inference.ModelConfig", "inference.ModelInferRequest"):
     except KeyError:
         print("not there")
 """
-    output = run_python("-c", script, **{IMPLEMENTATION: implementation})
+    output = run_python(script, options=(), **{IMPLEMENTATION: implementation})
     assert output == "not there\n" * 2
 
 
@@ -312,7 +288,7 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in {"google"
 messages.message_class("ModelConfig")
 print("google.protobuf" in sys.modules)
 """
-    assert run_python("-c", script) == "[]\nTrue\n"
+    assert run_python(script, options=()) == "[]\nTrue\n"
 
 
 @pytest.mark.usefixtures("not_loaded")
@@ -364,7 +340,7 @@ if child == 0:
 go_on.set()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert run_python("-W", "ignore::DeprecationWarning", "-c", script) == "0\n"
+    assert run_python(script, options=("-W", "ignore::DeprecationWarning")) == "0\n"
 
 
 def test_implementation_is_the_one_asked_for() -> None:
@@ -374,8 +350,11 @@ def test_implementation_is_the_one_asked_for() -> None:
 def test_subprocess_all_of_this_with_protobuf_in_pure_python() -> None:
     """Run these tests again, but for those that choose an implementation themselves."""
     here = Path(__file__).parent
-    output = run_python(
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not subprocess", str(here)),
+    typed_views = here.parent / "unit" / "test_metadata.py"
+    output, _ = run_interpreter(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not subprocess"),
+        *(str(here), str(typed_views)),
+        timeout=100,
         **{IMPLEMENTATION: "python"},
     )
     assert " passed" in output
@@ -451,164 +430,3 @@ def test_descriptors_that_do_not_fit_together(damage: Any, installed: tuple[Path
     path.write_bytes(files.SerializeToString())
     with pytest.raises(TritonFastError, match=r"inference\.descriptors is damaged"):
         messages.message_class("ModelConfig")
-
-
-# Typed views
-
-
-def test_server_metadata() -> None:
-    message = messages.message_class("ServerMetadataResponse")(
-        name="triton", version="2.51.0", extensions=["classification", "sequence"]
-    )
-    assert ServerMetadata.from_message(message) == ServerMetadata(
-        "triton", "2.51.0", ("classification", "sequence")
-    )
-
-
-def test_model_metadata() -> None:
-    message = messages.message_class("ModelMetadataResponse")(
-        name="resnet",
-        versions=["1", "3"],
-        platform="onnxruntime_onnx",
-        inputs=[{"name": "image", "datatype": "FP32", "shape": [-1, 3, 224, 224]}],
-        outputs=[{"name": "scores", "datatype": "FP16", "shape": []}],
-    )
-    metadata = ModelMetadata.from_message(message)
-    assert metadata == ModelMetadata(
-        name="resnet",
-        versions=("1", "3"),
-        platform="onnxruntime_onnx",
-        inputs=(TensorMetadata("image", "FP32", (-1, 3, 224, 224)),),
-        outputs=(TensorMetadata("scores", "FP16", ()),),
-    )
-    assert {metadata: 1}[metadata] == 1  # usable as a key
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        metadata.name = "other"  # type: ignore[misc]
-    assert not hasattr(metadata, "__dict__")
-
-
-def config(**fields: Any) -> Any:
-    return messages.message_class("ModelConfig")(**fields)
-
-
-def full_config() -> Any:
-    message = config(
-        name="resnet",
-        platform="onnxruntime_onnx",
-        backend="onnxruntime",
-        max_batch_size=8,
-        input=[
-            {"name": "image", "data_type": "TYPE_FP32", "dims": [3, -1]},
-            {"name": "mask", "data_type": "TYPE_BOOL", "optional": True},
-            {"name": "text", "data_type": "TYPE_STRING", "dims": [1], "allow_ragged_batch": True},
-        ],
-        output=[
-            {"name": "scores", "data_type": "TYPE_BF16", "dims": [10], "label_filename": "labels"},
-            {"name": "id", "data_type": "TYPE_UINT64", "dims": [1]},
-        ],
-        instance_group=[{"count": 2, "kind": "KIND_CPU"}],
-        response_cache={"enable": True},
-        model_transaction_policy={"decoupled": True},
-        dynamic_batching={"max_queue_delay_microseconds": 100},
-    )
-    message.parameters["threads"].string_value = "4"
-    return message
-
-
-def test_model_config() -> None:
-    message = full_config()
-    view = ModelConfig.from_message(message)
-    assert view.inputs == (
-        ModelInput("image", "FP32", (3, -1)),
-        ModelInput("mask", "BOOL", (), optional=True),
-        ModelInput("text", "BYTES", (1,), allow_ragged_batch=True),
-    )
-    assert view.outputs == (
-        ModelOutput("scores", "BF16", (10,), "labels"),
-        ModelOutput("id", "UINT64", (1,)),
-    )
-    assert (view.name, view.platform, view.backend) == ("resnet", "onnxruntime_onnx", "onnxruntime")
-    assert view.max_batch_size == 8
-    assert view.decoupled
-    assert view.response_cache
-    assert dict(view.parameters) == {"threads": "4"}
-    assert view.message.instance_group[0].count == 2
-    with pytest.raises(TypeError):
-        view.parameters["threads"] = "5"  # type: ignore[index]
-
-
-def test_model_config_defaults() -> None:
-    view = ModelConfig.from_message(config(name="plain"))
-    assert (view.max_batch_size, view.inputs, view.outputs) == (0, (), ())
-    assert not any([view.decoupled, view.response_cache, view.parameters])
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        ("dynamic_batching", (True, False, False)),
-        ("sequence_batching", (False, True, False)),
-        ("ensemble_scheduling", (False, False, True)),
-        (None, (False, False, False)),
-    ],
-)
-def test_model_config_scheduling(choice: str | None, expected: tuple[bool, ...]) -> None:
-    view = ModelConfig.from_message(config(**({choice: {}} if choice else {})))
-    assert (view.dynamic_batching, view.sequence_batching, view.ensemble) == expected
-
-
-def test_model_config_can_be_copied_pickled_and_compared() -> None:
-    view = ModelConfig.from_message(full_config())
-    for twin in (pickle.loads(pickle.dumps(view)), copy.deepcopy(view), copy.copy(view)):
-        assert twin == view
-        assert hash(twin) == hash(view)
-        assert twin.message is not view.message
-    changed = full_config()
-    changed.instance_group[0].count = 3  # only the whole message has it
-    assert ModelConfig.from_message(changed) != view
-
-
-DATATYPES = {
-    "TYPE_INVALID": "INVALID",
-    "TYPE_BOOL": "BOOL",
-    "TYPE_UINT8": "UINT8",
-    "TYPE_UINT16": "UINT16",
-    "TYPE_UINT32": "UINT32",
-    "TYPE_UINT64": "UINT64",
-    "TYPE_INT8": "INT8",
-    "TYPE_INT16": "INT16",
-    "TYPE_INT32": "INT32",
-    "TYPE_INT64": "INT64",
-    "TYPE_FP16": "FP16",
-    "TYPE_FP32": "FP32",
-    "TYPE_FP64": "FP64",
-    "TYPE_STRING": "BYTES",
-    "TYPE_BF16": "BF16",
-}
-
-
-def test_every_datatype_is_spelled_as_in_requests() -> None:
-    enum = messages.message_class("ModelInput").DESCRIPTOR.fields_by_name["data_type"].enum_type
-    spelled = {
-        value.name: (
-            ModelInput.from_message(
-                messages.message_class("ModelInput")(data_type=value.number)
-            ).datatype,
-            ModelOutput.from_message(
-                messages.message_class("ModelOutput")(data_type=value.number)
-            ).datatype,
-        )
-        for value in enum.values
-    }
-    assert spelled == {name: (datatype, datatype) for name, datatype in DATATYPES.items()}
-
-
-def test_every_datatype_is_one_that_tritonclient_spells_the_same() -> None:
-    for datatype in set(DATATYPES.values()) - {"INVALID"}:
-        assert triton_to_np_dtype(datatype) is not None, datatype
-    assert triton_to_np_dtype("STRING") is None  # so that this can fail
-
-
-def test_datatype_of_a_later_server() -> None:
-    message = messages.decode("ModelInput", b"\x0a\x01x\x10\x63")  # data_type = 99
-    assert ModelInput.from_message(message).datatype == "TYPE_99"

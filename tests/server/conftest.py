@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from served_models import HASTY, IN_PYTHON, PATIENT, SERVED
+from support.model_calls import outs, repeat, reset
 
+from triton_fast import Client
 from triton_fast.testing import write_test_models
 
 
@@ -38,3 +40,19 @@ def sequence_server(shared_server, sequence_models):
     return shared_server(
         model_repository=str(sequence_models), extra_args=["--disable-auto-complete-config"]
     )
+
+
+@pytest.fixture(scope="module")
+def client(triton_server, channel):
+    """One of the server that all tests share."""
+    with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def stream_client(server, channel):
+    """One for streams: the models have nothing to do before, and it is usable afterwards."""
+    with Client(server.grpc_url, channel=channel, timeout=90) as client:
+        reset(client)
+        yield client
+        assert outs(client.stream("repeat_int32", repeat([1, 2]))) == [1, 2]

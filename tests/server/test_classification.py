@@ -11,12 +11,6 @@ from triton_fast.testing import write_test_models
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(scope="module")
-def client(triton_server, channel):
-    with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
-        yield client
-
-
 def asking(count):
     return [RequestedOutput("OUTPUT0", class_count=count)]
 

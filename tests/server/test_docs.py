@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from event_loops import need_uvloop
-from interpreter import run_python
+from support.event_loops import need_uvloop
+from support.interpreter import run_python
 
 import triton_fast
 from triton_fast import Client

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from stream_inputs import wait_until
+from support.waiting import until
 
 from triton_fast import (
     PLAIN_TEXT,
@@ -64,7 +64,7 @@ class Face:
 
 
 @pytest.fixture(params=["threads", "coroutines"])
-def face(request, python_server, channel):
+def generating_face(request, python_server, channel):
     return Face(request.param, python_server.grpc_url, channel)
 
 
@@ -73,16 +73,16 @@ def tokens(*texts):
 
 
 @pytest.mark.parametrize("model", ["vllm_like", "tensorrtllm_like"])
-def test_events(face, model):
-    events = face.events(model, "one two three", max_tokens=16, request_id="mine")
+def test_events(generating_face, model):
+    events = generating_face.events(model, "one two three", max_tokens=16, request_id="mine")
     assert events[0] == Started("mine", model, "1")
     assert events[1:-1] == tokens("three", " two", " one")
     reason = "stop" if model == "vllm_like" else None
     assert events[-1] == Finished(reason, Usage(3, 3), "three two one")
 
 
-def test_a_plain_model_in_a_stream(face):
-    events = face.events("prompt_text_stream", "one two", request_id="mine")
+def test_a_plain_model_in_a_stream(generating_face):
+    events = generating_face.events("prompt_text_stream", "one two", request_id="mine")
     assert events == [
         Started("mine", "prompt_text_stream", "1"),
         *tokens("two", " one"),
@@ -90,8 +90,8 @@ def test_a_plain_model_in_a_stream(face):
     ]
 
 
-def test_a_model_that_is_not_decoupled(face):
-    events = face.events("prompt_text", "one two", request_id="mine")
+def test_a_model_that_is_not_decoupled(generating_face):
+    events = generating_face.events("prompt_text", "one two", request_id="mine")
     assert events == [
         Started("mine", "prompt_text", "1"),
         Token("two one", 0),
@@ -100,76 +100,87 @@ def test_a_model_that_is_not_decoupled(face):
 
 
 @pytest.mark.parametrize("model", ["vllm_like", "tensorrtllm_like"])
-def test_options(face, model):
+def test_options(generating_face, model):
     words = "one two three four"
-    assert face.text(model, words, max_tokens=2) == "four three"
-    assert face.text(model, words, max_tokens=9, stop="two") == "four three"
-    assert face.text(model, words, max_tokens=9, stop=["one", "three"]) == "four"
-    assert face.text(model, words, max_tokens=9, temperature=0.5) == "four THREE two ONE"
-    assert face.text(model, words, max_tokens=9, temperature=0.5, seed=1) == "FOUR three TWO one"
-    assert face.text(model, words, max_tokens=9, options={"bad_words": ["two"]}) == "four three one"
-    assert face.text(model, words, max_tokens=9, top_p=0.5, top_k=3) == "four three two one"
+    assert generating_face.text(model, words, max_tokens=2) == "four three"
+    assert generating_face.text(model, words, max_tokens=9, stop="two") == "four three"
+    assert generating_face.text(model, words, max_tokens=9, stop=["one", "three"]) == "four"
+    assert generating_face.text(model, words, max_tokens=9, temperature=0.5) == "four THREE two ONE"
+    assert (
+        generating_face.text(model, words, max_tokens=9, temperature=0.5, seed=1)
+        == "FOUR three TWO one"
+    )
+    assert (
+        generating_face.text(model, words, max_tokens=9, options={"bad_words": ["two"]})
+        == "four three one"
+    )
+    assert (
+        generating_face.text(model, words, max_tokens=9, top_p=0.5, top_k=3) == "four three two one"
+    )
 
 
-def test_the_end_and_its_reason(face):
-    finished = face.events("vllm_like", "one two three", max_tokens=2)[-1]
+def test_the_end_and_its_reason(generating_face):
+    finished = generating_face.events("vllm_like", "one two three", max_tokens=2)[-1]
     assert finished == Finished("length", Usage(3, 2), "three two")
-    finished = face.events("vllm_like", "one two three", stop="two")[-1]
+    finished = generating_face.events("vllm_like", "one two three", stop="two")[-1]
     assert finished == Finished("stop", Usage(3, 1), "three")
-    assert face.events("vllm_like", "")[-1] == Finished("stop", Usage(0, 0), "")
+    assert generating_face.events("vllm_like", "")[-1] == Finished("stop", Usage(0, 0), "")
 
 
-def test_options_as_parameters(face):
+def test_options_as_parameters(generating_face):
     mapping = replace(PLAIN_TEXT, option_parameters=True)
     for model in ("prompt_text", "prompt_text_stream"):
-        assert face.text(model, "one two three", mapping=mapping, max_tokens=2) == "three two"
-        assert face.text(model, "one two three", parameters={"max_tokens": 1}) == "three"
+        assert (
+            generating_face.text(model, "one two three", mapping=mapping, max_tokens=2)
+            == "three two"
+        )
+        assert generating_face.text(model, "one two three", parameters={"max_tokens": 1}) == "three"
 
 
-def test_options_that_a_model_does_not_take(face):
+def test_options_that_a_model_does_not_take(generating_face):
     with pytest.raises(InvalidOption, match="model 'prompt_text' has no input for max_tokens"):
-        face.events("prompt_text", "one", max_tokens=1)
+        generating_face.events("prompt_text", "one", max_tokens=1)
     with pytest.raises(InvalidOption, match="model 'tensorrtllm_like' needs max_tokens"):
-        face.events("tensorrtllm_like", "one")
+        generating_face.events("tensorrtllm_like", "one")
     with pytest.raises(InvalidOption, match="model 'tensorrtllm_like' has no input for no_such"):
-        face.events("tensorrtllm_like", "one", max_tokens=1, options={"no_such": 1})
+        generating_face.events("tensorrtllm_like", "one", max_tokens=1, options={"no_such": 1})
     with pytest.raises(InvalidOption, match="temperature must be a number"):
-        face.events("vllm_like", "one", temperature="hot")
+        generating_face.events("vllm_like", "one", temperature="hot")
 
 
-def test_mappings_that_do_not_fit(face):
+def test_mappings_that_do_not_fit(generating_face):
     with pytest.raises(InvalidOption, match="model 'vllm_like' has no input 'prompt'"):
-        face.events("vllm_like", "one", mapping=PLAIN_TEXT)
+        generating_face.events("vllm_like", "one", mapping=PLAIN_TEXT)
     wrong = replace(TENSORRT_LLM, text="no_such")
     with pytest.raises(InvalidOption, match="no BYTES output 'no_such'"):
-        face.events("tensorrtllm_like", "one", mapping=wrong, max_tokens=1)
+        generating_face.events("tensorrtllm_like", "one", mapping=wrong, max_tokens=1)
     own = TextMapping(prompt="prompt", text="text")
-    assert face.text("prompt_text", "one two", mapping=own) == "two one"
+    assert generating_face.text("prompt_text", "one two", mapping=own) == "two one"
 
 
-def test_every_character_comes_whole(face):
-    text = face.text("vllm_like", "Grüße 世界 🌍 e\u0301")
+def test_every_character_comes_whole(generating_face):
+    text = generating_face.text("vllm_like", "Grüße 世界 🌍 e\u0301")
     assert text == "e\u0301 🌍 世界 Grüße"
 
 
 @pytest.mark.parametrize("model", ["vllm_like", "tensorrtllm_like", "prompt_text_stream"])
-def test_an_error_amid_the_text(face, model):
+def test_an_error_amid_the_text(generating_face, model):
     arguments = {} if model == "prompt_text_stream" else {"max_tokens": 9}
     with pytest.raises(ServerError, match="the generation failed after 2 tokens"):
-        face.events(model, "!error one two three", **arguments)
-    assert face.seen[0].model_name == model
-    assert face.seen[1:] == tokens("three", " two")
+        generating_face.events(model, "!error one two three", **arguments)
+    assert generating_face.seen[0].model_name == model
+    assert generating_face.seen[1:] == tokens("three", " two")
 
 
-def test_an_error_of_a_model_that_answers_once(face):
+def test_an_error_of_a_model_that_answers_once(generating_face):
     with pytest.raises(ServerError, match="the generation failed after 1 tokens"):
-        face.events("prompt_text", "!error one two")
-    assert face.seen == []
+        generating_face.events("prompt_text", "!error one two")
+    assert generating_face.seen == []
 
 
-def test_no_such_model(face):
+def test_no_such_model(generating_face):
     with pytest.raises(NotFound, match="nope"):
-        face.events("nope", "one")
+        generating_face.events("nope", "one")
 
 
 def cancelled(python_server, channel):
@@ -178,7 +189,7 @@ def cancelled(python_server, channel):
 
 
 def wait_for_more_than(before, python_server, channel):
-    wait_until(lambda: cancelled(python_server, channel) > before)
+    until(lambda: cancelled(python_server, channel) > before)
 
 
 LONG = {"prompt": "one two three " * 50, "options": SLOW, "max_tokens": 200}
@@ -225,13 +236,15 @@ def test_closing_early_cancels_for_coroutines_too(python_server, channel):
 
 
 @pytest.mark.server_may_die
-def test_the_deadline_is_that_of_the_whole_text(face):
+def test_the_deadline_is_that_of_the_whole_text(generating_face):
     options = {"token_delay": 0.1}  # 20 s for the whole
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        face.events("vllm_like", "one " * 200, timeout=1, max_tokens=200, options=options)
+        generating_face.events(
+            "vllm_like", "one " * 200, timeout=1, max_tokens=200, options=options
+        )
     assert 0.99 < time.monotonic() - began < 15
-    assert len(face.seen) > 1
+    assert len(generating_face.seen) > 1
 
 
 def test_many_texts_at_once(python_server, channel):

@@ -8,8 +8,8 @@ import time
 
 import grpc
 import pytest
-from server_state import of_threads
-from stream_inputs import wait_until
+from support.server_state import of_threads
+from support.waiting import until
 
 from triton_fast import Client, ClosedError, HealthStatus
 from triton_fast.protocol.messages import message_class, method_path
@@ -71,7 +71,7 @@ def test_a_server_that_hangs_and_one_that_is_gone(triton_server_factory, channel
         assert client.health(timeout=60)
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            wait_until(lambda: states(server) == {"T"})  # a thread may answer until it stops
+            until(lambda: states(server) == {"T"})  # a thread may answer until it stops
             began = time.monotonic()
             health = client.health(timeout=0.5)
             took = time.monotonic() - began
@@ -99,7 +99,7 @@ def test_a_model_that_was_unloaded(broken_server, channel):
     with Client(broken_server.grpc_url, channel=channel) as client:
         tell(broken_server, "RepositoryModelUnload", "identity_bytes")
         try:
-            wait_until(lambda: not client.is_model_ready("identity_bytes", timeout=60))
+            until(lambda: not client.is_model_ready("identity_bytes", timeout=60))
             assert client.health(timeout=60).models == {"identity_fp32": True, "broken": False}
         finally:
             tell(broken_server, "RepositoryModelLoad", "identity_bytes")

@@ -10,7 +10,8 @@ from itertools import combinations
 import ml_dtypes
 import numpy as np
 import pytest
-from stream_inputs import counts, reset, wait_until
+from support.model_calls import counts, reset, slow
+from support.waiting import until
 
 from triton_fast import (
     DATATYPES,
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def client(triton_server, channel):
+def wire_client(triton_server, channel):
     with Client(triton_server.grpc_url, channel=channel, timeout=60, shared_memory=False) as client:
         yield client
 
@@ -61,9 +62,9 @@ def samples(datatype):
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_every_datatype_comes_back_bit_for_bit(client, datatype):
+def test_every_datatype_comes_back_bit_for_bit(wire_client, datatype):
     values = samples(datatype)
-    result = client.infer(f"identity_{datatype.lower()}", {"INPUT0": values})
+    result = wire_client.infer(f"identity_{datatype.lower()}", {"INPUT0": values})
     received = result["OUTPUT0"]
     assert received.dtype == values.dtype
     assert received.shape == values.shape
@@ -77,53 +78,53 @@ def test_every_datatype_comes_back_bit_for_bit(client, datatype):
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_empty_tensors(client, datatype):
+def test_empty_tensors(wire_client, datatype):
     values = np.empty(0, dtype_of(datatype))
-    received = client.infer(f"identity_{datatype.lower()}", {"INPUT0": values})["OUTPUT0"]
+    received = wire_client.infer(f"identity_{datatype.lower()}", {"INPUT0": values})["OUTPUT0"]
     assert received.shape == (0,)
     assert received.dtype == values.dtype
 
 
-def test_a_tensor_without_dimensions_is_the_servers_to_refuse(client):
+def test_a_tensor_without_dimensions_is_the_servers_to_refuse(wire_client):
     # Triton wants the model's one dimension; the client sends what it is given.
     with pytest.raises(InvalidArgument, match="shape"):
-        client.infer("identity_fp32", {"INPUT0": np.float32(3)})
+        wire_client.infer("identity_fp32", {"INPUT0": np.float32(3)})
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (1, 0, 5), (7, 1, 1)])
-def test_shapes_and_orders(client, shape):
+def test_shapes_and_orders(wire_client, shape):
     values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     for sent in (values, np.asfortranarray(values), values.astype(">f4"), values[::-1], values.T):
-        received = client.infer("identity_rank3", {"INPUT0": sent})["OUTPUT0"]
+        received = wire_client.infer("identity_rank3", {"INPUT0": sent})["OUTPUT0"]
         assert (received == sent).all()
         assert received.shape == sent.shape
         assert received.dtype == np.float32
 
 
-def test_strings_in_every_form(client):
+def test_strings_in_every_form(wire_client):
     words = ["", "plain", "é€𝄞", "nul\0inside"]
     expected = [word.encode() for word in words]
     for sent in (words, expected, np.array(words, object), np.array(words), np.array(expected)):
-        received = client.infer("identity_bytes", {"INPUT0": sent})["OUTPUT0"]
+        received = wire_client.infer("identity_bytes", {"INPUT0": sent})["OUTPUT0"]
         assert received.tolist() == expected
-    upper = client.infer("strings", {"TEXT": ["triton", ""]})
+    upper = wire_client.infer("strings", {"TEXT": ["triton", ""]})
     assert [value.decode() for value in upper["UPPER"]] == ["TRITON", ""]
     assert upper["LENGTH"].tolist() == [6, 0]
 
 
-def test_raw_memory(client):
+def test_raw_memory(wire_client):
     values = np.array([1.5, -2], ml_dtypes.bfloat16)
     raw = Tensor(values.view(np.uint16), "BF16", [2])
-    assert (client.infer("identity_bf16", {"INPUT0": raw})["OUTPUT0"] == values).all()
+    assert (wire_client.infer("identity_bf16", {"INPUT0": raw})["OUTPUT0"] == values).all()
 
 
-def test_several_tensors(client):
+def test_several_tensors(wire_client):
     inputs = {
         "INPUT0": np.arange(5, dtype=np.float32),
         "INPUT1": np.arange(3, dtype=np.int32),
         "INPUT2": ["x", "yy"],
     }
-    result = client.infer("identity_mixed", inputs)
+    result = wire_client.infer("identity_mixed", inputs)
     assert set(result) == {"OUTPUT0", "OUTPUT1", "OUTPUT2"}
     assert len(result) == 3
     for index in range(3):
@@ -131,15 +132,15 @@ def test_several_tensors(client):
             result[f"OUTPUT{index}"].tolist()
             == np.asarray(inputs[f"INPUT{index}"]).astype("S" if index == 2 else None).tolist()
         )
-    only = client.infer("identity_mixed", inputs, outputs=["OUTPUT1"])
+    only = wire_client.infer("identity_mixed", inputs, outputs=["OUTPUT1"])
     assert list(only) == ["OUTPUT1"]
     with pytest.raises(KeyError, match="no output 'OUTPUT0' in the answer.*'OUTPUT1'"):
         only["OUTPUT0"]
 
 
-def test_the_answer_says_where_it_is_from(client):
+def test_the_answer_says_where_it_is_from(wire_client):
     parameters = {"flag": True, "count": -(2**63), "text": "é", "ratio": 0.1}
-    result = client.infer(
+    result = wire_client.infer(
         "identity_fp32",
         {"INPUT0": np.zeros(1, np.float32)},
         request_id="request 7",
@@ -153,23 +154,23 @@ def test_the_answer_says_where_it_is_from(client):
     assert "OUTPUT0: float32[1]" in repr(result)
 
 
-def test_a_batched_model(client):
+def test_a_batched_model(wire_client):
     left = np.random.default_rng(2).normal(size=(3, 16)).astype(np.float32)
     right = np.ones((3, 16), np.float32)
-    result = client.infer("add_sub", {"INPUT0": left, "INPUT1": right})
+    result = wire_client.infer("add_sub", {"INPUT0": left, "INPUT1": right})
     assert (result["OUTPUT0"] == left + right).all()
     assert (result["OUTPUT1"] == left - right).all()
 
 
-def test_shapes_that_only_the_answer_knows(client):
+def test_shapes_that_only_the_answer_knows(wire_client):
     row = np.arange(4, dtype=np.float32)
-    result = client.infer("variable", {"ROW": row, "COUNT": np.array([3], np.int32)})
+    result = wire_client.infer("variable", {"ROW": row, "COUNT": np.array([3], np.int32)})
     assert (result["TWICE"] == np.concatenate([row, row])).all()
     assert (result["TILED"] == np.tile(row, (3, 1))).all()
 
 
-def test_classification(client):
-    result = client.infer(
+def test_classification(wire_client):
+    result = wire_client.infer(
         "identity_fp32",
         {"INPUT0": np.array([0.5, 3, 1], np.float32)},
         outputs=[RequestedOutput("OUTPUT0", {"classification": 2})],
@@ -180,27 +181,27 @@ def test_classification(client):
 # Receiving into the caller's arrays -------------------------------------------------------------
 
 
-def test_out_receives(client):
+def test_out_receives(wire_client):
     values = np.random.default_rng(3).normal(size=1000).astype(np.float32)
     out = np.zeros_like(values)
-    result = client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": out})
+    result = wire_client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": out})
     assert result["OUTPUT0"] is out
     assert (out == values).all()
     # The very memory that is sent may receive.
-    client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": values})
+    wire_client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": values})
     assert (values == out).all()
 
 
-def test_out_of_any_layout(client):
+def test_out_of_any_layout(wire_client):
     values = np.arange(12, dtype=np.float32)
     strided = np.zeros(24, np.float32)[::2]
-    assert client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": strided})
+    assert wire_client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": strided})
     assert (strided == values).all()
     swapped = np.zeros(12, ">f4")
-    client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": swapped})
+    wire_client.infer("identity_fp32", {"INPUT0": values}, out={"OUTPUT0": swapped})
     assert (swapped == values).all()
     words = np.empty(2, object)
-    client.infer("identity_bytes", {"INPUT0": ["a", "b"]}, out={"OUTPUT0": words})
+    wire_client.infer("identity_bytes", {"INPUT0": ["a", "b"]}, out={"OUTPUT0": words})
     assert words.tolist() == [b"a", b"b"]
 
 
@@ -219,18 +220,18 @@ def test_out_of_any_layout(client):
         ({"WRONG": np.zeros(3, np.float32)}, r"out\['WRONG'\].*gave 'OUTPUT0'"),
     ],
 )
-def test_out_that_cannot_take_the_answer(client, out, message):
+def test_out_that_cannot_take_the_answer(wire_client, out, message):
     with pytest.raises(InvalidTensor, match=message):
-        client.infer("identity_fp32", {"INPUT0": np.zeros(3, np.float32)}, out=out)
+        wire_client.infer("identity_fp32", {"INPUT0": np.zeros(3, np.float32)}, out=out)
     # and the client is as good as new
-    test_out_receives(client)
+    test_out_receives(wire_client)
 
 
 # Handles and futures -----------------------------------------------------------------------------
 
 
-def test_a_model_handle(client):
-    model = client.model("add_sub", outputs=["OUTPUT0"])
+def test_a_model_handle(wire_client):
+    model = wire_client.model("add_sub", outputs=["OUTPUT0"])
     assert model.name == "add_sub"
     assert model.signature.inputs["INPUT0"].shape == (-1, 16)
     assert model.signature.max_batch_size == 8
@@ -248,10 +249,10 @@ def test_a_model_handle(client):
         model({"INPUT0": left}, INPUT0=left)
 
 
-def test_a_model_handle_refuses_before_sending(client):
-    model = client.model("add_sub")
+def test_a_model_handle_refuses_before_sending(wire_client):
+    model = wire_client.model("add_sub")
     fits = np.ones((2, 16), np.float32)
-    before = inferences(client, "add_sub")
+    before = inferences(wire_client, "add_sub")
     for inputs, message in (
         ({"INPUT0": fits}, "also takes 'INPUT1'"),
         ({"INPUT0": fits, "INPUT2": fits}, "no input 'INPUT2'; it takes 'INPUT0', 'INPUT1'"),
@@ -262,11 +263,11 @@ def test_a_model_handle_refuses_before_sending(client):
         with pytest.raises(InvalidTensor, match=message):
             model(inputs)
     with pytest.raises(InvalidTensor, match="no output 'Z'; it gives 'OUTPUT0', 'OUTPUT1'"):
-        client.model("add_sub", outputs=["Z"])(INPUT0=fits, INPUT1=fits)
+        wire_client.model("add_sub", outputs=["Z"])(INPUT0=fits, INPUT1=fits)
     # What the handle learned, infer() holds calls against too.
     with pytest.raises(InvalidTensor, match="no input 'X'"):
-        client.infer("add_sub", {"X": fits})
-    assert inferences(client, "add_sub") == before
+        wire_client.infer("add_sub", {"X": fits})
+    assert inferences(wire_client, "add_sub") == before
 
 
 def inferences(client, model):
@@ -278,37 +279,33 @@ def inferences(client, model):
     return statistics.success.count + statistics.fail.count
 
 
-def test_an_optional_input_may_be_left_out(client):
-    model = client.model("identity_optional")
+def test_an_optional_input_may_be_left_out(wire_client):
+    model = wire_client.model("identity_optional")
     assert list(model(INPUT0=np.zeros((1, 2), np.float32))) == ["OUTPUT0"]
 
 
-def test_submit(client):
+def test_submit(wire_client):
     values = [np.full(100, n, np.float32) for n in range(50)]
-    futures = [client.submit("identity_fp32", {"INPUT0": value}) for value in values]
+    futures = [wire_client.submit("identity_fp32", {"INPUT0": value}) for value in values]
     wait(futures, timeout=60)
     for value, future in zip(values, futures, strict=True):
         assert (future.result()["OUTPUT0"] == value).all()
     out = np.zeros(3, np.float32)
-    future = client.submit("identity_fp32", {"INPUT0": values[1][:3]}, out={"OUTPUT0": out})
+    future = wire_client.submit("identity_fp32", {"INPUT0": values[1][:3]}, out={"OUTPUT0": out})
     assert future.result()["OUTPUT0"] is out
     assert (out == 1).all()
 
 
-def test_errors_of_a_future_are_the_futures(client):
+def test_errors_of_a_future_are_the_futures(wire_client):
     with pytest.raises(InvalidTensor):
-        client.submit("identity_fp32", {"INPUT0": 3})
-    future = client.submit("identity_fp32", {"WRONG": np.zeros(1, np.float32)})
+        wire_client.submit("identity_fp32", {"INPUT0": 3})
+    future = wire_client.submit("identity_fp32", {"WRONG": np.zeros(1, np.float32)})
     assert isinstance(future.exception(60), InvalidArgument)
     wrong = np.zeros(2, np.float32)
-    future = client.submit(
+    future = wire_client.submit(
         "identity_fp32", {"INPUT0": np.zeros(1, np.float32)}, out={"OUTPUT0": wrong}
     )
     assert isinstance(future.exception(60), InvalidTensor)
-
-
-def slow(seconds):
-    return {"INPUT0": np.zeros(1, np.float32), "DELAY": np.array([seconds], np.float32)}
 
 
 @pytest.mark.server_may_die
@@ -316,13 +313,13 @@ def test_a_future_can_be_cancelled(server, channel):
     with Client(server.grpc_url, channel=channel, timeout=60) as client:
         reset(client)
         future = client.submit("slow", slow(90))
-        wait_until(lambda: counts(client) == (0, 1))
+        until(lambda: counts(client) == (0, 1))
         assert not future.done()
         assert future.cancel()
         assert future.cancelled()
         with pytest.raises(CancelledError):
             future.result()
-        wait_until(lambda: counts(client) == (1, 0))  # the model knows
+        until(lambda: counts(client) == (1, 0))  # the model knows
         done = client.submit("slow", slow(0))
         done.result(60)
         assert not done.cancel()
@@ -331,7 +328,7 @@ def test_a_future_can_be_cancelled(server, channel):
 # Many at once ------------------------------------------------------------------------------------
 
 
-def test_threads_share_a_client(client):
+def test_threads_share_a_client(wire_client):
     errors = []
 
     def work(seed):
@@ -339,7 +336,7 @@ def test_threads_share_a_client(client):
             random = np.random.default_rng(seed)
             for _ in range(30):
                 values = random.normal(size=random.integers(1, 5000)).astype(np.float32)
-                received = client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"]
+                received = wire_client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"]
                 assert (received == values).all()
         except BaseException as error:
             errors.append(error)
@@ -368,7 +365,7 @@ def test_closing_while_calls_run_ends_them(server, channel):
     for thread in threads:
         thread.start()
     future = client.submit("slow", slow(90))
-    wait_until(lambda: counts(client)[1] == 5)
+    until(lambda: counts(client)[1] == 5)
     client.close()
     client.close()
     for thread in threads:
@@ -388,12 +385,12 @@ def test_closing_while_calls_run_ends_them(server, channel):
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
-def test_compression(client, compression):
+def test_compression(wire_client, compression):
     values = np.zeros(100_000, np.float32)
-    result = client.infer("identity_fp32", {"INPUT0": values}, compression=compression)
+    result = wire_client.infer("identity_fp32", {"INPUT0": values}, compression=compression)
     assert (result["OUTPUT0"] == values).all()
     with pytest.raises(InvalidOption, match="'gzip', 'deflate' or None, got 'zstd'"):
-        client.infer("identity_fp32", {"INPUT0": values}, compression="zstd")
+        wire_client.infer("identity_fp32", {"INPUT0": values}, compression="zstd")
 
 
 def test_headers_reach_the_server(shared_server, channel):
@@ -417,8 +414,8 @@ def test_headers_reach_the_server(shared_server, channel):
     assert "x-own" not in second
 
 
-def test_queue_timeout_and_priority(client):
-    result = client.infer(
+def test_queue_timeout_and_priority(wire_client):
+    result = wire_client.infer(
         "identity_fp32",
         {"INPUT0": np.zeros(1, np.float32)},
         priority=1,
@@ -428,30 +425,30 @@ def test_queue_timeout_and_priority(client):
     assert result["OUTPUT0"].tolist() == [0]
 
 
-def test_a_large_tensor(client):
+def test_a_large_tensor(wire_client):
     values = np.arange(16 << 20, dtype=np.float32)  # 64 MiB
-    assert (client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"] == values).all()
+    assert (wire_client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"] == values).all()
 
 
-def test_answers_that_are_kept_stay_as_they_were(client):
+def test_answers_that_are_kept_stay_as_they_were(wire_client):
     """Whatever is done to have memory without page faults: no two arrays have the same."""
     kept = []
     for byte_size in (1 << 20, 5 << 20, 40 << 20):  # ... the last of which grows on its way
         for value in range(3):
             values = np.full(byte_size // 4, value, np.float32)
-            kept.append((client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"], value))
+            kept.append((wire_client.infer("identity_fp32", {"INPUT0": values})["OUTPUT0"], value))
     assert all((array == value).all() for array, value in kept)
     assert not any(np.shares_memory(one, other) for (one, _), (other, _) in combinations(kept, 2))
 
 
-def test_what_a_plain_call_keeps_is_not_taken_for_another(client):
+def test_what_a_plain_call_keeps_is_not_taken_for_another(wire_client):
     inputs = {"INPUT0": np.ones(16, np.float32)[None], "INPUT1": np.ones(16, np.float32)[None]}
-    everything = set(client.infer("add_sub", inputs))
-    some = set(client.infer("add_sub", inputs, outputs=["OUTPUT1"]))
-    again = client.infer("add_sub", inputs)
-    versioned = client.infer("add_sub", inputs, model_version="1")
+    everything = set(wire_client.infer("add_sub", inputs))
+    some = set(wire_client.infer("add_sub", inputs, outputs=["OUTPUT1"]))
+    again = wire_client.infer("add_sub", inputs)
+    versioned = wire_client.infer("add_sub", inputs, model_version="1")
     with pytest.raises(ServerError):
-        client.infer("add_sub", inputs, model_version="77")
+        wire_client.infer("add_sub", inputs, model_version="77")
     assert (everything, some) == ({"OUTPUT0", "OUTPUT1"}, {"OUTPUT1"})
     assert set(again) == set(versioned) == everything
     assert versioned.model_version == "1"

@@ -10,8 +10,9 @@ from itertools import count
 
 import numpy as np
 import pytest
-from interruptions import interrupted
-from stream_inputs import outs, square, wait_until
+from support.interruptions import interrupted
+from support.model_calls import outs, square
+from support.waiting import until
 
 from triton_fast import Cancelled, Client
 from triton_fast._core import _wire
@@ -27,16 +28,16 @@ SOON = 20.0
 def no_fork_waits():
     """No call may count as running that is over: a fork would wait for it."""
     yield
-    wait_until(lambda: not gate.flights)
+    until(lambda: not gate.flights)
 
 
 @pytest.fixture
-def url(shared_server):
+def interrupted_url(shared_server):
     return shared_server(models=["identity_cpp", "square_int32", "cancellations"]).grpc_url
 
 
 @pytest.fixture(autouse=True)
-def grpcio_is_up(url, channel):
+def grpcio_is_up(interrupted_url, channel):
     """Keep grpcio's core up, whose two pollers come and go with it.
 
     They stay, without us too, once a stream has failed to connect, as when the server dies (1.85).
@@ -44,7 +45,7 @@ def grpcio_is_up(url, channel):
     if channel == "native":
         yield
         return
-    with Client(url, channel=channel, timeout=SOON) as client:
+    with Client(interrupted_url, channel=channel, timeout=SOON) as client:
         client.is_ready()
         yield
 
@@ -59,10 +60,10 @@ def rest(answers):
     return found, False
 
 
-def test_reading_a_stream(url, channel, nothing_is_left):
+def test_reading_a_stream(interrupted_url, channel, nothing_is_left):
     """No other request's answer is lost: it has them all, or is told that it was cancelled."""
     cancelled = 0
-    with Client(url, channel=channel, timeout=SOON) as client:
+    with Client(interrupted_url, channel=channel, timeout=SOON) as client:
         for number in count():
             with client.open_stream() as stream:
                 mine = stream.stream("square_int32", square(3), timeout=SOON)
@@ -80,9 +81,9 @@ def test_reading_a_stream(url, channel, nothing_is_left):
     assert 0 < cancelled < number  # where answers are handed out, and only there
 
 
-def test_a_request_on_a_stream(url, channel, nothing_is_left):
+def test_a_request_on_a_stream(interrupted_url, channel, nothing_is_left):
     """Made, read and closed: those before it are answered, or told that they are cancelled."""
-    with Client(url, channel=channel, timeout=SOON) as client:
+    with Client(interrupted_url, channel=channel, timeout=SOON) as client:
         for number in count():
             with client.open_stream() as stream:
                 others = stream.stream("square_int32", square(2), timeout=SOON)
@@ -102,8 +103,8 @@ def test_a_request_on_a_stream(url, channel, nothing_is_left):
         assert outs(client.stream("square_int32", square(2), timeout=SOON)) == [2, 2]
 
 
-def test_a_stream_of_its_own(url, channel, nothing_is_left):
-    with Client(url, channel=channel, timeout=SOON) as client:
+def test_a_stream_of_its_own(interrupted_url, channel, nothing_is_left):
+    with Client(interrupted_url, channel=channel, timeout=SOON) as client:
         for number in count():
             if not interrupted(
                 number, lambda: outs(client.stream("square_int32", square(2), timeout=SOON))
@@ -117,14 +118,16 @@ def test_a_stream_of_its_own(url, channel, nothing_is_left):
     ("shared_memory", "size"), [(False, 4), (False, 300_000), (True, 300_000)],
     ids=["small", "large", "shared memory"],
 )  # fmt: skip
-def test_a_call(url, channel, shared_memory, size, nothing_is_left):
+def test_a_call(interrupted_url, channel, shared_memory, size, nothing_is_left):
     """What it had goes back: memory, slots, connections; and the next call is as the first."""
     x = np.arange(size, dtype=np.float32)
 
     def infer():
         return client.infer("identity_cpp", {"INPUT0": x})["OUTPUT0"]
 
-    with Client(url, channel=channel, shared_memory=shared_memory, timeout=SOON) as client:
+    with Client(
+        interrupted_url, channel=channel, shared_memory=shared_memory, timeout=SOON
+    ) as client:
         infer()
         infer()
         gc.collect()

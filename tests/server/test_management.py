@@ -9,12 +9,6 @@ from triton_fast import Client, InvalidOption, NotFound
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(scope="module")
-def client(triton_server, channel):
-    with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
-        yield client
-
-
 def test_health(client):
     assert client.is_live() is True
     assert client.is_ready() is True

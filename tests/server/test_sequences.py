@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from blocking_face import BlockingFace
 from served_models import HASTY, PATIENT
+from support.blocking_face import BlockingFace
 
 from triton_fast import (
     AsyncClient,
@@ -39,13 +39,13 @@ LOST = "must specify the START flag"
 
 
 @pytest.fixture(params=[Client, BlockingFace], ids=["threads", "coroutines"])
-def face(request):
+def face_class(request):
     return request.param
 
 
 @pytest.fixture
-def client(server, channel, face):
-    with face(server.grpc_url, channel=channel, timeout=30) as client:
+def face_client(server, channel, face_class):
+    with face_class(server.grpc_url, channel=channel, timeout=30) as client:
         yield client
 
 
@@ -93,24 +93,24 @@ class Ends:
 
 
 @pytest.fixture
-def ends(client, model):
-    return Ends(client, model)
+def ends(face_client, model):
+    return Ends(face_client, model)
 
 
 # Sums
 
 
 @with_each_strategy
-def test_a_sequence(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_a_sequence(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed) as sequence:
         sums = [add(sequence, value) for value in range(1, 20)]
         assert ends() == 0
     assert sums == np.cumsum(range(1, 20)).tolist()
     assert ends() == 1
 
 
-def test_the_result_is_that_of_any_call(client, streamed):
-    with client.sequence(
+def test_the_result_is_that_of_any_call(face_client, streamed):
+    with face_client.sequence(
         "accumulate_oldest", outputs=["OUTPUT"], model_version="1", stream=streamed
     ) as sequence:
         for request_id in ("mine", "mine", ""):
@@ -118,15 +118,15 @@ def test_the_result_is_that_of_any_call(client, streamed):
             assert result.id == request_id or not request_id
             assert list(result) == ["OUTPUT"]
             assert (result.model_name, result.model_version) == ("accumulate_oldest", "1")
-    with client.sequence(
+    with face_client.sequence(
         "accumulate_oldest", outputs=[RequestedOutput("ENDED")], stream=streamed
     ) as sequence:
         assert list(sequence.infer(number(5))) == ["ENDED"]
 
 
-def test_inputs_are_whatever_inputs_may_be(client, streamed):
+def test_inputs_are_whatever_inputs_may_be(face_client, streamed):
     raw = np.int32([4])
-    with client.sequence("accumulate_oldest", stream=streamed) as sequence:
+    with face_client.sequence("accumulate_oldest", stream=streamed) as sequence:
         assert add(sequence, 1) == 1
         assert sequence.infer({"INPUT": memoryview(np.int32([2]))})["OUTPUT"] == 3
         assert sequence.infer({"INPUT": Tensor(raw.tobytes(), "INT32", [1])})["OUTPUT"] == 7
@@ -135,26 +135,26 @@ def test_inputs_are_whatever_inputs_may_be(client, streamed):
 
 
 @with_each_strategy
-def test_two_at_once(client, model, streamed):
+def test_two_at_once(face_client, model, streamed):
     with (
-        client.sequence(model, stream=streamed) as one,
-        client.sequence(model, stream=streamed) as other,
+        face_client.sequence(model, stream=streamed) as one,
+        face_client.sequence(model, stream=streamed) as other,
     ):
         assert one.id != other.id
         assert [add(one, 1), add(other, 10), add(one, 1), add(other, 10)] == [1, 10, 2, 20]
 
 
-def test_a_stream_and_calls_at_once(client, model):
-    with client.sequence(model) as one, client.sequence(model, stream=False) as other:
+def test_a_stream_and_calls_at_once(face_client, model):
+    with face_client.sequence(model) as one, face_client.sequence(model, stream=False) as other:
         assert [add(one, 1), add(other, 10), add(one, 1), add(other, 10)] == [1, 10, 2, 20]
 
 
 @with_each_strategy
-def test_many_threads(client, model, streamed, ends):
+def test_many_threads(face_client, model, streamed, ends):
     threads, each = 12, 25  # the direct strategy has place for 16
 
     def run(which):
-        with client.sequence(model, stream=streamed) as sequence:
+        with face_client.sequence(model, stream=streamed) as sequence:
             return [add(sequence, which * each + value) for value in range(each)]
 
     with ThreadPoolExecutor(threads) as pool:
@@ -165,8 +165,8 @@ def test_many_threads(client, model, streamed, ends):
 
 
 @with_each_strategy
-def test_requests_before_there_are_answers(client, model, ends):
-    with client.sequence(model) as sequence:
+def test_requests_before_there_are_answers(face_client, model, ends):
+    with face_client.sequence(model) as sequence:
         answers = [sequence.stream(number(value)) for value in range(1, 9)]
         answers.append(sequence.stream(number(9), end=True))
         results = [list(each) for each in answers]
@@ -174,8 +174,8 @@ def test_requests_before_there_are_answers(client, model, ends):
     assert ends() == 1
 
 
-def test_answers_that_nobody_reads(client, model, ends):
-    with client.sequence(model) as sequence:
+def test_answers_that_nobody_reads(face_client, model, ends):
+    with face_client.sequence(model) as sequence:
         for _ in range(10):
             sequence.stream(number(1))
         assert add(sequence, 1) == 11
@@ -186,59 +186,61 @@ def test_answers_that_nobody_reads(client, model, ends):
 # Ids
 
 
-def test_the_id_is_what_the_server_knows_it_by(client, model, streamed):
-    with client.sequence(model, sequence_id=4711, stream=streamed) as sequence:
+def test_the_id_is_what_the_server_knows_it_by(face_client, model, streamed):
+    with face_client.sequence(model, sequence_id=4711, stream=streamed) as sequence:
         assert sequence.id == 4711
         add(sequence, 1)
-        other = client.infer(model, number(10), parameters={"sequence_id": 4711})
+        other = face_client.infer(model, number(10), parameters={"sequence_id": 4711})
         assert other["OUTPUT"] == 11
         assert add(sequence, 1) == 12
 
 
-def test_the_largest_id(client, model, streamed):
-    with client.sequence(model, sequence_id=(1 << 63) - 1, stream=streamed) as sequence:
+def test_the_largest_id(face_client, model, streamed):
+    with face_client.sequence(model, sequence_id=(1 << 63) - 1, stream=streamed) as sequence:
         assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["a", "été 🌍", "x" * 128])
-def test_ids_that_are_strings(client, streamed, name):
+def test_ids_that_are_strings(face_client, streamed, name):
     model = "accumulate_string"
-    ends = Ends(client, model)
+    ends = Ends(face_client, model)
     with (
-        client.sequence(model, sequence_id=name, stream=streamed) as one,
-        client.sequence(model, sequence_id="another", stream=streamed) as other,
+        face_client.sequence(model, sequence_id=name, stream=streamed) as one,
+        face_client.sequence(model, sequence_id="another", stream=streamed) as other,
     ):
         assert one.id == name
         assert [add(one, 1), add(other, 10), add(one, 1), add(other, 10)] == [1, 10, 2, 20]
-        same = client.infer(model, number(5), parameters={"sequence_id": name})
+        same = face_client.infer(model, number(5), parameters={"sequence_id": name})
         assert same["OUTPUT"] == 7
     assert ends() == 2
 
 
-def test_an_id_that_comes_again(client, model, streamed):
+def test_an_id_that_comes_again(face_client, model, streamed):
     for _ in range(2):
-        with client.sequence(model, sequence_id=815, stream=streamed) as sequence:
+        with face_client.sequence(model, sequence_id=815, stream=streamed) as sequence:
             assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
 
 
 @pytest.mark.parametrize("one", [0, -1, "", True, 1 << 63, 2.0])
-def test_wrong_ids(client, streamed, one):
+def test_wrong_ids(face_client, streamed, one):
     with pytest.raises(InvalidOption, match="a sequence's id must be"):
-        client.sequence("accumulate_direct", sequence_id=one, stream=streamed)
+        face_client.sequence("accumulate_direct", sequence_id=one, stream=streamed)
 
 
-def test_wrong_arguments(client, streamed):
+def test_wrong_arguments(face_client, streamed):
     with pytest.raises(InvalidOption, match="timeout"):
-        client.sequence("accumulate_direct", timeout=-1, stream=streamed)
+        face_client.sequence("accumulate_direct", timeout=-1, stream=streamed)
     with pytest.raises(InvalidOption, match="header"):
-        client.sequence("accumulate_direct", headers={"grpc-x": "y"}, stream=streamed)
+        face_client.sequence("accumulate_direct", headers={"grpc-x": "y"}, stream=streamed)
     with pytest.raises(InvalidOption, match="sequence_end"):
-        client.sequence("m", parameters={"sequence_end": True}, stream=streamed)
+        face_client.sequence("m", parameters={"sequence_end": True}, stream=streamed)
 
 
-def test_every_call_has_headers(server, channel, face, streamed):
+def test_every_call_has_headers(server, channel, face_class, streamed):
     calls = []
-    with face(server.grpc_url, channel=channel, header_hook=calls.append, timeout=30) as client:
+    with face_class(
+        server.grpc_url, channel=channel, header_hook=calls.append, timeout=30
+    ) as client:
         with client.sequence("accumulate_oldest", stream=streamed) as sequence:
             assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
         if streamed:
@@ -251,8 +253,8 @@ def test_every_call_has_headers(server, channel, face, streamed):
 
 
 @with_each_strategy
-def test_the_last_request_says_so(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_the_last_request_says_so(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed) as sequence:
         assert [add(sequence, 1), add(sequence, 2, end=True)] == [1, 3]
         assert ends() == 1
         with pytest.raises(ClosedError, match=f"sequence {sequence.id} was ended"):
@@ -262,26 +264,26 @@ def test_the_last_request_says_so(client, model, streamed, ends):
     assert ends() == 0, "it was ended once, and not again on leaving"
 
 
-def test_the_only_request_is_the_last(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_the_only_request_is_the_last(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed) as sequence:
         assert add(sequence, 5, end=True) == 5
     assert ends() == 1
 
 
-def test_nothing_is_sent_for_nothing(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed):
+def test_nothing_is_sent_for_nothing(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed):
         pass
     assert ends() == 0
 
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
-def test_left_by_an_exception(client, model, streamed, ends, error):
+def test_left_by_an_exception(face_client, model, streamed, ends, error):
     def use():
         with sequence:
             add(sequence, 1)
             raise error
 
-    sequence = client.sequence(model, stream=streamed)
+    sequence = face_client.sequence(model, stream=streamed)
     with pytest.raises(error) as caught:
         use()
     assert not hasattr(caught.value, "__notes__")
@@ -290,17 +292,17 @@ def test_left_by_an_exception(client, model, streamed, ends, error):
         add(sequence, 1)
 
 
-def test_the_end_adds_a_zero(client, model, streamed):
+def test_the_end_adds_a_zero(face_client, model, streamed):
     """What ends a sequence is a request like any other to the model; it says nothing new."""
-    with client.sequence(model, sequence_id=33, stream=streamed) as sequence:
+    with face_client.sequence(model, sequence_id=33, stream=streamed) as sequence:
         add(sequence, 5)
     again = {"sequence_id": 33, "sequence_start": False}
     with pytest.raises(InvalidArgument, match=LOST):
-        client.infer(model, number(1), parameters=again)
+        face_client.infer(model, number(1), parameters=again)
 
 
-def test_closed_by_hand(client, model, streamed, ends):
-    sequence = client.sequence(model, stream=streamed)
+def test_closed_by_hand(face_client, model, streamed, ends):
+    sequence = face_client.sequence(model, stream=streamed)
     add(sequence, 1)
     sequence.close()
     assert ends() == 1
@@ -336,8 +338,8 @@ def test_the_stream_goes_with_the_sequence_of_coroutines(server, channel, run):
 # Errors
 
 
-def test_a_wrong_request_in_the_middle(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_a_wrong_request_in_the_middle(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed) as sequence:
         add(sequence, 1)
         for _ in range(2):
             with pytest.raises(InvalidArgument, match="data-type is 'FP32'"):
@@ -349,8 +351,8 @@ def test_a_wrong_request_in_the_middle(client, model, streamed, ends):
 
 
 @with_each_strategy
-def test_left_by_the_error_of_a_wrong_request(client, model, streamed, ends):
-    sequence = client.sequence(model, stream=streamed)
+def test_left_by_the_error_of_a_wrong_request(face_client, model, streamed, ends):
+    sequence = face_client.sequence(model, stream=streamed)
     add(sequence, 1)
     with pytest.raises(InvalidArgument, match="data-type") as caught, sequence:
         sequence.infer({"INPUT": np.int64([1])})
@@ -359,8 +361,8 @@ def test_left_by_the_error_of_a_wrong_request(client, model, streamed, ends):
 
 
 @with_each_strategy
-def test_a_wrong_last_request(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_a_wrong_last_request(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed) as sequence:
         add(sequence, 1)
         with pytest.raises(InvalidArgument):
             sequence.infer(WRONG, end=True)
@@ -370,21 +372,21 @@ def test_a_wrong_last_request(client, model, streamed, ends):
 
 
 @with_each_strategy
-def test_a_first_request_that_is_refused(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_a_first_request_that_is_refused(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed) as sequence:
         for _ in range(2):
             with pytest.raises(InvalidArgument, match="data-type is 'FP32'"):
                 sequence.infer(WRONG)
         assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
     assert ends() == 1
-    with client.sequence(model, stream=streamed) as sequence:
+    with face_client.sequence(model, stream=streamed) as sequence:
         with pytest.raises(InvalidArgument, match="data-type"):
             sequence.infer(WRONG)
     assert ends() == 0
 
 
-def test_what_cannot_be_sent(client, model, streamed, ends):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_what_cannot_be_sent(face_client, model, streamed, ends):
+    with face_client.sequence(model, stream=streamed) as sequence:
         for wrong in ({"INPUT": "x"}, {"INPUT": object()}, [1], None):
             with pytest.raises(InvalidTensor):
                 sequence.infer(wrong)
@@ -397,9 +399,9 @@ def test_what_cannot_be_sent(client, model, streamed, ends):
     assert ends() == 1
 
 
-def test_what_does_not_fit_a_signature_that_is_known(client, model, streamed):
-    client.model_metadata(model)
-    with client.sequence(model, stream=streamed) as sequence:
+def test_what_does_not_fit_a_signature_that_is_known(face_client, model, streamed):
+    face_client.model_metadata(model)
+    with face_client.sequence(model, stream=streamed) as sequence:
         with pytest.raises(InvalidTensor, match="INPUT"):
             sequence.infer(WRONG)
         assert add(sequence, 1) == 1
@@ -408,24 +410,24 @@ def test_what_does_not_fit_a_signature_that_is_known(client, model, streamed):
         assert add(sequence, 1) == 2
 
 
-def test_no_such_model(client, streamed):
+def test_no_such_model(face_client, streamed):
     with pytest.raises(NotFound, match="nope") as caught:
-        with client.sequence("nope", stream=streamed) as sequence:
+        with face_client.sequence("nope", stream=streamed) as sequence:
             add(sequence, 1)
     assert not hasattr(caught.value, "__notes__")
-    with client.sequence("nope", stream=streamed) as sequence:
+    with face_client.sequence("nope", stream=streamed) as sequence:
         with pytest.raises(NotFound, match="nope"):
             add(sequence, 1)
 
 
-def test_no_such_output(client, model, streamed):
-    with client.sequence(model, outputs=["NOPE"], stream=streamed) as sequence:
+def test_no_such_output(face_client, model, streamed):
+    with face_client.sequence(model, outputs=["NOPE"], stream=streamed) as sequence:
         with pytest.raises(InvalidArgument, match="NOPE"):
             add(sequence, 1)
 
 
-def test_no_server(channel, face, streamed):
-    with face("127.0.0.1:9", channel=channel, timeout=5) as client:
+def test_no_server(channel, face_class, streamed):
+    with face_class("127.0.0.1:9", channel=channel, timeout=5) as client:
         with pytest.raises(Unavailable) as caught:
             with client.sequence("accumulate_direct", stream=streamed) as sequence:
                 add(sequence, 1)
@@ -433,8 +435,8 @@ def test_no_server(channel, face, streamed):
     assert f"sequence {sequence.id} could not be ended" in note
 
 
-def test_deadlines_of_calls(client, model, ends):
-    with client.sequence(model, stream=False) as sequence:
+def test_deadlines_of_calls(face_client, model, ends):
+    with face_client.sequence(model, stream=False) as sequence:
         add(sequence, 1)
         with pytest.raises(DeadlineExceeded):
             add(sequence, 10, timeout=0)
@@ -442,23 +444,23 @@ def test_deadlines_of_calls(client, model, ends):
     assert ends() == 1
 
 
-def test_the_deadline_of_all_requests(client, model):
-    sequence = client.sequence(model, stream=False, timeout=0)
+def test_the_deadline_of_all_requests(face_client, model):
+    sequence = face_client.sequence(model, stream=False, timeout=0)
     with pytest.raises(DeadlineExceeded):
         add(sequence, 1)
     with pytest.raises(DeadlineExceeded):
         sequence.close()
     with pytest.raises(ClosedError):
         add(sequence, 1, timeout=30)
-    with client.sequence(model, stream=False, timeout=0) as sequence:
+    with face_client.sequence(model, stream=False, timeout=0) as sequence:
         assert add(sequence, 1, timeout=30) == 1
         assert add(sequence, 1, timeout=30, end=True) == 2
 
 
 @pytest.mark.server_may_die
-def test_waiting_for_a_place(sequence_server, channel, face, streamed):
+def test_waiting_for_a_place(sequence_server, channel, face_class, streamed):
     """The direct strategy has place for 16 sequences."""
-    with face(sequence_server.grpc_url, channel=channel, timeout=60) as client:
+    with face_class(sequence_server.grpc_url, channel=channel, timeout=60) as client:
         sequences = [client.sequence(PATIENT, stream=streamed) for _ in range(16)]
         for sequence in sequences:
             add(sequence, 1)
@@ -513,19 +515,19 @@ def patiently(call, refusal=Unavailable):
 
 
 @pytest.fixture(scope="module")
-def own_server(triton_server_factory):
+def sequence_server_to_kill(triton_server_factory):
     """Started by those who need it, who kill it."""
     return triton_server_factory(models=["accumulate_oldest"])
 
 
-def test_a_server_that_is_started_anew(own_server, channel, face):
-    own_server.start()
-    with face(own_server.grpc_url, channel=channel, timeout=30) as client:
+def test_a_server_that_is_started_anew(sequence_server_to_kill, channel, face_class):
+    sequence_server_to_kill.start()
+    with face_class(sequence_server_to_kill.grpc_url, channel=channel, timeout=30) as client:
         stream = client.sequence("accumulate_oldest")
         calls = client.sequence("accumulate_oldest", stream=False)
         assert [add(stream, 1), add(calls, 1)] == [1, 1]
-        own_server.kill()
-        own_server.start()
+        sequence_server_to_kill.kill()
+        sequence_server_to_kill.start()
         with pytest.raises(Unavailable):
             add(stream, 1)
         with pytest.raises(Unavailable), stream:
@@ -537,12 +539,12 @@ def test_a_server_that_is_started_anew(own_server, channel, face):
             assert [add(sequence, 1), add(sequence, 1)] == [1, 2]
 
 
-def test_a_server_that_is_killed(own_server, channel, face, streamed):
-    own_server.start()
-    with face(own_server.grpc_url, channel=channel, timeout=30) as client:
+def test_a_server_that_is_killed(sequence_server_to_kill, channel, face_class, streamed):
+    sequence_server_to_kill.start()
+    with face_class(sequence_server_to_kill.grpc_url, channel=channel, timeout=30) as client:
         sequence = client.sequence("accumulate_oldest", stream=streamed)
         add(sequence, 1)
-        own_server.kill()
+        sequence_server_to_kill.kill()
         began = time.monotonic()
         with pytest.raises(KeyError) as caught, sequence:
             raise KeyError
@@ -551,12 +553,12 @@ def test_a_server_that_is_killed(own_server, channel, face, streamed):
         assert f"sequence {sequence.id} could not be ended" in note
 
 
-def test_a_client_that_is_closed(client, model, streamed):
-    other = client.sequence(model, stream=streamed)
-    sequence = client.sequence(model, stream=streamed)
+def test_a_client_that_is_closed(face_client, model, streamed):
+    other = face_client.sequence(model, stream=streamed)
+    sequence = face_client.sequence(model, stream=streamed)
     for one in (other, sequence):
         add(one, 1)
-    client.close()
+    face_client.close()
     with pytest.raises(ClosedError) as caught, sequence:
         add(sequence, 1)
     (note,) = caught.value.__notes__
@@ -565,7 +567,7 @@ def test_a_client_that_is_closed(client, model, streamed):
         other.close()
     other.close()
     with pytest.raises(ClosedError):
-        add(client.sequence(model, stream=streamed), 1)
+        add(face_client.sequence(model, stream=streamed), 1)
 
 
 # Many answers
@@ -576,8 +578,8 @@ def repeat(*values):
     return {"IN": np.int32(values), "DELAY": np.uint32([0] * count), "WAIT": np.uint32([0])}
 
 
-def test_many_answers_to_a_request(client):
-    with client.sequence("repeat_int32") as sequence:
+def test_many_answers_to_a_request(face_client):
+    with face_client.sequence("repeat_int32") as sequence:
         for values in ([1, 2, 3], [4], []):
             answers = [result["OUT"].item() for result in sequence.stream(repeat(*values))]
             assert answers == values
@@ -588,16 +590,16 @@ def test_many_answers_to_a_request(client):
         assert sequence.infer(repeat(6))["OUT"] == 6
 
 
-def test_many_answers_take_a_stream(client, model, ends):
-    with client.sequence(model, stream=False) as sequence:
+def test_many_answers_take_a_stream(face_client, model, ends):
+    with face_client.sequence(model, stream=False) as sequence:
         with pytest.raises(InvalidOption, match="stream=True"):
             sequence.stream(number(1))
         assert add(sequence, 1) == 1
     assert ends() == 1
 
 
-def test_errors_that_come_with_answers(client, model, ends):
-    with client.sequence(model) as sequence:
+def test_errors_that_come_with_answers(face_client, model, ends):
+    with face_client.sequence(model) as sequence:
         with pytest.raises(InvalidArgument, match="data-type"):
             list(sequence.stream(WRONG))
         assert [result["OUTPUT"].item() for result in sequence.stream(number(1))] == [1]
@@ -606,8 +608,8 @@ def test_errors_that_come_with_answers(client, model, ends):
     assert ends() == 1
 
 
-def test_an_error_is_one_of_ours(client, model, streamed):
-    with client.sequence(model, stream=streamed) as sequence:
+def test_an_error_is_one_of_ours(face_client, model, streamed):
+    with face_client.sequence(model, stream=streamed) as sequence:
         for inputs in ({}, {"NOPE": np.int32([1])}, {"INPUT": np.int32([[1]])}):
             with pytest.raises(TritonFastError):
                 sequence.infer(inputs)

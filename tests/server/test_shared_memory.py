@@ -13,11 +13,12 @@ import textwrap
 import threading
 import time
 import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
-from stream_inputs import counts, wait_until
+from support.model_calls import counts
+from support.process import segments
+from support.waiting import until
 
 from triton_fast import (
     AlreadyExists,
@@ -35,19 +36,16 @@ from triton_fast import (
     Tensor,
     TritonFastError,
 )
-from triton_fast.shared_memory.placement import Placement
 
 pytestmark = pytest.mark.server
 
 BIG = 1 << 18  # elements: a mebibyte of FP32
-FILES = Path("/dev/shm")
 OURS = {os.getpid()}  # processes whose files are these tests' business
 
 
 def files():
     """Return the files of this process, and of those that it has started."""
-    names = {path.name for path in FILES.iterdir() if path.name.startswith("triton_fast-")}
-    return {name for name in names if int(name.split("-")[-2]) in OURS}
+    return segments(*OURS)
 
 
 def python(program, *options, **more):
@@ -87,71 +85,57 @@ MODELS = ["identity_cpp", "identity_cpp_bytes", "identity_batched", "identity_mi
 
 
 @pytest.fixture
-def server(shared_server):
+def sharing_server(shared_server):
     """One of our own: other tests may have left regions with theirs."""
     return shared_server(models=[*MODELS, "slow", "late", "cancellations"])
 
 
 @pytest.fixture
-def client(server, channel):
-    with Client(server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
+def sharing_client(sharing_server, channel):
+    with Client(sharing_server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
         yield client
     assert not files()
-    with Client(server.grpc_url, shared_memory=False) as witness:
+    with Client(sharing_server.grpc_url, shared_memory=False) as witness:
         assert not witness.shared_memory.registered()
-
-
-@pytest.fixture
-def placements(monkeypatch):
-    """Every call's placement, as it was made."""
-    made = []
-    original = Placement.__init__
-
-    def record(self, *arguments):
-        original(self, *arguments)
-        made.append(self)
-
-    monkeypatch.setattr(Placement, "__init__", record)
-    return made
 
 
 def echo(client, data, **options):
     return client.infer("identity_cpp", {"INPUT0": data}, **options)["OUTPUT0"]
 
 
-def test_inputs_and_outputs_go_through_slots(client, placements):
+def test_inputs_and_outputs_go_through_slots(sharing_client, placements):
     for seed in range(5):
         data = array(seed)
-        answer = echo(client, data)
+        answer = echo(sharing_client, data)
         np.testing.assert_array_equal(answer, data)
         assert answer.flags.writeable
         assert answer.flags.c_contiguous
         # The first answer says how large the next ones will be.
-        assert in_slot(client, answer) == (seed > 0)
+        assert in_slot(sharing_client, answer) == (seed > 0)
     assert [len(placement.slots) for placement in placements] == [1, 2, 2, 2, 2]
     assert not files(), "unlinked while they are in use"
 
 
-def test_small_tensors_stay_on_the_wire(client, placements):
+def test_small_tensors_stay_on_the_wire(sharing_client, placements):
     for _ in range(3):
-        np.testing.assert_array_equal(echo(client, array(1, 16)), array(1, 16))
+        np.testing.assert_array_equal(echo(sharing_client, array(1, 16)), array(1, 16))
     assert not placements
-    assert figures(client)["byte_size"] == 0
+    assert figures(sharing_client)["byte_size"] == 0
 
 
-def test_a_slot_goes_back_with_its_last_array(client):
-    echo(client, array(0))
-    answer = echo(client, array(1))
+def test_a_slot_goes_back_with_its_last_array(sharing_client):
+    echo(sharing_client, array(0))
+    answer = echo(sharing_client, array(1))
     part = answer[10:20]
     del answer
-    assert figures(client)["leased"] == 1
+    assert figures(sharing_client)["leased"] == 1
     np.testing.assert_array_equal(part, array(1)[10:20])
     del part
-    assert figures(client)["leased"] == 0
+    assert figures(sharing_client)["leased"] == 0
 
 
-def test_results_outlive_the_client(server, channel):
-    with Client(server.grpc_url, channel=channel, shared_memory=True) as client:
+def test_results_outlive_the_client(sharing_server, channel):
+    with Client(sharing_server.grpc_url, channel=channel, shared_memory=True) as client:
         echo(client, array(0))
         answer = echo(client, array(1))
         assert in_slot(client, answer)
@@ -161,61 +145,63 @@ def test_results_outlive_the_client(server, channel):
     answer[:] = 0
 
 
-def test_empty_is_sent_and_filled_in_place(client, placements):
-    data, out = client.empty((BIG,), np.float32), client.empty(BIG, "f4")
-    echo(client, array(0))
+def test_empty_is_sent_and_filled_in_place(sharing_client, placements):
+    data, out = sharing_client.empty((BIG,), np.float32), sharing_client.empty(BIG, "f4")
+    echo(sharing_client, array(0))
     for seed in range(3):
         data[:] = array(seed)
-        answer = echo(client, data, out={"OUTPUT0": out})
+        answer = echo(sharing_client, data, out={"OUTPUT0": out})
         assert answer is out
         np.testing.assert_array_equal(out, array(seed))
     assert all(slot.lease is None for slot in placements[-1].slots)
     # A part of one lies in the slot too.
-    np.testing.assert_array_equal(echo(client, data[: BIG // 2]), array(2)[: BIG // 2])
+    np.testing.assert_array_equal(echo(sharing_client, data[: BIG // 2]), array(2)[: BIG // 2])
     assert placements[-1].slots[0].lease is None
     # A copy is made of what is not contiguous.
-    np.testing.assert_array_equal(echo(client, data[::2]), array(2)[::2])
+    np.testing.assert_array_equal(echo(sharing_client, data[::2]), array(2)[::2])
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
-def test_empty_of_any_shape(client, shape):
-    made = client.empty(shape, np.int16)
+def test_empty_of_any_shape(sharing_client, shape):
+    made = sharing_client.empty(shape, np.int16)
     assert (made.shape, made.dtype) == (shape, np.int16)
     made[...] = 7
     assert (made == 7).all()
 
 
-def test_there_are_no_shared_arrays_of_objects(client):
+def test_there_are_no_shared_arrays_of_objects(sharing_client):
     for shape, dtype in (((3,), object), ((-1,), np.float32), ("x", np.float32), (3, "nonsense")):
         with pytest.raises(InvalidTensor):
-            client.empty(shape, dtype)
+            sharing_client.empty(shape, dtype)
 
 
-def test_out_arrays_of_the_callers(client):
+def test_out_arrays_of_the_callers(sharing_client):
     out = np.empty(BIG, np.float32)
     for seed in range(3):
-        assert echo(client, array(seed), out={"OUTPUT0": out}) is out
+        assert echo(sharing_client, array(seed), out={"OUTPUT0": out}) is out
         np.testing.assert_array_equal(out, array(seed))
     wrong = np.empty(BIG - 1, np.float32)
     with pytest.raises(InvalidTensor, match=r"out\['OUTPUT0'\] is float32"):
-        echo(client, array(0), out={"OUTPUT0": wrong})
-    shared = client.empty((BIG // 2, 2), np.float32)
+        echo(sharing_client, array(0), out={"OUTPUT0": wrong})
+    shared = sharing_client.empty((BIG // 2, 2), np.float32)
     with pytest.raises(InvalidTensor, match=r"out\['OUTPUT0'\] is float32"):
-        echo(client, array(0), out={"OUTPUT0": shared})
-    assert figures(client)["quarantined"] == 0, "the server was done"
-    np.testing.assert_array_equal(echo(client, array(0)), array(0))
+        echo(sharing_client, array(0), out={"OUTPUT0": shared})
+    assert figures(sharing_client)["quarantined"] == 0, "the server was done"
+    np.testing.assert_array_equal(echo(sharing_client, array(0)), array(0))
 
 
-def test_answers_that_grow_and_shrink(client, caplog):
+def test_answers_that_grow_and_shrink(sharing_client, caplog):
     """The server says that a slot is too small, and the call is made again, unseen."""
     caplog.set_level(logging.INFO, "triton_fast")
     sizes = [BIG, BIG, 3 * BIG, BIG // 2, 4, 5 * BIG, BIG]
     for number, size in enumerate(sizes):
         data = array(number, size)
-        np.testing.assert_array_equal(echo(client, data), data)
+        np.testing.assert_array_equal(echo(sharing_client, data), data)
     row = np.ones(BIG, np.float32)
     for count in (1, 5, 2, 9, 9):
-        result = client.infer("variable", {"ROW": row, "COUNT": np.array([count], np.int32)})
+        result = sharing_client.infer(
+            "variable", {"ROW": row, "COUNT": np.array([count], np.int32)}
+        )
         assert result["TILED"].shape == (count, BIG)
         assert (result["TILED"] == 1).all()
         assert result["TWICE"].shape == (2 * BIG,)
@@ -223,107 +209,108 @@ def test_answers_that_grow_and_shrink(client, caplog):
     assert sum("ran twice" in text and "'TILED'" in text for text in told) == 1, told
 
 
-def test_a_request_of_a_sequence_is_made_once(client, caplog):
+def test_a_request_of_a_sequence_is_made_once(sharing_client, caplog):
     """A model with state would count it twice: its outputs come over the wire, its inputs not."""
     caplog.set_level(logging.INFO, "triton_fast")
     row = np.ones(BIG, np.float32)
 
     def tiled(count, **more):
         inputs = {"ROW": row, "COUNT": np.array([count], np.int32)}
-        return client.infer("variable", inputs, **more)["TILED"]
+        return sharing_client.infer("variable", inputs, **more)["TILED"]
 
     for _ in range(2):
         known = tiled(1)
-    assert in_slot(client, known)
+    assert in_slot(sharing_client, known)
     for count in (1, 3, 2):
         parameters = {"sequence_id": 1, "sequence_start": True, "sequence_end": True}
         answer = tiled(count, parameters=parameters)
-        assert not in_slot(client, answer)
+        assert not in_slot(sharing_client, answer)
         assert answer.shape == (count, BIG)
-    with client.sequence("variable", stream=False) as sequence:
+    with sharing_client.sequence("variable", stream=False) as sequence:
         for count in (1, 4):
             inputs = {"ROW": row, "COUNT": np.array([count], np.int32)}
             assert sequence.infer(inputs)["TILED"].shape == (count, BIG)
     assert not [record for record in caplog.records if "ran twice" in record.getMessage()]
 
 
-def test_batches_scale_what_was_learnt(client, placements, caplog):
+def test_batches_scale_what_was_learnt(sharing_client, placements, caplog):
     caplog.set_level(logging.INFO, "triton_fast")
     for rows in (2, 8, 4, 8, 1):
         data = np.random.default_rng(rows).standard_normal((rows, BIG // 4), np.float32)
-        answer = client.infer("identity_batched", {"INPUT0": data})["OUTPUT0"]
+        answer = sharing_client.infer("identity_batched", {"INPUT0": data})["OUTPUT0"]
         np.testing.assert_array_equal(answer, data)
     assert not [record for record in caplog.records if "ran twice" in record.getMessage()]
     assert [len(placement.outputs) for placement in placements] == [0, 1, 1, 1, 1]
 
 
-def test_strings_go_in_through_slots_and_out_on_the_wire(client, placements):
+def test_strings_go_in_through_slots_and_out_on_the_wire(sharing_client, placements):
     texts = [f"{number:>60}".encode() for number in range(20_000)]
     for _ in range(3):
-        result = client.infer("identity_cpp_bytes", {"INPUT0": texts})
+        result = sharing_client.infer("identity_cpp_bytes", {"INPUT0": texts})
         assert result["OUTPUT0"].tolist() == texts
     assert [(len(p.slots), len(p.outputs)) for p in placements] == [(1, 0)] * 3
 
 
-def test_a_tensor_of_raw_memory(client):
+def test_a_tensor_of_raw_memory(sharing_client):
     data = array(3)
     for _ in range(2):
-        answer = echo(client, Tensor(data.tobytes(), "FP32", [BIG]))
+        answer = echo(sharing_client, Tensor(data.tobytes(), "FP32", [BIG]))
         np.testing.assert_array_equal(answer, data)
 
 
-def test_some_outputs_on_the_wire_and_some_not(client):
+def test_some_outputs_on_the_wire_and_some_not(sharing_client):
     inputs = {
         "INPUT0": array(0),
         "INPUT1": np.arange(5, dtype=np.int32),
         "INPUT2": np.array([b"a", b"", b"ccc"], object),
     }
     for _ in range(3):
-        result = client.infer("identity_mixed", inputs)
+        result = sharing_client.infer("identity_mixed", inputs)
         assert list(result) == ["OUTPUT0", "OUTPUT1", "OUTPUT2"]
         for index in range(3):
             np.testing.assert_array_equal(result[f"OUTPUT{index}"], inputs[f"INPUT{index}"])
-    assert in_slot(client, result["OUTPUT0"])
-    assert not in_slot(client, result["OUTPUT1"])
-    some = client.infer("identity_mixed", inputs, outputs=["OUTPUT2", "OUTPUT0"])
+    assert in_slot(sharing_client, result["OUTPUT0"])
+    assert not in_slot(sharing_client, result["OUTPUT1"])
+    some = sharing_client.infer("identity_mixed", inputs, outputs=["OUTPUT2", "OUTPUT0"])
     assert set(some) == {"OUTPUT0", "OUTPUT2"}
 
 
-def test_parameters_go_along(client):
+def test_parameters_go_along(sharing_client):
     for _ in range(3):
-        result = client.infer(
+        result = sharing_client.infer(
             "identity_cpp", {"INPUT0": array(0)}, parameters={"key": "value"}, request_id="one"
         )
         assert (result.id, result.parameters["key"]) == ("one", "value")
 
 
-def test_submit(client):
-    echo(client, array(0))
+def test_submit(sharing_client):
+    echo(sharing_client, array(0))
     futures = [
-        client.submit("identity_cpp", {"INPUT0": array(seed)}, timeout=60) for seed in range(12)
+        sharing_client.submit("identity_cpp", {"INPUT0": array(seed)}, timeout=60)
+        for seed in range(12)
     ]
     for seed, future in enumerate(futures):
         np.testing.assert_array_equal(future.result()["OUTPUT0"], array(seed))
     del future, futures
-    assert figures(client)["leased"] == 0
+    assert figures(sharing_client)["leased"] == 0
 
 
-def test_submit_repairs_what_infer_repairs(client):
-    echo(client, array(0))
+def test_submit_repairs_what_infer_repairs(sharing_client):
+    echo(sharing_client, array(0))
     data = array(1, 6 * BIG)
     np.testing.assert_array_equal(
-        client.submit("identity_cpp", {"INPUT0": data}).result(60)["OUTPUT0"], data
+        sharing_client.submit("identity_cpp", {"INPUT0": data}).result(60)["OUTPUT0"], data
     )
 
 
-def test_threads(client):
+def test_threads(sharing_client):
     failures = []
 
     def work(seed):
         try:
             for number in range(15):
                 data = array(100 * seed + number, BIG // 2 + 1000 * number)
-                np.testing.assert_array_equal(echo(client, data), data)
+                np.testing.assert_array_equal(echo(sharing_client, data), data)
         except BaseException as error:
             failures.append(error)
 
@@ -333,23 +320,23 @@ def test_threads(client):
     for thread in threads:
         thread.join()
     assert not failures
-    assert figures(client)["leased"] == 0
+    assert figures(sharing_client)["leased"] == 0
 
 
-def test_split_is_written_in_place(client):
+def test_split_is_written_in_place(sharing_client):
     data = np.random.default_rng(0).standard_normal((30, BIG // 8), np.float32)
-    result = client.infer("identity_batched", {"INPUT0": list(data)}, split=True)
+    result = sharing_client.infer("identity_batched", {"INPUT0": list(data)}, split=True)
     np.testing.assert_array_equal(result["OUTPUT0"], data)
-    assert in_slot(client, result["OUTPUT0"])
+    assert in_slot(sharing_client, result["OUTPUT0"])
 
 
 # What goes wrong ---------------------------------------------------------------------------------
 
 
 @pytest.mark.server_may_die
-def test_a_call_that_is_given_up_never_shares_its_slots(server, channel):
+def test_a_call_that_is_given_up_never_shares_its_slots(sharing_server, channel):
     """The model writes its answer long after the client has gone, wherever it was told to."""
-    with Client(server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
+    with Client(sharing_server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
 
         def done():
             options = client._endpoint.options("ModelStatistics")
@@ -366,7 +353,7 @@ def test_a_call_that_is_given_up_never_shares_its_slots(server, channel):
             client.infer("late", {**late, "LATE": np.array([2], np.float32)}, timeout=0.5)
         assert figures(client)["quarantined"] == 2
         answers = [echo(client, array(seed)) for seed in range(6)]
-        wait_until(lambda: done() == before + 1)
+        until(lambda: done() == before + 1)
         for seed, answer in enumerate(answers):
             np.testing.assert_array_equal(answer, array(seed))
         assert figures(client)["quarantined"] == 2
@@ -378,17 +365,17 @@ def give_up(client):
     """Give up a call whose input is in shared memory, while the model has it."""
     slow = {"INPUT0": array(0), "DELAY": np.array([90], np.float32)}
     future = client.submit("slow", slow)
-    wait_until(lambda: counts(client)[1] == 1)
+    until(lambda: counts(client)[1] == 1)
     assert future.cancel()
-    wait_until(lambda: counts(client)[1] == 0)
+    until(lambda: counts(client)[1] == 0)
 
 
 @pytest.mark.server_may_die
-def test_quarantined_memory_comes_back(server, channel):
+def test_quarantined_memory_comes_back(sharing_server, channel):
     """A region whose slots were given up is replaced, once nothing else is in it."""
     limit = 4 * 4 * BIG
     with Client(
-        server.grpc_url,
+        sharing_server.grpc_url,
         channel=channel,
         shared_memory=True,
         shared_memory_limit=limit,
@@ -402,10 +389,10 @@ def test_quarantined_memory_comes_back(server, channel):
     assert not files()
 
 
-def test_when_all_is_leased(server, channel):
+def test_when_all_is_leased(sharing_server, channel):
     limit = 16 * BIG
     with Client(
-        server.grpc_url,
+        sharing_server.grpc_url,
         channel=channel,
         shared_memory=True,
         shared_memory_limit=limit,
@@ -421,9 +408,9 @@ def test_when_all_is_leased(server, channel):
         np.testing.assert_array_equal(echo(client, array(0)), array(0))
 
 
-def test_when_all_is_leased_and_the_wire_will_do(server, channel, caplog):
+def test_when_all_is_leased_and_the_wire_will_do(sharing_server, channel, caplog):
     with Client(
-        server.grpc_url, channel=channel, shared_memory_limit=16 * BIG, timeout=60
+        sharing_server.grpc_url, channel=channel, shared_memory_limit=16 * BIG, timeout=60
     ) as client:
         kept = [echo(client, array(seed)) for seed in range(12)]
         for seed, answer in enumerate(kept):
@@ -433,32 +420,34 @@ def test_when_all_is_leased_and_the_wire_will_do(server, channel, caplog):
     assert len(caplog.records) <= 1
 
 
-def test_no_room_in_dev_shm(client):
+def test_no_room_in_dev_shm(sharing_client):
     # More than there can ever be: what is only more than is free would be allocated first.
-    there_is = os.statvfs(FILES)
+    there_is = os.statvfs("/dev/shm")
     too_much = there_is.f_blocks * there_is.f_frsize + (64 << 20)
-    client._endpoint._shared.pool._limit = 1 << 60
+    sharing_client._endpoint._shared.pool._limit = 1 << 60
     with pytest.raises(SharedMemoryError, match="No space left") as raised:
-        client.empty(too_much, np.uint8)
+        sharing_client.empty(too_much, np.uint8)
     assert isinstance(raised.value, OSError)
     assert isinstance(raised.value, TritonFastError)
     assert not files()
-    np.testing.assert_array_equal(echo(client, array(0)), array(0))
+    np.testing.assert_array_equal(echo(sharing_client, array(0)), array(0))
 
 
 @pytest.fixture(scope="module")
-def own_server(triton_server_factory):
+def server_to_restart(triton_server_factory):
     return triton_server_factory(models=["identity_cpp"])
 
 
-def test_a_server_that_is_started_anew(own_server, channel, caplog):
+def test_a_server_that_is_started_anew(server_to_restart, channel, caplog):
     caplog.set_level(logging.DEBUG, "triton_fast")
-    with Client(own_server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
+    with Client(
+        server_to_restart.grpc_url, channel=channel, shared_memory=True, timeout=60
+    ) as client:
         mine = client.empty(BIG, np.float32)
         mine[:] = array(77)
         before = [echo(client, array(seed)) for seed in range(3)]
-        own_server.kill()
-        own_server.start()
+        server_to_restart.kill()
+        server_to_restart.start()
         for seed in range(3):
             np.testing.assert_array_equal(echo(client, array(seed)), array(seed))
             np.testing.assert_array_equal(before[seed], array(seed))
@@ -469,37 +458,39 @@ def test_a_server_that_is_started_anew(own_server, channel, caplog):
     assert not files()
 
 
-def test_a_neighbour_that_unregisters_everything(client):
+def test_a_neighbour_that_unregisters_everything(sharing_client):
     """tritonclient's unregister_system_shared_memory() without a name does that."""
-    echo(client, array(0))
+    echo(sharing_client, array(0))
     deadline = time.monotonic() + 60
-    while client.shared_memory.registered():
+    while sharing_client.shared_memory.registered():
         # Triton 2.51 refuses for a moment after a call has used a region.
         with contextlib.suppress(Internal):
-            client._endpoint.exchange(
-                "SystemSharedMemoryUnregister", {"name": ""}, client._endpoint.options("all")
+            sharing_client._endpoint.exchange(
+                "SystemSharedMemoryUnregister",
+                {"name": ""},
+                sharing_client._endpoint.options("all"),
             )
         assert time.monotonic() < deadline
     for seed in range(3):
-        np.testing.assert_array_equal(echo(client, array(seed)), array(seed))
+        np.testing.assert_array_equal(echo(sharing_client, array(seed)), array(seed))
 
 
 @pytest.mark.server_may_die
-def test_two_processes(server):
+def test_two_processes(sharing_server):
     """One opens and closes clients in a loop, and the other is not disturbed."""
     program = f"""
         import numpy as np
         from triton_fast import Client
         data = np.ones({BIG}, np.float32)
         while True:
-            with Client({server.grpc_url!r}, shared_memory=True) as client:
+            with Client({sharing_server.grpc_url!r}, shared_memory=True) as client:
                 assert (client.infer("identity_cpp", {{"INPUT0": data}})["OUTPUT0"] == 1).all()
             print("once more", flush=True)
         """
     other = python(program)
     try:
         assert other.stdout.readline() == "once more\n"
-        with Client(server.grpc_url, shared_memory=True, timeout=60) as client:
+        with Client(sharing_server.grpc_url, shared_memory=True, timeout=60) as client:
             for _ in range(12):
                 for _ in range(5):
                     np.testing.assert_array_equal(echo(client, array(1)), array(1))
@@ -508,29 +499,29 @@ def test_two_processes(server):
         other.kill()
         other.wait()
         other.stdout.close()
-    with Client(server.grpc_url, shared_memory=False) as client:
+    with Client(sharing_server.grpc_url, shared_memory=False) as client:
         for region in client.shared_memory.stale():
             assert region.pid == other.pid
             client.shared_memory.unregister(region.name)
         assert not client.shared_memory.registered()
-    with Client(server.grpc_url, shared_memory=True) as client:
+    with Client(sharing_server.grpc_url, shared_memory=True) as client:
         client.empty(1, np.int8)  # removes what was left if it was killed while it registered
     assert not files()
 
 
 @pytest.mark.server_may_die
-def test_killed_clients_leave_no_files_and_can_be_told(server):
+def test_killed_clients_leave_no_files_and_can_be_told(sharing_server):
     program = f"""
         import numpy as np
         from triton_fast import Client
-        client = Client({server.grpc_url!r}, shared_memory=True)
+        client = Client({sharing_server.grpc_url!r}, shared_memory=True)
         data = np.ones({BIG}, np.float32)
         print("ready", flush=True)
         while True:
             client.infer("identity_cpp", {{"INPUT0": data}})
         """
     rng = np.random.default_rng()
-    with Client(server.grpc_url, shared_memory=False) as witness:
+    with Client(sharing_server.grpc_url, shared_memory=False) as witness:
         victims = [python(program) for _ in range(4)]
         for victim in victims:
             assert victim.stdout.readline() == "ready\n"
@@ -541,9 +532,9 @@ def test_killed_clients_leave_no_files_and_can_be_told(server):
             victim.stdout.close()
             # SIGKILL may have come while the server was about to open a file, which the next
             # client that has a region removes.
-            with Client(server.grpc_url, shared_memory=True) as client:
+            with Client(sharing_server.grpc_url, shared_memory=True) as client:
                 client.empty(1, np.int8)
-            assert not files_of(victim)
+            assert not segments(victim.pid)
             stale = witness.shared_memory.stale()
             assert {region.pid for region in stale} <= {one.pid for one in victims[:number]}
             for region in stale:
@@ -555,26 +546,22 @@ def test_killed_clients_leave_no_files_and_can_be_told(server):
         assert not witness.shared_memory.registered()
 
 
-def files_of(process):
-    return [name for name in files() if int(name.split("-")[-2]) == process.pid]
-
-
-def test_a_client_that_ends_without_closing_is_no_trouble(server):
+def test_a_client_that_ends_without_closing_is_no_trouble(sharing_server):
     program = f"""
         import numpy as np
         from triton_fast import Client
-        client = Client({server.grpc_url!r}, shared_memory=True)
+        client = Client({sharing_server.grpc_url!r}, shared_memory=True)
         answer = client.infer("identity_cpp", {{"INPUT0": np.ones({BIG}, np.float32)}})
         answer = client.infer("identity_cpp", {{"INPUT0": np.ones({BIG}, np.float32)}})
         print(len(client.shared_memory.registered()))
         """
     assert output_of(program) == "1\n"
-    with Client(server.grpc_url, shared_memory=False) as client:
+    with Client(sharing_server.grpc_url, shared_memory=False) as client:
         assert not client.shared_memory.registered()
     assert not files()
 
 
-def test_a_client_killed_while_it_registers(server):
+def test_a_client_killed_while_it_registers(sharing_server):
     """The one moment in which a file is there: the next client removes it."""
     program = f"""
         import os, signal
@@ -583,7 +570,7 @@ def test_a_client_killed_while_it_registers(server):
         def killed(*ignored):
             os.kill(os.getpid(), signal.SIGKILL)
         triton_fast.shared_memory.registration.Registry.register = killed
-        Client({server.grpc_url!r}, shared_memory=True).empty(1, "u1")
+        Client({sharing_server.grpc_url!r}, shared_memory=True).empty(1, "u1")
         """
     with python(program) as victim:
         assert victim.wait(60) == -signal.SIGKILL
@@ -591,7 +578,7 @@ def test_a_client_killed_while_it_registers(server):
     assert len(files()) in {0, 1}
     with (
         SharedMemoryRegion.create(4096) as kept,
-        Client(server.grpc_url, shared_memory=True) as client,
+        Client(sharing_server.grpc_url, shared_memory=True) as client,
     ):
         client.empty(1, np.int8)
         assert files() == {kept.key.removeprefix("/")}
@@ -599,8 +586,8 @@ def test_a_client_killed_while_it_registers(server):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_forked_child_has_a_pool_of_its_own(server):
-    with Client(server.grpc_url, channel="native", shared_memory=True) as client:
+def test_a_forked_child_has_a_pool_of_its_own(sharing_server):
+    with Client(sharing_server.grpc_url, channel="native", shared_memory=True) as client:
         echo(client, array(0))
         kept = echo(client, array(1))
         child = os.fork()
@@ -625,7 +612,7 @@ def test_a_forked_child_has_a_pool_of_its_own(server):
     assert not files()
 
 
-def test_processes_of_multiprocessing_leave_nothing(server):
+def test_processes_of_multiprocessing_leave_nothing(sharing_server):
     """They end without what atexit runs."""
     program = f"""
         import multiprocessing
@@ -636,7 +623,7 @@ def test_processes_of_multiprocessing_leave_nothing(server):
             data = np.full({BIG}, number, np.float32)
             assert (client.infer("identity_cpp", {{"INPUT0": data}})["OUTPUT0"] == number).all()
             return len(client.shared_memory.registered()), os.getpid()
-        client = Client({server.grpc_url!r}, channel="native", shared_memory=True)
+        client = Client({sharing_server.grpc_url!r}, channel="native", shared_memory=True)
         work(0)
         with multiprocessing.get_context("fork").Pool(2) as pool:
             told = pool.map(work, range(6), chunksize=1)
@@ -651,8 +638,8 @@ def test_processes_of_multiprocessing_leave_nothing(server):
     assert not files()
 
 
-def test_a_closed_client(server):
-    client = Client(server.grpc_url, shared_memory=True)
+def test_a_closed_client(sharing_server):
+    client = Client(sharing_server.grpc_url, shared_memory=True)
     mine = client.empty(10, np.float32)
     client.close()
     client.close()
@@ -663,13 +650,13 @@ def test_a_closed_client(server):
         echo(client, mine)
 
 
-def test_options_that_make_no_sense(server):
+def test_options_that_make_no_sense(sharing_server):
     for value in ("yes", 2, None):
         with pytest.raises(InvalidOption, match="shared_memory must be 'auto', True or False"):
-            Client(server.grpc_url, shared_memory=value)
+            Client(sharing_server.grpc_url, shared_memory=value)
     for value in (-1, 1.5, True, None):
         with pytest.raises(InvalidOption, match="shared_memory_limit must be a number of bytes"):
-            Client(server.grpc_url, shared_memory_limit=value)
+            Client(sharing_server.grpc_url, shared_memory_limit=value)
     with pytest.raises(InvalidOption, match="is not one address"):
         Client("dns:///localhost:8001", shared_memory=True)
 
@@ -677,9 +664,9 @@ def test_options_that_make_no_sense(server):
 # By hand -----------------------------------------------------------------------------------------
 
 
-def test_a_region_by_hand(server):
+def test_a_region_by_hand(sharing_server):
     with (
-        Client(server.grpc_url, shared_memory=False, timeout=60) as client,
+        Client(sharing_server.grpc_url, shared_memory=False, timeout=60) as client,
         SharedMemoryRegion.create(2 * 4 * BIG) as region,
     ):
         region.register(client)
@@ -734,29 +721,29 @@ def test_what_does_not_lie_in_a_region():
         SharedMemoryRegion.attach("/triton_fast-there-is-none", 4096)
 
 
-def test_a_region_of_a_key_that_is_gone(client):
+def test_a_region_of_a_key_that_is_gone(sharing_client):
     with pytest.raises(Internal, match="Unable to open"):
-        client.shared_memory.register("gone", "/triton_fast-there-is-none", 4096)
-    client.shared_memory.unregister("gone")
+        sharing_client.shared_memory.register("gone", "/triton_fast-there-is-none", 4096)
+    sharing_client.shared_memory.unregister("gone")
     with pytest.raises(InvalidOption):
-        client.shared_memory.unregister("")
+        sharing_client.shared_memory.unregister("")
 
 
-def test_a_users_own_region_in_a_call_of_ours(client):
+def test_a_users_own_region_in_a_call_of_ours(sharing_client):
     with SharedMemoryRegion.create(4 * BIG) as region:
-        region.register(client)
+        region.register(sharing_client)
         outputs = [region.output("OUTPUT0", 4 * BIG)]
         for seed in range(3):
-            result = client.infer("identity_cpp", {"INPUT0": array(seed)}, outputs=outputs)
+            result = sharing_client.infer("identity_cpp", {"INPUT0": array(seed)}, outputs=outputs)
             assert "OUTPUT0" in result.shared_memory
             np.testing.assert_array_equal(region.array((BIG,), np.float32), array(seed))
-        region.unregister(client)
+        region.unregister(sharing_client)
 
 
-def test_classes_stay_on_the_wire(client):
+def test_classes_stay_on_the_wire(sharing_client):
     assert isinstance(FailedPrecondition("x"), TritonFastError)
     output = RequestedOutput("OUTPUT0", {"classification": 2})
     data = np.arange(BIG, dtype=np.float32).reshape(1, BIG)
     for _ in range(3):
-        result = client.infer("identity_batched", {"INPUT0": data}, outputs=[output])
+        result = sharing_client.infer("identity_batched", {"INPUT0": data}, outputs=[output])
         assert result["OUTPUT0"].shape == (1, 2)

@@ -7,15 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from triton_fast import Client, InvalidArgument, InvalidOption, InvalidTensor, Tensor
+from triton_fast import InvalidArgument, InvalidOption, InvalidTensor, Tensor
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture(scope="module")
-def client(triton_server, channel):
-    with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
-        yield client
 
 
 def pair(rows):

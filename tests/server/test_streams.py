@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from stream_inputs import ENDLESS, counts, outs, repeat, reset, square, wait_until
+from support.model_calls import ENDLESS, ONE, counts, outs, repeat, reset, square
+from support.process import resident, sockets
+from support.waiting import until
 
 import triton_fast.streaming.stream_state
 from triton_fast import (
@@ -35,15 +35,6 @@ pytestmark = pytest.mark.server
 # by it.
 LONG = 90.0
 SOON = 30.0
-ONE = {"INPUT0": np.ones(1, np.float32)}
-
-
-@pytest.fixture
-def client(server, channel):
-    with Client(server.grpc_url, channel=channel, timeout=LONG) as client:
-        reset(client)
-        yield client
-        assert outs(client.stream("repeat_int32", repeat([1, 2]))) == [1, 2]
 
 
 def in_thread(work):
@@ -54,20 +45,11 @@ def in_thread(work):
     return future
 
 
-def sockets():
-    """Return which there are; grpcio's threads may still be closing those of earlier tests."""
-    found = set()
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the listing's own
-            found.add(str(descriptor.readlink()))
-    return {name for name in found if name.startswith("socket:")}
-
-
 # One request, one call ---------------------------------------------------------------------------
 
 
-def test_answers_come_in_order_and_end(client):
-    stream = client.stream("repeat_int32", repeat([7, -8, 9], [20, 0, 10]))
+def test_answers_come_in_order_and_end(stream_client):
+    stream = stream_client.stream("repeat_int32", repeat([7, -8, 9], [20, 0, 10]))
     assert iter(stream) is stream
     assert stream.id == ""
     answers = list(stream)
@@ -81,29 +63,31 @@ def test_answers_come_in_order_and_end(client):
             next(stream)
 
 
-def test_as_many_answers_as_the_model_gives(client):
-    assert outs(client.stream("repeat_int32", repeat([]))) == []
+def test_as_many_answers_as_the_model_gives(stream_client):
+    assert outs(stream_client.stream("repeat_int32", repeat([]))) == []
     for count in (0, 1, 2, 5000):
-        assert outs(client.stream("square_int32", square(count))) == [count] * count
+        assert outs(stream_client.stream("square_int32", square(count))) == [count] * count
 
 
-def test_models_that_answer_once(client):
+def test_models_that_answer_once(stream_client):
     x = np.arange(3_000_000, dtype=np.float32)
-    (answer,) = client.stream("identity_fp32", {"INPUT0": x}, parameters={"colour": "blue"})
+    (answer,) = stream_client.stream("identity_fp32", {"INPUT0": x}, parameters={"colour": "blue"})
     assert np.array_equal(answer["OUTPUT0"], x)
     assert answer["OUTPUT0"].flags.writeable
     assert answer.parameters["colour"] == "blue"
     assert answer.parameters["triton_final_response"] is True
-    (answer,) = client.stream("identity_bytes", {"INPUT0": [b"a", "ü"]})
+    (answer,) = stream_client.stream("identity_bytes", {"INPUT0": [b"a", "ü"]})
     assert answer["OUTPUT0"].tolist() == [b"a", "ü".encode()]
-    (answer,) = client.stream("identity_fp32", {"INPUT0": x[:0]})
+    (answer,) = stream_client.stream("identity_fp32", {"INPUT0": x[:0]})
     assert answer["OUTPUT0"].shape == (0,)
 
 
-def test_what_a_request_asks_for(client):
-    (answer,) = client.stream("repeat_int32", repeat([5]), outputs=["IDX"], model_version="1")
+def test_what_a_request_asks_for(stream_client):
+    (answer,) = stream_client.stream(
+        "repeat_int32", repeat([5]), outputs=["IDX"], model_version="1"
+    )
     assert list(answer) == ["IDX"]
-    (answer,) = client.stream(
+    (answer,) = stream_client.stream(
         "classify_fp32",
         {"INPUT0": np.float32([[1, 3, 2, 0]])},
         outputs=[RequestedOutput("OUTPUT0", {"classification": 1})],
@@ -111,23 +95,23 @@ def test_what_a_request_asks_for(client):
     assert answer["OUTPUT0"].ravel().tolist() == [b"3.000000:1:dog"]
 
 
-def test_ids_are_given_back(client):
-    stream = client.stream("repeat_int32", repeat([1, 2]), request_id="mine")
+def test_ids_are_given_back(stream_client):
+    stream = stream_client.stream("repeat_int32", repeat([1, 2]), request_id="mine")
     assert stream.id == "mine"
     assert [answer.id for answer in stream] == ["mine", "mine"]
 
 
-def test_inputs_may_be_changed_once_they_are_sent(client):
+def test_inputs_may_be_changed_once_they_are_sent(stream_client):
     x = np.ones(2_000_000, np.float32)
-    stream = client.stream("identity_fp32", {"INPUT0": x})
+    stream = stream_client.stream("identity_fp32", {"INPUT0": x})
     x[:] = 2
     (answer,) = stream
     assert (answer["OUTPUT0"] == 1).all()
 
 
-def test_the_final_answer_may_be_asked_for_or_not(client):
+def test_the_final_answer_may_be_asked_for_or_not(stream_client):
     parameters = {"triton_enable_empty_final_response": False}
-    stream = client.stream("square_int32", square(3), parameters=parameters)
+    stream = stream_client.stream("square_int32", square(3), parameters=parameters)
     assert outs(stream) == [3, 3, 3]  # this model's last answer is final
 
 
@@ -135,42 +119,42 @@ def test_the_final_answer_may_be_asked_for_or_not(client):
 
 
 @pytest.mark.server_may_die
-def test_closing_early_cancels(client):
-    with client.stream("repeat_int32", ENDLESS) as stream:
+def test_closing_early_cancels(stream_client):
+    with stream_client.stream("repeat_int32", ENDLESS) as stream:
         assert next(stream)["OUT"].item() == 1
-        assert counts(client) == (0, 1)
-    wait_until(lambda: counts(client) == (1, 0))
+        assert counts(stream_client) == (0, 1)
+    until(lambda: counts(stream_client) == (1, 0))
     stream.close()
     with pytest.raises(StopIteration):
         next(stream)
 
 
 @pytest.mark.server_may_die
-def test_an_iterator_that_nobody_has_any_more_cancels(client):
-    assert next(client.stream("repeat_int32", ENDLESS))["OUT"].item() == 1
-    wait_until(lambda: counts(client) == (1, 0))
+def test_an_iterator_that_nobody_has_any_more_cancels(stream_client):
+    assert next(stream_client.stream("repeat_int32", ENDLESS))["OUT"].item() == 1
+    until(lambda: counts(stream_client) == (1, 0))
     # In a cycle, which takes a collection; and one that nobody has asked for anything.
-    cycle = [client.stream("repeat_int32", ENDLESS)]
+    cycle = [stream_client.stream("repeat_int32", ENDLESS)]
     cycle.append(cycle)
-    wait_until(lambda: counts(client) == (1, 1))
+    until(lambda: counts(stream_client) == (1, 1))
     del cycle
     gc.collect()
-    wait_until(lambda: counts(client) == (2, 0))
+    until(lambda: counts(stream_client) == (2, 0))
 
 
-def test_the_request_that_failed_is_not_cancelled(client):
-    with client.stream("failing", {"FAIL_MESSAGE": ["x"]}) as stream:
+def test_the_request_that_failed_is_not_cancelled(stream_client):
+    with stream_client.stream("failing", {"FAIL_MESSAGE": ["x"]}) as stream:
         with pytest.raises(Internal, match="x"):
             next(stream)
         with pytest.raises(StopIteration):
             next(stream)
-    assert counts(client) == (0, 0)
+    assert counts(stream_client) == (0, 0)
 
 
 @pytest.mark.server_may_die
-def test_a_deadline(client):
+def test_a_deadline(stream_client):
     started = time.monotonic()
-    stream = client.stream("repeat_int32", ENDLESS, timeout=1)
+    stream = stream_client.stream("repeat_int32", ENDLESS, timeout=1)
     assert next(stream)["OUT"].item() == 1
     with pytest.raises(DeadlineExceeded) as caught:
         next(stream)
@@ -179,9 +163,9 @@ def test_a_deadline(client):
     assert caught.value.call == "ModelStreamInfer('repeat_int32')"
     with pytest.raises(StopIteration):
         next(stream)
-    wait_until(lambda: counts(client) == (1, 0))
+    until(lambda: counts(stream_client) == (1, 0))
     with pytest.raises(DeadlineExceeded):
-        client.stream("repeat_int32", ENDLESS, timeout=0)
+        stream_client.stream("repeat_int32", ENDLESS, timeout=0)
 
 
 @pytest.mark.server_may_die
@@ -214,7 +198,7 @@ def test_closing_the_client(server, channel):
     for stream in (shared, fresh, waiting, idle):
         stream.close()
     with Client(server.grpc_url, channel=channel) as other_client:
-        wait_until(lambda: counts(other_client)[1] == 0)
+        until(lambda: counts(other_client)[1] == 0)
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -238,13 +222,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_each_error_is_typed_and_ends_its_request_alone(client, case):
+def test_each_error_is_typed_and_ends_its_request_alone(stream_client, case):
     kind, text, model, inputs, options = REFUSED[case]
     with pytest.raises(kind, match=text) as caught:
-        list(client.stream(model, inputs, **options))
+        list(stream_client.stream(model, inputs, **options))
     alone = caught.value
     assert type(alone) is kind
-    assert (alone.call, alone.target) == (f"ModelStreamInfer({model!r})", client.url)
+    assert (alone.call, alone.target) == (f"ModelStreamInfer({model!r})", stream_client.url)
     # Beside requests of its kind: this server aborts when a stream has answers of both.
     slow = {"INPUT0": np.float32([[1, 2, 3]]), "DELAY": np.float32([[0.03]])}
     beside = (
@@ -252,7 +236,7 @@ def test_each_error_is_typed_and_ends_its_request_alone(client, case):
         if case == "decoupled"
         else ("batched_identity_fp32", slow)
     )
-    with client.open_stream() as stream:
+    with stream_client.open_stream() as stream:
         before = stream.stream(*beside)
         failing = stream.stream(model, inputs, request_id="seven", **options)
         after = stream.stream(*beside)
@@ -270,13 +254,13 @@ def test_each_error_is_typed_and_ends_its_request_alone(client, case):
         assert stream.receive() is None
 
 
-def test_queues(client):
+def test_queues(stream_client):
     def taking(seconds):
         return {"INPUT0": np.ones((1, 1), np.float32), "DELAY": np.float32([[seconds]])}
 
-    with client.open_stream() as stream:
+    with stream_client.open_stream() as stream:
         first = stream.stream("small_queue_fp32", taking(1))
-        wait_until(lambda: counts(client)[1] == 1)
+        until(lambda: counts(stream_client)[1] == 1)
         # The queue has place for two. What is sent on one stream comes to it in that order.
         late = stream.stream("small_queue_fp32", taking(0), queue_timeout=0.05)
         others = [stream.stream("small_queue_fp32", taking(0)) for _ in range(4)]
@@ -293,12 +277,12 @@ def test_queues(client):
         assert refused >= 2
 
 
-def test_arguments_that_make_no_sense(client):
+def test_arguments_that_make_no_sense(stream_client):
     for size in (0, -1, 1.5, "64"):
         with pytest.raises(InvalidOption, match="buffer_size"):
-            client.open_stream(buffer_size=size)
-    with client.open_stream() as stream:
-        for attempt in (stream.stream, stream.send, client.stream):
+            stream_client.open_stream(buffer_size=size)
+    with stream_client.open_stream() as stream:
+        for attempt in (stream.stream, stream.send, stream_client.stream):
             with pytest.raises(InvalidOption, match="request_id must be a str, got int"):
                 attempt("identity_fp32", ONE, request_id=7)
             with pytest.raises(InvalidTensor, match="mapping"):
@@ -326,8 +310,8 @@ def test_arguments_that_make_no_sense(client):
 # Many requests, one call --------------------------------------------------------------------------
 
 
-def test_a_thousand_requests_on_one_stream(client):
-    with client.open_stream() as stream:
+def test_a_thousand_requests_on_one_stream(stream_client):
+    with stream_client.open_stream() as stream:
         requests = []
         for number in range(1000):
             values = list(range(10 * number, 10 * number + number % 4))
@@ -344,7 +328,7 @@ def test_a_thousand_requests_on_one_stream(client):
                 next(answers)
 
 
-def test_many_threads_on_one_stream(client):
+def test_many_threads_on_one_stream(stream_client):
     def work(thread, stream):
         for turn in range(15):
             values = [1000 * thread + turn * 10 + index for index in range(turn % 5)]
@@ -355,13 +339,13 @@ def test_many_threads_on_one_stream(client):
             found = [(answer.id, answer["OUT"].item()) for answer in answers]
             assert found == [(request_id, value) for value in values]
 
-    with client.open_stream() as stream, ThreadPoolExecutor(16) as pool:
+    with stream_client.open_stream() as stream, ThreadPoolExecutor(16) as pool:
         for future in [pool.submit(work, thread, stream) for thread in range(16)]:
             future.result(SOON)
 
 
-def test_requests_with_the_same_id(client):
-    with client.open_stream() as stream:
+def test_requests_with_the_same_id(stream_client):
+    with stream_client.open_stream() as stream:
         both = [
             stream.stream("repeat_int32", repeat([n, n + 1], [30, 30]), request_id="x")
             for n in (10, 20)
@@ -374,8 +358,8 @@ def test_requests_with_the_same_id(client):
         assert outs(stream.stream("repeat_int32", repeat([40]), request_id="x")) == [40]
 
 
-def test_by_hand(client):
-    with client.open_stream() as stream:
+def test_by_hand(stream_client):
+    with stream_client.open_stream() as stream:
         assert stream.receive() is None  # there are no requests
         stream.send("repeat_int32", repeat([1, 2, 3]), request_id="a")
         stream.send("repeat_int32", repeat([4], [50]), request_id="b")
@@ -389,8 +373,8 @@ def test_by_hand(client):
         assert outs(beside) == [9]
 
 
-def test_a_wait_that_is_too_short_does_no_harm(client):
-    with client.open_stream() as stream:
+def test_a_wait_that_is_too_short_does_no_harm(stream_client):
+    with stream_client.open_stream() as stream:
         stream.send("repeat_int32", repeat([1], [400]))
         for _ in range(3):
             with pytest.raises(DeadlineExceeded):
@@ -400,8 +384,8 @@ def test_a_wait_that_is_too_short_does_no_harm(client):
 
 
 @pytest.mark.server_may_die
-def test_a_deadline_of_one_request_leaves_the_others_alone(client):
-    with client.open_stream() as stream:
+def test_a_deadline_of_one_request_leaves_the_others_alone(stream_client):
+    with stream_client.open_stream() as stream:
         patient = stream.stream("repeat_int32", repeat([1, 2], [0, 1000]))
         assert next(patient)["OUT"].item() == 1
         hasty = stream.stream("repeat_int32", ENDLESS, timeout=0.5)
@@ -411,17 +395,20 @@ def test_a_deadline_of_one_request_leaves_the_others_alone(client):
                 outs(hasty)
         hasty.close()
         assert other.result(SOON) == [2]
-        assert counts(client) == (0, 1)  # on a shared stream it goes on, and what comes is dropped
-    wait_until(lambda: counts(client) == (1, 0))
+        assert counts(stream_client) == (
+            0,
+            1,
+        )  # on a shared stream it goes on, and what comes is dropped
+    until(lambda: counts(stream_client) == (1, 0))
 
 
 @pytest.mark.server_may_die
-def test_a_deadline_of_the_stream_ends_all(client):
+def test_a_deadline_of_the_stream_ends_all(stream_client):
     started = time.monotonic()
-    stream = client.open_stream(timeout=1)
+    stream = stream_client.open_stream(timeout=1)
     requests = [stream.stream("repeat_int32", ENDLESS) for _ in range(3)]
     stream.send("repeat_int32", ENDLESS)
-    wait_until(lambda: counts(client) == (0, 4))
+    until(lambda: counts(stream_client) == (0, 4))
     waiting = in_thread(lambda: outs(requests[0]))
     for answers in requests[1:]:
         with pytest.raises(DeadlineExceeded):
@@ -435,11 +422,11 @@ def test_a_deadline_of_the_stream_ends_all(client):
     assert 0.99 <= time.monotonic() - started < SOON  # the server keeps to milliseconds
     with pytest.raises(DeadlineExceeded):
         stream.send("repeat_int32", repeat([1]))
-    wait_until(lambda: counts(client) == (4, 0))
+    until(lambda: counts(stream_client) == (4, 0))
 
 
-def test_closing_one_request_leaves_the_others_alone(client):
-    with client.open_stream() as stream:
+def test_closing_one_request_leaves_the_others_alone(stream_client):
+    with stream_client.open_stream() as stream:
         dropped = stream.stream("repeat_int32", repeat([1, 2, 3], [0, 20, 20]))
         kept = stream.stream("repeat_int32", repeat([4, 5], [0, 100]))
         assert next(dropped)["OUT"].item() == 1
@@ -451,12 +438,12 @@ def test_closing_one_request_leaves_the_others_alone(client):
         assert outs(kept) == [4, 5]
         assert stream.receive() is None
         # The model goes on, to the end: the stream may be left when it has come there.
-        wait_until(lambda: counts(client)[1] == 0)
-    assert counts(client)[0] == 0
+        until(lambda: counts(stream_client)[1] == 0)
+    assert counts(stream_client)[0] == 0
 
 
-def test_half_close(client):
-    with client.open_stream() as stream:
+def test_half_close(stream_client):
+    with stream_client.open_stream() as stream:
         answers = stream.stream("repeat_int32", repeat([1, 2], [0, 100]))
         stream.send("repeat_int32", repeat([3], [50]))
         stream.half_close()
@@ -466,18 +453,18 @@ def test_half_close(client):
         assert outs(answers) == [1, 2]
         assert outs(stream) == [3]
     stream.half_close()
-    with client.open_stream() as stream:  # without requests
+    with stream_client.open_stream() as stream:  # without requests
         stream.half_close()
         assert stream.receive() is None
 
 
 @pytest.mark.server_may_die
-def test_closing_a_stream_ends_what_is_on_it(client):
-    stream = client.open_stream()
+def test_closing_a_stream_ends_what_is_on_it(stream_client):
+    stream = stream_client.open_stream()
     answers = [stream.stream("repeat_int32", ENDLESS) for _ in range(3)]
     assert next(answers[0])["OUT"].item() == 1
     waiting = in_thread(lambda: next(answers[0]))
-    wait_until(lambda: counts(client) == (0, 3))
+    until(lambda: counts(stream_client) == (0, 3))
     stream.close()
     stream.close()
     with pytest.raises(ClosedError, match="the stream was closed"):
@@ -489,25 +476,25 @@ def test_closing_a_stream_ends_what_is_on_it(client):
         with pytest.raises(ClosedError):
             attempt("repeat_int32", ENDLESS)
     assert stream.receive() is None
-    wait_until(lambda: counts(client) == (3, 0))
+    until(lambda: counts(stream_client) == (3, 0))
 
 
 @pytest.mark.server_may_die
-def test_a_stream_that_nobody_has_any_more_is_closed(client):
-    stream = client.open_stream()
+def test_a_stream_that_nobody_has_any_more_is_closed(stream_client):
+    stream = stream_client.open_stream()
     stream.send("repeat_int32", ENDLESS)
-    wait_until(lambda: counts(client) == (0, 1))
+    until(lambda: counts(stream_client) == (0, 1))
     del stream
-    wait_until(lambda: counts(client) == (1, 0))
-    answers = client.open_stream().stream("repeat_int32", repeat([1, 2], [0, 50]))
+    until(lambda: counts(stream_client) == (1, 0))
+    answers = stream_client.open_stream().stream("repeat_int32", repeat([1, 2], [0, 50]))
     assert outs(answers) == [1, 2]  # they keep the stream
 
 
-def test_several_streams_of_a_client(client):
-    with client.open_stream() as one, client.open_stream() as two:
+def test_several_streams_of_a_client(stream_client):
+    with stream_client.open_stream() as one, stream_client.open_stream() as two:
         first = one.stream("repeat_int32", repeat([1, 2], [0, 30]), request_id="x")
         second = two.stream("repeat_int32", repeat([3, 4], [0, 30]), request_id="x")
-        third = client.stream("repeat_int32", repeat([5, 6], [0, 30]), request_id="x")
+        third = stream_client.stream("repeat_int32", repeat([5, 6], [0, 30]), request_id="x")
         assert [outs(answers) for answers in (third, second, first)] == [[5, 6], [3, 4], [1, 2]]
         one.close()
         assert outs(two.stream("repeat_int32", repeat([7]))) == [7]
@@ -516,25 +503,25 @@ def test_several_streams_of_a_client(client):
 # Much, and slow readers ---------------------------------------------------------------------------
 
 
-def test_thousands_of_answers(client):
-    with client.open_stream() as stream:
+def test_thousands_of_answers(stream_client):
+    with stream_client.open_stream() as stream:
         many = stream.stream("square_int32", square(20_000))
         few = stream.stream("repeat_int32", repeat([1, 2]))
         assert sum(answer["OUT"].item() == 20_000 for answer in many) == 20_000
         assert outs(few) == [1, 2]
 
 
-def test_large_tensors_both_ways_on_one_stream(client):
+def test_large_tensors_both_ways_on_one_stream(stream_client):
     """Requests and answers beyond every window, while nobody reads."""
     x = np.arange(4_000_000, dtype=np.float32)
-    with client.open_stream() as stream:
+    with stream_client.open_stream() as stream:
         requests = [stream.stream("identity_fp32", {"INPUT0": x + n}) for n in range(4)]
         for n, answers in enumerate(requests):
             (answer,) = answers
             assert np.array_equal(answer["OUTPUT0"], x + n)
 
 
-def test_one_thread_sends_while_another_reads(client):
+def test_one_thread_sends_while_another_reads(stream_client):
     x = np.arange(300_000, dtype=np.float32)
     count = 40
 
@@ -543,7 +530,7 @@ def test_one_thread_sends_while_another_reads(client):
             stream.send("identity_fp32", {"INPUT0": x + n}, request_id=str(n))
         return "sent"
 
-    with client.open_stream() as stream:
+    with stream_client.open_stream() as stream:
         sender = in_thread(send)
         received = 0
         while received < count:
@@ -583,9 +570,9 @@ def is_full(stream):
     return stream._state.starved
 
 
-def test_answers_that_nobody_reads_stop_the_reading(client, monkeypatch):
+def test_answers_that_nobody_reads_stop_the_reading(stream_client, monkeypatch):
     monkeypatch.setattr(triton_fast.streaming.stream_state, "PATIENCE_NS", 500_000_000)
-    with client.open_stream(buffer_size=20_000) as stream:
+    with stream_client.open_stream(buffer_size=20_000) as stream:
         started = time.monotonic()
         unread, other, waiting = held_up(stream)
         with pytest.raises(ResourceExhausted, match="buffer_size is 20000") as caught:
@@ -598,33 +585,36 @@ def test_answers_that_nobody_reads_stop_the_reading(client, monkeypatch):
 
 
 @pytest.mark.parametrize("make_room", [is_right, ResponseStream.close], ids=["read", "drop"])
-def test_who_waits_for_room_goes_on_when_there_is_some(client, monkeypatch, make_room):
+def test_who_waits_for_room_goes_on_when_there_is_some(stream_client, monkeypatch, make_room):
     """Not after the time that patience lasts."""
     monkeypatch.setattr(triton_fast.streaming.stream_state, "PATIENCE_NS", 600_000_000_000)
-    with client.open_stream(buffer_size=20_000) as stream:
+    with stream_client.open_stream(buffer_size=20_000) as stream:
         unread, _, waiting = held_up(stream)
-        wait_until(lambda: is_full(stream))
+        until(lambda: is_full(stream))
         assert not waiting.done()
         for answers in unread:
             # Only what the other thread has read for us.
-            wait_until(lambda answers=answers: answers._inbox)
+            until(lambda answers=answers: answers._inbox)
             assert make_room(answers) in {True, None}
         assert waiting.result(SOON) == [[1]]
 
 
-def test_threads_read_while_the_buffer_is_full(client):
+def test_threads_read_while_the_buffer_is_full(stream_client):
     """Counting what is unread while others take from it is no error."""
-    with client.open_stream(buffer_size=30_000) as stream:
+    with stream_client.open_stream(buffer_size=30_000) as stream:
         requests = [stream.stream("square_int32", square(700)) for _ in range(6)]
         futures = [in_thread(lambda one=one: outs(one)) for one in requests]
         for future in futures:
             assert future.result(SOON) == [700] * 700
 
 
-def test_a_slow_reader_holds_the_server_up(client):
+def test_a_slow_reader_holds_the_server_up(stream_client):
     """What nobody has asked for yet is not in our memory, however much there is of it."""
     count = 20_000  # of more, this model sends one in a millisecond
-    with client.stream("square_int32", square(count)) as alone, client.open_stream() as shared:
+    with (
+        stream_client.stream("square_int32", square(count)) as alone,
+        stream_client.open_stream() as shared,
+    ):
         other = shared.stream("square_int32", square(count))
         for answers in (alone, other):
             for _ in range(10):
@@ -638,10 +628,6 @@ def test_a_slow_reader_holds_the_server_up(client):
         # To the end: this server does not bear to be cancelled with so much to send.
         for answers in (alone, other):
             assert sum(answer["OUT"].item() == count for answer in answers) == count - 11
-
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 # Connections --------------------------------------------------------------------------------------
@@ -687,6 +673,6 @@ def test_nothing_is_left_of_many_streams(server, channel, nothing_is_left):
             if turn % 3 == 0:
                 stream.close()
             del stream
-        wait_until(lambda: counts(client)[1] == 0)
+        until(lambda: counts(client)[1] == 0)
         # Some were given up before the model had them.
         assert 0 < counts(client)[0] <= 60

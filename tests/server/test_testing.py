@@ -27,9 +27,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc
-from official_client import infer
-from server_state import waiting
-from stream_inputs import wait_until
+from support.official_client import infer
+from support.server_state import waiting
+from support.waiting import until
 from tritonclient.utils import InferenceServerException
 
 from triton_fast.errors import InvalidOption
@@ -74,7 +74,7 @@ VALUES = {
 
 
 @pytest.fixture(scope="module")
-def client(triton_server):
+def default_client(triton_server):
     with tritonclient.grpc.InferenceServerClient(triton_server.grpc_url) as client:
         yield client
 
@@ -110,15 +110,15 @@ def stubs(server):
 # The models
 
 
-def test_every_model_is_ready(client):
+def test_every_model_is_ready(default_client):
     for name in TEST_MODELS:
-        assert client.is_model_ready(name), name
+        assert default_client.is_model_ready(name), name
 
 
 @pytest.mark.parametrize("datatype", VALUES)
-def test_identity_of_every_datatype(client, datatype):
+def test_identity_of_every_datatype(default_client, datatype):
     sent = VALUES[datatype]
-    result = infer(client, f"identity_{datatype.lower()}", {"INPUT0": (datatype, sent)})
+    result = infer(default_client, f"identity_{datatype.lower()}", {"INPUT0": (datatype, sent)})
     (output,) = result.get_response().outputs
     assert (output.name, output.datatype, list(output.shape)) == ("OUTPUT0", datatype, [len(sent)])
     received = result.get_response().raw_output_contents[0]
@@ -134,15 +134,15 @@ def test_identity_covers_every_datatype_of_the_table():
     assert len(VALUES) == 14
 
 
-def test_identity_of_nothing(client):
-    result = infer(client, "identity_cpp", {"INPUT0": np.empty(0, np.float32)})
+def test_identity_of_nothing(default_client):
+    result = infer(default_client, "identity_cpp", {"INPUT0": np.empty(0, np.float32)})
     assert result.as_numpy("OUTPUT0").shape == (0,)
 
 
-def test_identity_rank3(client):
+def test_identity_rank3(default_client):
     sent = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     assert np.array_equal(
-        infer(client, "identity_rank3", {"INPUT0": sent}).as_numpy("OUTPUT0"), sent
+        infer(default_client, "identity_rank3", {"INPUT0": sent}).as_numpy("OUTPUT0"), sent
     )
 
 
@@ -168,42 +168,42 @@ def test_identity_joins_the_pieces_of_an_input(triton_server):
     assert answer.endswith(sent)
 
 
-def test_identity_mixed_makes_only_what_is_asked_for(client):
+def test_identity_mixed_makes_only_what_is_asked_for(default_client):
     inputs = {
         "INPUT0": np.float32([1.5]),
         "INPUT1": np.int32([7, 8]),
         "INPUT2": np.array([b"x"], np.object_),
     }
-    result = infer(client, "identity_mixed", inputs)
+    result = infer(default_client, "identity_mixed", inputs)
     for index in range(3):
         assert result.as_numpy(f"OUTPUT{index}").tolist() == inputs[f"INPUT{index}"].tolist()
-    result = infer(client, "identity_mixed", inputs, outputs=["OUTPUT2", "OUTPUT0"])
+    result = infer(default_client, "identity_mixed", inputs, outputs=["OUTPUT2", "OUTPUT0"])
     assert {output.name for output in result.get_response().outputs} == {"OUTPUT0", "OUTPUT2"}
 
 
-def test_identity_batched_keeps_requests_apart(client):
+def test_identity_batched_keeps_requests_apart(default_client):
     def one(number):
         sent = np.full((1 + number % 3, 5), number, np.float32)
         return np.array_equal(
-            infer(client, "identity_batched", {"INPUT0": sent}).as_numpy("OUTPUT0"), sent
+            infer(default_client, "identity_batched", {"INPUT0": sent}).as_numpy("OUTPUT0"), sent
         )
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(one, range(64)))
 
 
-def test_identity_optional(client):
+def test_identity_optional(default_client):
     both = {"INPUT0": np.float32([[1]]), "INPUT1": np.int32([[2]])}
-    assert len(infer(client, "identity_optional", both).get_response().outputs) == 2
+    assert len(infer(default_client, "identity_optional", both).get_response().outputs) == 2
     del both["INPUT1"]
-    result = infer(client, "identity_optional", both)
+    result = infer(default_client, "identity_optional", both)
     assert [output.name for output in result.get_response().outputs] == ["OUTPUT0"]
 
 
-def test_parameters_come_back(client):
+def test_parameters_come_back(default_client):
     parameters = {"text": "Zürich", "number": -(2**60), "yes": True, "fraction": 0.1}
     result = infer(
-        client, "identity_cpp", {"INPUT0": np.float32([1])}, parameters=parameters
+        default_client, "identity_cpp", {"INPUT0": np.float32([1])}, parameters=parameters
     ).get_response()
     echoed = {
         key: getattr(value, value.WhichOneof("parameter_choice"))
@@ -222,15 +222,15 @@ def test_statistics_count_inferences(triton_server_factory):
                 (model,) = client.get_inference_statistics("identity_cpp").model_stats
                 return model.inference_count, model.execution_count
 
-            wait_until(lambda: counted() == (3, 3))  # Triton counts when it has answered
+            until(lambda: counted() == (3, 3))  # Triton counts when it has answered
         server.kill()
 
 
-def test_slow_takes_its_time(client):
-    """And eight calls at a time: test_models.py has that, with how they are cancelled."""
+def test_slow_takes_its_time(default_client):
+    """And eight calls at a time: test_testing_models.py has that, with how they are cancelled."""
     inputs = {"INPUT0": np.float32([1, 2]), "DELAY": np.float32([0.3])}
     start = time.monotonic()
-    assert infer(client, "slow", inputs).as_numpy("OUTPUT0").tolist() == [1, 2]
+    assert infer(default_client, "slow", inputs).as_numpy("OUTPUT0").tolist() == [1, 2]
     assert time.monotonic() - start >= 0.3
 
 
@@ -249,9 +249,9 @@ def test_queued_refuses_when_the_queue_is_full_or_slow(server):
         ThreadPoolExecutor(8) as pool,
     ):
         ahead = pool.submit(infer, client, "queued", taking(1))
-        wait_until(lambda: running(client) == 1)
+        until(lambda: running(client) == 1)
         late = pool.submit(infer, client, "queued", taking(0), timeout=50_000)
-        wait_until(lambda: waiting(server, "queued") == 1)
+        until(lambda: waiting(server, "queued") == 1)
         others = [pool.submit(infer, client, "queued", taking(0)) for _ in range(6)]
         with pytest.raises(InferenceServerException, match="timeout expired"):
             late.result()
@@ -277,20 +277,20 @@ def test_queued_refuses_when_the_queue_is_full_or_slow(server):
         (99, "INVALID_ARGUMENT"),
     ],
 )
-def test_failing_fails_as_told(client, code, status):
+def test_failing_fails_as_told(default_client, code, status):
     inputs = {"FAIL_MESSAGE": np.array(["kaputt – 故障".encode()], np.object_)}
     if code is not None:
         inputs["FAIL_CODE"] = np.int32([code])
     with pytest.raises(InferenceServerException) as caught:
-        infer(client, "failing", inputs)
+        infer(default_client, "failing", inputs)
     assert caught.value.status() == f"StatusCode.{status}"
     expected = "FAIL_CODE must be" if code == 99 else "kaputt – 故障"
     assert expected in caught.value.message()
 
 
 @pytest.mark.parametrize("model", ["add_sub", "add_sub_python"])
-def test_add_sub(client, python_models, model):
-    chosen = python_models if model == "add_sub_python" else client
+def test_add_sub(default_client, python_models, model):
+    chosen = python_models if model == "add_sub_python" else default_client
     left, right = np.random.default_rng(2).random((2, 8, 16), np.float32)
     result = infer(chosen, model, {"INPUT0": left, "INPUT1": right})
     assert np.array_equal(result.as_numpy("OUTPUT0"), left + right)
@@ -298,30 +298,30 @@ def test_add_sub(client, python_models, model):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_variable(client, count):
+def test_variable(default_client, count):
     # Neither of the outputs has the shape of an input.
     row = np.float32([1, 2, 3, 4])
-    result = infer(client, "variable", {"ROW": row, "COUNT": np.int32([count])})
+    result = infer(default_client, "variable", {"ROW": row, "COUNT": np.int32([count])})
     assert result.as_numpy("TWICE").tolist() == [*row, *row]
     assert result.as_numpy("TILED").tolist() == [row.tolist()] * count
 
 
-def test_strings(client):
+def test_strings(default_client):
     text = np.array([b"", "straße".encode(), b"a\0b"], np.object_)
-    result = infer(client, "strings", {"TEXT": text})
+    result = infer(default_client, "strings", {"TEXT": text})
     assert result.as_numpy("UPPER").tolist() == [b"", "STRAßE".encode(), b"A\0B"]
     assert result.as_numpy("LENGTH").tolist() == [0, 7, 3]
 
 
-def test_text_numbers(client):
+def test_text_numbers(default_client):
     inputs = {"TEXT": np.array([b"1.5", b"-inf"], np.object_), "VALUE": np.float64([0.1])}
-    result = infer(client, "text_numbers", inputs)
+    result = infer(default_client, "text_numbers", inputs)
     assert result.as_numpy("PARSED").tolist() == [1.5, -np.inf]
     assert [float(item) for item in result.as_numpy("WRITTEN")] == [0.1]
     for bad in (b"many", b"", b"1.5 or so"):
         inputs["TEXT"] = np.array([b"1", bad], np.object_)
         with pytest.raises(InferenceServerException, match=f"'{bad.decode()}' is not a number"):
-            infer(client, "text_numbers", inputs)
+            infer(default_client, "text_numbers", inputs)
 
 
 def test_unknown_model_names_are_refused(tmp_path):
@@ -567,7 +567,7 @@ def test_stop_waits_no_longer_than_told(small):
     with tritonclient.grpc.InferenceServerClient(small.grpc_url) as client:
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(infer, client, "slow", inputs)
-            wait_until(lambda: running(client) == 1)
+            until(lambda: running(client) == 1)
             start = time.monotonic()
             small.stop()
             assert 1.0 <= time.monotonic() - start < 20
@@ -596,7 +596,7 @@ def test_restart_keeps_the_ports(small):
             if not small.is_alive:
                 continue
             pids.add(small.pid)
-            wait_until(lambda: answers(client))
+            until(lambda: answers(client))
             result = infer(client, "add_sub_python", {"INPUT0": ones, "INPUT1": ones})
             assert result.as_numpy("OUTPUT1").sum() == 0
     assert len(pids) == 3
@@ -614,16 +614,16 @@ def answers(client):
 
 def test_a_server_that_dies_is_cleaned_up_after(small):
     os.kill(small.pid, signal.SIGKILL)
-    wait_until(lambda: not small.is_alive)
-    wait_until(lambda: traces(small) == [])
+    until(lambda: not small.is_alive)
+    until(lambda: traces(small) == [])
     small.start()
     assert len(stubs(small)) == 1
 
 
 def test_a_server_dies_with_its_supervisor(small):
     small._supervisor.kill()
-    wait_until(lambda: not Path(f"/proc/{small.pid}").exists())
-    wait_until(lambda: stubs(small) == [])
+    until(lambda: not Path(f"/proc/{small.pid}").exists())
+    until(lambda: stubs(small) == [])
     with pytest.raises(TritonServerFailed, match="supervisor was ended by SIGKILL"):
         small.stop()
     assert traces(small) == []
@@ -713,7 +713,7 @@ def test_nothing_outlives_the_process_that_started_the_server(ending, in_thread)
         process.wait(60)
         if ending in ("end of the program", "exception"):
             assert process.stdout.readline() == "False\n"
-        wait_until(lambda: traces(server) == [])
+        until(lambda: traces(server) == [])
         assert process.returncode == status, process.stderr.read()
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING
 
 import pytest
-from traces import descriptor_count, files, mapping_count
+from shm_programs import descriptor_count, mapping_count
+from support.leftovers import nothing_more
+from support.process import segments
 
 from triton_fast._core import _shm
 
@@ -29,7 +30,7 @@ def pytest_runtest_makereport(
 def _counts() -> dict[str, int]:
     return {
         **_shm.live_counts(),
-        "files": len(files()),
+        "files": len(segments()),
         "mappings": mapping_count(),
         "descriptors": descriptor_count(),
     }
@@ -38,17 +39,5 @@ def _counts() -> dict[str, int]:
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test leaves no segment, lease, file, mapping or descriptor behind."""
-    before = _counts()
-    if any(before.values()):
-        # Of another test, perhaps in a cycle. Collecting takes longer than most tests, so it is
-        # done where there is something to collect.
-        gc.collect()
-        before = _counts()
-    yield
-    if request.node.stash.get(_FAILED, False):
-        return  # its traceback keeps what the test had, for the next one to see go
-    after = _counts()
-    if any(after[kind] > before[kind] for kind in after):
-        gc.collect()  # an exception that the test expected may be in a cycle
-        after = _counts()
-    assert all(after[kind] <= before[kind] for kind in after), f"{before} became {after}"
+    # The traceback of one that has failed keeps what it had, for the next one to see go.
+    yield from nothing_more(_counts, unless=lambda: request.node.stash.get(_FAILED, False))

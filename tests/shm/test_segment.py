@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from traces import files, is_mapped, mapping_count, run_python
+from shm_programs import is_mapped, mapping_count, run_program
+from support.process import segments
 
 from triton_fast import ClosedError, SharedMemoryError, TritonFastError
 from triton_fast._core import _shm
@@ -61,7 +62,7 @@ def test_a_view_of_a_segment_is_bytes_that_may_be_written():
 def test_the_name_goes(gone):
     segment = _shm.Segment.create(100)
     name = segment.key[1:]
-    assert name in files()
+    assert name in segments()
     if gone == "unlinked":
         segment.unlink()
         segment.unlink()
@@ -70,7 +71,7 @@ def test_the_name_goes(gone):
         segment.close()
     else:
         del segment
-    assert name not in files()
+    assert name not in segments()
 
 
 def test_an_unlinked_segment_is_still_there():
@@ -93,7 +94,7 @@ def test_close_refuses_while_arrays_are_alive():
     assert segment.exports == 2
     with pytest.raises(SharedMemoryError, match="2 arrays are alive on it"):
         segment.close()
-    assert segment.key[1:] in files()
+    assert segment.key[1:] in segments()
     del one, three
     assert segment.exports == 1
     two[0] = 1
@@ -132,13 +133,13 @@ def test_what_cannot_be_had_is_an_error_with_its_errno():
                 assert "bytes of shared memory" in str(error)
             else:
                 raise AssertionError(size)
-            assert not files()
+            assert not segments()
         assert descriptor_count() == before
         assert len(_shm.Segment.create(1 << 20)) == 1 << 20
     """
     # More than is free, by enough that what others give back meanwhile does not matter.
     size = str(free.f_bavail * free.f_frsize + (1 << 36))
-    run_python(code, size)
+    run_program(code, size)
 
 
 def test_the_error_is_one_of_ours_and_an_oserror():
@@ -174,7 +175,7 @@ def test_objects_are_not_made_by_hand():
 
 
 def test_a_child_leaves_the_parents_file_alone():
-    run_python("""
+    run_program("""
         segment = _shm.Segment.create(1 << 20)
         array = np.frombuffer(segment, np.uint8)
 
@@ -189,17 +190,17 @@ def test_a_child_leaves_the_parents_file_alone():
             gc.collect()
             own = _shm.Segment.create(100)
             assert not own.inherited
-            assert files() == {own.key[1:]}
+            assert segments() == {own.key[1:]}
             own.close()
 
         fork(child)
         assert array[0] == 55
-        assert files() == {segment.key[1:]}
+        assert segments() == {segment.key[1:]}
     """)
 
 
 def test_a_process_that_ends_leaves_no_file():
-    key = run_python("segment = _shm.Segment.create(100); print(segment.key)").strip()
+    key = run_program("segment = _shm.Segment.create(100); print(segment.key)").strip()
     assert key.startswith("/triton_fast-")
     assert not Path("/dev/shm" + key).exists()
 
@@ -230,7 +231,7 @@ def test_a_process_killed_while_it_makes_segments_leaves_no_file():
             child.kill()
         child.wait(60)
         child.stdout.close()
-        for name in files(child.pid):
+        for name in segments(child.pid):
             Path("/dev/shm", name).unlink()
             left += 1
     assert left < kills / 2

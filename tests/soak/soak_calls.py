@@ -19,6 +19,7 @@ import threading
 import time
 
 import numpy as np
+from support.process import descriptors, resident
 
 from triton_fast import Client, DeadlineExceeded, InvalidArgument, NotFound
 from triton_fast._core import _wire
@@ -32,13 +33,11 @@ def measure(calls: int) -> dict[str, float]:
     gc.collect()
     # What the allocator keeps for the next time is no leak.
     ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return {
         "calls": calls,
         "time": time.monotonic(),
-        "resident": resident,
-        "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+        "resident": resident(),
+        "descriptors": len(descriptors()),
         "threads": len(os.listdir("/proc/self/task")),  # noqa: PTH208
         "native_objects": sum(_wire.live_counts().values()),
     }

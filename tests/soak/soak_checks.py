@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from support.interpreter import environment
 
 # What may come and go: the arenas of Python's and the C library's allocators. In the long form of a
 # million calls that is 2 bytes for each.
@@ -20,7 +20,7 @@ def run(program: str, *arguments: str):
     command = [sys.executable, str(Path(__file__).with_name(program)), *arguments]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(),
         stdout=subprocess.PIPE,
         check=True,
     )

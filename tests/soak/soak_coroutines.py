@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 
 import numpy as np
 from soak_calls import MEASUREMENTS, measure
+from support.process import resident_of_its_own
 
 from triton_fast import AsyncClient, DeadlineExceeded, Unavailable
 
@@ -102,10 +102,8 @@ class Soak:
 
 def measure_here(calls: int) -> dict[str, float]:
     measured = measure(calls)
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        shared = int(file.read().split()[2]) * os.sysconf("SC_PAGE_SIZE")
     # Regions of shared memory come when slots are in quarantine, 16 MiB at a time, and go again.
-    measured["resident"] -= shared
+    measured["resident"] = resident_of_its_own()
     return measured | {"tasks": len(asyncio.all_tasks())}
 
 

@@ -20,24 +20,24 @@ LONG = int(os.environ.get("TRITON_FAST_SOAK_CALLS", "1000000"))
 
 
 @pytest.fixture
-def url(shared_server):
+def soak_url(shared_server):
     return shared_server(models=MODELS).grpc_url
 
 
-def test_nothing_grows(url, channel):
-    assert what_grows(run("soak_calls.py", url, channel, str(SHORT))) == {}
+def test_nothing_grows(soak_url, channel):
+    assert what_grows(run("soak_calls.py", soak_url, channel, str(SHORT))) == {}
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_nothing_grows_in_the_long_run(url, channel, capsys):
-    measured = run("soak_calls.py", url, channel, str(LONG))
+def test_nothing_grows_in_the_long_run(soak_url, channel, capsys):
+    measured = run("soak_calls.py", soak_url, channel, str(LONG))
     assert what_grows(measured) == {}
     with capsys.disabled():
         print(f"\n{channel}: {summary(measured)}")
 
 
 @pytest.mark.native
-def test_what_grows_is_seen(url):
-    measured = run("soak_calls.py", url, "native", str(SHORT // 2), "planted")
+def test_what_grows_is_seen(soak_url):
+    measured = run("soak_calls.py", soak_url, "native", str(SHORT // 2), "planted")
     assert what_grows(measured).keys() == {"memory", "descriptors", "threads"}

@@ -10,10 +10,10 @@ import collections
 import os
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.process import descriptors
 
 from triton_fast import Cancelled, Client, DeadlineExceeded, NotFound, Unavailable
 
@@ -90,10 +90,6 @@ class Worker(threading.Thread):
             assert result.tobytes() == values.tobytes()
 
 
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 @pytest.mark.parametrize(
     "form", ["short", pytest.param("long", marks=[pytest.mark.soak, pytest.mark.timeout(0)])]
 )
@@ -114,13 +110,13 @@ def test_kills_at_random_moments(triton_server_factory, channel, form, capsys):
                     # Each has had an answer from this server: the client is back.
                     slowest = max(slowest, wait_for_answers(workers))
                     if kill == 2:
-                        open_then = descriptors()
+                        open_then = len(descriptors())
                     time.sleep(random.random() * 0.1)
                     server.kill()
                     time.sleep(random.choice([0, random.random() * 0.1]))
                     server.start()
                 wait_for_answers(workers)
-                open_now = descriptors()
+                open_now = len(descriptors())
             finally:
                 for worker in workers:
                     worker.stopping.set()

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.interpreter import environment
+from support.process import descriptors, resident, segments
 
 from triton_fast import Client, Unavailable
 from triton_fast._core import _shm
@@ -51,37 +53,33 @@ def forms(short, long):
 
 
 @pytest.fixture
-def server(shared_server):
+def region_server(shared_server):
     return shared_server(models=["identity_cpp"])
-
-
-def files_of(pid):
-    return list(Path("/dev/shm").glob(f"triton_fast-*-{pid}-*"))
 
 
 @pytest.mark.server_may_die
 @pytest.mark.parametrize("kills", forms(6, KILLS))
-def test_clients_that_are_killed(server, kills, capsys):
+def test_clients_that_are_killed(region_server, kills, capsys):
     """None leaves a file but in the moment of a registration, and the next client removes that."""
     random = np.random.default_rng(5)
     left = 0
     for _ in range(kills):
         victim = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, server.grpc_url],
+            [sys.executable, "-c", VICTIM, region_server.grpc_url],
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment(),
         )
         assert victim.stdout.readline() == b"ready\n"
         time.sleep(random.uniform(0, 0.15))
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         victim.stdout.close()
-        if files_of(victim.pid):
+        if segments(victim.pid):
             left += 1
-            with Client(server.grpc_url, shared_memory=True) as client:
+            with Client(region_server.grpc_url, shared_memory=True) as client:
                 client.empty(1, np.int8)
-            assert not files_of(victim.pid)
-    with Client(server.grpc_url, shared_memory=False) as client:
+            assert not segments(victim.pid)
+    with Client(region_server.grpc_url, shared_memory=False) as client:
         stale = client.shared_memory.stale()
         for region in stale:
             client.shared_memory.unregister(region.name)
@@ -149,19 +147,19 @@ def test_a_server_that_restarts_under_load(triton_server_factory, channel, resta
 
 
 @pytest.mark.parametrize("calls", forms(1000, CALLS))
-def test_nothing_grows(server, channel, calls, capsys):
+def test_nothing_grows(region_server, channel, calls, capsys):
     def measure():
         gc.collect()
         maps = Path("/proc/self/maps").read_text()
         return {
-            "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+            "descriptors": len(descriptors()),
             "mappings": len(re.findall(r"triton_fast|/dev/shm", maps)),
             "objects": sum(_shm.live_counts().values()),
-            "resident": int(Path("/proc/self/statm").read_text().split()[1]) * 4096,
+            "resident": resident(),
         }
 
     random = np.random.default_rng(0)
-    with Client(server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
+    with Client(region_server.grpc_url, channel=channel, shared_memory=True, timeout=60) as client:
         mine = client.empty(BIG, np.float32)
         mine[:] = 1
 

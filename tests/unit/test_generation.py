@@ -356,16 +356,16 @@ class Face:
 
 
 @pytest.fixture(params=["threads", "coroutines"])
-def face(request):
+def fake_face(request):
     return Face(request.param)
 
 
 STARTED = Started("id7", "llm", "3")
 
 
-def test_a_model_that_answers_once(face):
-    client = face.client(config=config(decoupled=False), results=[answer(b"Hello")])
-    assert face.events(
+def test_a_model_that_answers_once(fake_face):
+    client = fake_face.client(config=config(decoupled=False), results=[answer(b"Hello")])
+    assert fake_face.events(
         client,
         seed=3,
         model_version="3",
@@ -394,116 +394,116 @@ def test_a_model_that_answers_once(face):
     }
 
 
-def test_a_decoupled_model(face):
+def test_a_decoupled_model(fake_face):
     results = [answer(b"Hel"), answer(b""), answer(b"lo")]
-    client = face.client(config=config(decoupled=True), results=results)
+    client = fake_face.client(config=config(decoupled=True), results=results)
     tokens = [Token("Hel", 0), Token("lo", 1)]
-    assert face.events(client) == [STARTED, *tokens, Finished(None, Usage(), "Hello")]
+    assert fake_face.events(client) == [STARTED, *tokens, Finished(None, Usage(), "Hello")]
     assert client.names == ["model_metadata", "model_config", "stream"]
     assert client.streams[0].closed == 1
 
 
-def test_a_stream_without_answers(face):
-    client = face.client(config=config(decoupled=True))
-    assert face.events(client, request_id="mine") == [
+def test_a_stream_without_answers(fake_face):
+    client = fake_face.client(config=config(decoupled=True))
+    assert fake_face.events(client, request_id="mine") == [
         Started("mine", "llm", ""),
         Finished(None, Usage(), ""),
     ]
 
 
-def test_a_server_that_is_no_triton(face):
-    client = face.client(results=[answer(b"Hello")])
-    assert face.events(client)[1] == Token("Hello", 0)
+def test_a_server_that_is_no_triton(fake_face):
+    client = fake_face.client(results=[answer(b"Hello")])
+    assert fake_face.events(client)[1] == Token("Hello", 0)
     assert client.names[-1] == "infer"
 
 
-def test_a_server_that_does_not_say_what_a_model_takes(face):
-    client = face.client(metadata({}, {}), results=[answer(b"Hello")])
+def test_a_server_that_does_not_say_what_a_model_takes(fake_face):
+    client = fake_face.client(metadata({}, {}), results=[answer(b"Hello")])
     with pytest.raises(InvalidOption, match="pass mapping"):
-        face.events(client)
+        fake_face.events(client)
     mapping = TextMapping(prompt="q", text="text")
-    assert face.events(client, mapping=mapping)[1] == Token("Hello", 0)
+    assert fake_face.events(client, mapping=mapping)[1] == Token("Hello", 0)
     assert list(client.calls[-1][1]["inputs"]) == ["q"]
     assert client.calls[-1][1]["outputs"] is None
 
 
-def test_a_model_is_asked_about_once(face):
-    client = face.client(config=config(decoupled=False), results=[answer(b"a")])
+def test_a_model_is_asked_about_once(fake_face):
+    client = fake_face.client(config=config(decoupled=False), results=[answer(b"a")])
     for _ in range(3):
-        face.events(client)
+        fake_face.events(client)
     assert client.names == ["model_metadata", "model_config", "infer", "infer", "infer"]
-    face.events(client, model_version="3")  # which may be another one
+    fake_face.events(client, model_version="3")  # which may be another one
     assert client.names[5:] == ["model_metadata", "model_config", "infer"]
 
 
-def test_a_model_that_was_replaced(face):
-    client = face.client(config=config(decoupled=False), results=[answer(b"a")])
-    face.events(client)
+def test_a_model_that_was_replaced(fake_face):
+    client = fake_face.client(config=config(decoupled=False), results=[answer(b"a")])
+    fake_face.events(client)
     # By one that takes what the other did not: the server is asked again before it is refused.
     client.metadata = metadata({"prompt": "BYTES", "top_k": "INT32"}, {"text": "BYTES"})
-    assert face.events(client, top_k=1)[1] == Token("a", 0)
+    assert fake_face.events(client, top_k=1)[1] == Token("a", 0)
     assert client.names[3:] == ["model_metadata", "model_config", "infer"]
     # By one that is decoupled, which the server says.
     client.config = config(decoupled=True)
     client.error = Unimplemented("ModelInfer RPC doesn't support models with decoupled …")
     with pytest.raises(Unimplemented, match="ModelInfer"):
-        face.events(client)
+        fake_face.events(client)
     client.error = None
-    assert face.events(client)[1] == Token("a", 0)
+    assert fake_face.events(client)[1] == Token("a", 0)
     assert client.names[-1] == "stream"
 
 
 @pytest.mark.parametrize("kind", [InvalidArgument, NotFound])
-def test_refusals_are_raised_and_what_is_known_forgotten(face, kind):
-    client = face.client(config=config(decoupled=True), error=kind("no"))
+def test_refusals_are_raised_and_what_is_known_forgotten(fake_face, kind):
+    client = fake_face.client(config=config(decoupled=True), error=kind("no"))
     with pytest.raises(kind):
-        face.events(client)
-    assert face.known == {}
+        fake_face.events(client)
+    assert fake_face.known == {}
     assert client.streams[0].closed == 1
 
 
-def test_options_that_the_model_does_not_take(face):
-    client = face.client(config=config(decoupled=False))
+def test_options_that_the_model_does_not_take(fake_face):
+    client = fake_face.client(config=config(decoupled=False))
     with pytest.raises(InvalidOption, match="model 'llm' has no input for max_tokens"):
-        face.events(client, max_tokens=1)
+        fake_face.events(client, max_tokens=1)
     assert client.names == ["model_metadata", "model_config"]
 
 
-def test_an_error_amid_the_text(face):
-    client = face.client(
+def test_an_error_amid_the_text(fake_face):
+    client = fake_face.client(
         config=config(decoupled=True), results=[answer(b"Hel")], error=Unavailable("gone")
     )
     with pytest.raises(Unavailable, match="gone"):
-        face.events(client)
-    assert face.seen == [STARTED, Token("Hel", 0)]
+        fake_face.events(client)
+    assert fake_face.seen == [STARTED, Token("Hel", 0)]
     assert client.streams[0].closed == 1
-    assert ("llm", "") in face.known
+    assert ("llm", "") in fake_face.known
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_closing_early_cancels(face, most):
-    client = face.client(config=config(decoupled=True), results=[answer(b"x")] * 5)
-    assert len(face.events(client, most)) == most
+def test_closing_early_cancels(fake_face, most):
+    client = fake_face.client(config=config(decoupled=True), results=[answer(b"x")] * 5)
+    assert len(fake_face.events(client, most)) == most
     assert client.streams[0].closed == 1
 
 
-def test_options_that_are_parameters(face):
-    client = face.client(config=config(decoupled=False), results=[answer(b"x")])
+def test_options_that_are_parameters(fake_face):
+    client = fake_face.client(config=config(decoupled=False), results=[answer(b"x")])
     mapping = TextMapping(prompt="prompt", text="text", option_parameters=True)
-    face.events(client, mapping=mapping, seed=1, options={"n": 2}, parameters={"a": "b"})
+    fake_face.events(client, mapping=mapping, seed=1, options={"n": 2}, parameters={"a": "b"})
     assert client.calls[-1][1]["parameters"] == {"a": "b", "n": 2}
     assert sorted(client.calls[-1][1]["inputs"]) == ["prompt", "seed"]
     with pytest.raises(InvalidOption, match="n is given twice, as an option and a parameter"):
-        face.events(client, mapping=mapping, options={"n": 2}, parameters={"n": 2})
+        fake_face.events(client, mapping=mapping, options={"n": 2}, parameters={"n": 2})
 
 
-def test_one_deadline_for_all_calls(face, monkeypatch):
+def test_one_deadline_for_all_calls(fake_face, monkeypatch):
     """By a clock on which each call takes two seconds, and nothing else any time."""
     clock = SimpleNamespace(now=10**15)
     clock.monotonic_ns = lambda: clock.now
     for module in (deadline, generation):
         monkeypatch.setattr(module, "time", clock)
-    client = face.client(config=config(decoupled=True), results=[answer(b"x")])
+    client = fake_face.client(config=config(decoupled=True), results=[answer(b"x")])
     calls = client.calls
 
     def told(what, arguments):
@@ -511,23 +511,23 @@ def test_one_deadline_for_all_calls(face, monkeypatch):
         clock.now += 2 * 10**9
 
     client.told = told
-    face.events(client, timeout=5)
+    fake_face.events(client, timeout=5)
     assert [arguments["timeout"] for _, arguments in calls] == [5.0, 3.0, 1.0]
-    face.events(client, timeout=None)
+    fake_face.events(client, timeout=None)
     assert calls[-1][1]["timeout"] is None
     # The first may take all of it.
-    face.known.clear()
+    fake_face.known.clear()
     calls.clear()
-    face.events(client, timeout=1)
+    fake_face.events(client, timeout=1)
     assert [arguments["timeout"] for _, arguments in calls] == [1.0, 0.0, 0.0]
 
 
-def test_many_models_are_not_kept(face):
-    client = face.client(config=config(decoupled=False), results=[answer(b"a")])
+def test_many_models_are_not_kept(fake_face):
+    client = fake_face.client(config=config(decoupled=False), results=[answer(b"a")])
     for number in range(300):
-        face.known[str(number), ""] = None
-    face.events(client)
-    assert len(face.known) == 1
+        fake_face.known[str(number), ""] = None
+    fake_face.events(client)
+    assert len(fake_face.known) == 1
 
 
 @pytest.mark.parametrize(
@@ -541,10 +541,10 @@ def test_many_models_are_not_kept(face):
         ({"mapping": "vllm"}, "mapping must be a TextMapping, got 'vllm'"),
     ],
 )
-def test_requests_that_make_no_sense(face, changes, message):
-    client = face.client()
+def test_requests_that_make_no_sense(fake_face, changes, message):
+    client = fake_face.client()
     with pytest.raises(InvalidOption, match=message):
-        face.events(client, **changes)
+        fake_face.events(client, **changes)
     assert client.calls == []
 
 
@@ -607,7 +607,7 @@ def test_cancelling_a_task_closes_its_stream():
     asyncio.run(main())
 
 
-def test_deadlines_are_typed(face):
-    client = face.client(config=config(decoupled=True), error=DeadlineExceeded("late"))
+def test_deadlines_are_typed(fake_face):
+    client = fake_face.client(config=config(decoupled=True), error=DeadlineExceeded("late"))
     with pytest.raises(TimeoutError):
-        face.events(client, timeout=1)
+        fake_face.events(client, timeout=1)

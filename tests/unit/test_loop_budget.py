@@ -27,7 +27,7 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch):
+def budget_clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(loop_budget, "time", clock)
     return clock
@@ -101,8 +101,8 @@ async def steps_by_round(
 
 
 @pytest.mark.parametrize("sends", [False, True], ids=["receive", "send"])
-def test_long_steps_are_spread_over_rounds_and_everyone_has_turns(run, clock, sends):
-    rounds = run(steps_by_round(clock, 100, STEP_S, sends=sends))
+def test_long_steps_are_spread_over_rounds_and_everyone_has_turns(run, budget_clock, sends):
+    rounds = run(steps_by_round(budget_clock, 100, STEP_S, sends=sends))
     assert max(map(len, rounds)) <= 2
     turns = Counter(busy for steps in rounds for busy in steps)
     assert len(turns) == CONNECTIONS
@@ -110,18 +110,18 @@ def test_long_steps_are_spread_over_rounds_and_everyone_has_turns(run, clock, se
 
 
 @pytest.mark.parametrize("sends", [False, True], ids=["receive", "send"])
-def test_short_steps_are_all_taken_at_once(run, clock, sends):
-    rounds = run(steps_by_round(clock, 100, 0, sends=sends))
+def test_short_steps_are_all_taken_at_once(run, budget_clock, sends):
+    rounds = run(steps_by_round(budget_clock, 100, 0, sends=sends))
     assert max(map(len, rounds)) >= CONNECTIONS
 
 
-def test_a_connection_that_is_closed_takes_no_turn(run, clock):
+def test_a_connection_that_is_closed_takes_no_turn(run, budget_clock):
     async def hung_up_while_waiting():
         loop = asyncio.get_running_loop()
         budget = LoopBudget(loop)
         steps: list[Busy] = []
         connections = [
-            AsyncConnection(loop, Busy(clock, steps, STEP_S, sends=False), budget, (0, 0))
+            AsyncConnection(loop, Busy(budget_clock, steps, STEP_S, sends=False), budget, (0, 0))
             for _ in range(CONNECTIONS)
         ]
         while not steps:

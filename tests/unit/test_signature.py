@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from triton_fast import InvalidTensor, ModelConfig, ModelMetadata, Signature, TensorMetadata
+from triton_fast.inference.request import prepare
+from triton_fast.inference.signatures import Signatures
 from triton_fast.inference.tensor import input_tensor
 from triton_fast.management.metadata import ModelInput
 
@@ -78,3 +80,20 @@ def test_what_the_server_did_not_say_is_not_judged():
     check(bare, a=np.zeros((500, 3), np.float32))  # any batch
     assert Signature.from_metadata(ModelMetadata("m", (), "", (), ())) is None
     check(Signature.from_metadata(METADATA, config(shape_tensors={"a"})), a=A[0])
+
+
+def test_what_is_known_of_models():
+    """By the name and version that calls use; more is not replaced by less."""
+    signatures = Signatures()
+    call, other = (prepare("m", version, None, None, 0, None) for version in ("", "2"))
+    assert signatures.get(call) is None
+    signatures.remember(METADATA, "m", "")
+    assert signatures.get(call).optional is None
+    learnt = signatures.learn(call, METADATA, config())
+    assert signatures.get(call) is learnt
+    signatures.remember(METADATA, "m", "")
+    assert signatures.get(call) is learnt
+    assert signatures.get(other) is None
+    nothing = ModelMetadata("m", (), "", (), ())
+    assert signatures.learn(call, nothing, None) is None
+    assert signatures.get(call) is learnt

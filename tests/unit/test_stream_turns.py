@@ -14,6 +14,7 @@ from collections import deque
 import numpy as np
 import pytest
 from stream_messages import message
+from support.waiting import until, until_async
 
 from triton_fast import Cancelled, ClosedError, DeadlineExceeded, ResourceExhausted, Unavailable
 from triton_fast.channels import waiting as thread_waiting
@@ -101,7 +102,7 @@ class ThreadChannel(Channel):
 
 
 @pytest.fixture
-def channel():
+def played_channel():
     channel = ThreadChannel()
     yield channel
     channel.incoming.clear()
@@ -119,8 +120,8 @@ def forget(stream):
 
 
 @pytest.fixture
-def stream(channel):
-    with Stream(channel, OPTIONS, "host:1", tensors, 10 * SIZE) as stream:
+def stream(played_channel):
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE) as stream:
         yield stream
     forget(stream)
 
@@ -154,13 +155,6 @@ def one_reads(channel, stream, first, second):
     return reader, other
 
 
-def until(condition):
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
 class Clock:
     """Stands for the module `time` where patience is measured: it goes on when the test says so."""
 
@@ -180,56 +174,56 @@ def value(result):
 # Threads ------------------------------------------------------------------------------------------
 
 
-def test_one_thread_reads_for_all(channel, stream):
+def test_one_thread_reads_for_all(played_channel, stream):
     made = [stream.stream("m", ONE) for _ in range(8)]
     waiting = [Waiting(lambda one=one: next(one)) for one in made]
     until(lambda: len(stream._waiters) == 7)
-    assert channel.receives == 1
+    assert played_channel.receives == 1
     # One after the other, and none to the one who reads.
     for number in range(7, 0, -1):
-        channel.put([message(channel.ids[number], number)])
+        played_channel.put([message(played_channel.ids[number], number)])
     assert [value(one.result()) for one in waiting[1:]] == list(range(1, 8))
-    channel.put([message(channel.ids[0], 0)])
+    played_channel.put([message(played_channel.ids[0], 0)])
     assert value(waiting[0].result()) == 0
 
 
-def test_another_thread_goes_on_reading(channel, stream):
+def test_another_thread_goes_on_reading(played_channel, stream):
     """When the one who read has its answer, has no more time, or has met an error."""
     first, second = stream.stream("m", ONE, timeout=0.3), stream.stream("m", ONE)
     reader = Waiting(lambda: next(first))
-    until(lambda: channel.receives == 1)
+    until(lambda: played_channel.receives == 1)
     other = Waiting(lambda: next(second))
     assert isinstance(reader.result(), DeadlineExceeded)
-    until(lambda: channel.receives == 2)
-    channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
+    until(lambda: played_channel.receives == 2)
+    played_channel.put([message(played_channel.ids[0], 1), message(played_channel.ids[1], 2)])
     assert value(other.result()) == 2
     assert value(next(first)) == 1  # late: it is there for who asks again
 
 
-def test_a_reader_that_is_interrupted_leaves_its_turn(channel, stream):
+def test_a_reader_that_is_interrupted_leaves_its_turn(played_channel, stream):
     first, second = stream.stream("m", ONE), stream.stream("m", ONE)
-    reader, other = one_reads(channel, stream, first, second)
-    channel.put(ZeroDivisionError())  # as a signal's handler may raise anything
+    reader, other = one_reads(played_channel, stream, first, second)
+    played_channel.put(ZeroDivisionError())  # as a signal's handler may raise anything
     assert isinstance(reader.result(), ZeroDivisionError)
-    channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
+    played_channel.put([message(played_channel.ids[0], 1), message(played_channel.ids[1], 2)])
     assert value(other.result()) == 2
     assert value(next(first)) == 1
 
 
-def test_an_interruption_when_answers_have_arrived(channel, stream):
+def test_an_interruption_when_answers_have_arrived(played_channel, stream):
     """A signal's handler raises when the channel has handed them over: the next reader has them."""
     first, second = stream.stream("m", ONE), stream.stream("m", ONE)
-    channel.interruption = ZeroDivisionError()
-    reader, other = one_reads(channel, stream, first, second)
-    channel.put([message(channel.ids[0], 1), message(channel.ids[1], 2)])
+    played_channel.interruption = ZeroDivisionError()
+    reader, other = one_reads(played_channel, stream, first, second)
+    played_channel.put([message(played_channel.ids[0], 1), message(played_channel.ids[1], 2)])
     assert isinstance(reader.result(), ZeroDivisionError)
     assert value(other.result()) == 2
     assert repr(first) == "<ResponseStream of ModelStreamInfer('m'); unread: 1>"
     assert value(next(first)) == 1
-    assert channel.receives == 1
+    assert played_channel.receives == 1
 
 
-def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypatch):
+def test_an_interruption_while_answers_are_handed_out(played_channel, stream, monkeypatch):
     """Some are lost, so all requests end: none is to wait for ever, or to miss one in silence."""
     first, second = stream.stream("m", ONE), stream.stream("m", ONE)
     deliver = stream._state.deliver
@@ -239,14 +233,14 @@ def test_an_interruption_while_answers_are_handed_out(channel, stream, monkeypat
         raise ZeroDivisionError
 
     monkeypatch.setattr(stream._state, "deliver", interrupted)
-    reader, other = one_reads(channel, stream, first, second)
-    channel.put([message(channel.ids[1], 2), message(channel.ids[0], 1)])
+    reader, other = one_reads(played_channel, stream, first, second)
+    played_channel.put([message(played_channel.ids[1], 2), message(played_channel.ids[0], 1)])
     assert isinstance(reader.result(), ZeroDivisionError)
     assert value(other.result()) == 2
     for one in (first, second):
         with pytest.raises(Cancelled, match="interrupted"):
             next(one)
-    assert channel.cancelled
+    assert played_channel.cancelled
     with pytest.raises(Cancelled, match="interrupted"):
         stream.send("m", ONE)
 
@@ -269,23 +263,25 @@ def starved(channel, stream):
     return unread, waiting
 
 
-def test_who_waits_for_room_is_woken(channel, stream, only_woken):
-    unread, waiting = starved(channel, stream)
+def test_who_waits_for_room_is_woken(played_channel, stream, only_woken):
+    unread, waiting = starved(played_channel, stream)
     # Twelve are unread, and there is room for fewer than ten: it takes three.
     for number in range(3):
         assert len(stream._waiters) == 1
-        assert channel.receives == 1
+        assert played_channel.receives == 1
         assert value(next(unread)) == number
     assert value(waiting.result()) == 99
-    assert channel.receives == 2
+    assert played_channel.receives == 2
     assert value(next(unread)) == 3
 
 
-def test_who_waits_for_room_is_woken_by_those_who_receive_by_hand(channel, stream, only_woken):
+def test_who_waits_for_room_is_woken_by_those_who_receive_by_hand(
+    played_channel, stream, only_woken
+):
     other = stream.stream("m", ONE)
     stream.send("m", ONE)
-    channel.put([message(channel.ids[1], number) for number in range(12)])
-    channel.put([message(channel.ids[0], 99)])
+    played_channel.put([message(played_channel.ids[1], number) for number in range(12)])
+    played_channel.put([message(played_channel.ids[0], 99)])
     waiting = Waiting(lambda: next(other))
     until(lambda: stream._waiters)
     for number in range(3):
@@ -293,13 +289,13 @@ def test_who_waits_for_room_is_woken_by_those_who_receive_by_hand(channel, strea
     assert value(waiting.result()) == 99
 
 
-def test_who_waits_for_room_is_woken_when_a_request_is_dropped(channel, stream, only_woken):
-    unread, waiting = starved(channel, stream)
+def test_who_waits_for_room_is_woken_when_a_request_is_dropped(played_channel, stream, only_woken):
+    unread, waiting = starved(played_channel, stream)
     unread.close()
     assert value(waiting.result()) == 99
 
 
-def test_patience_ends_and_begins_anew(channel, stream, monkeypatch):
+def test_patience_ends_and_begins_anew(played_channel, stream, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(stream_state, "time", clock)
     monkeypatch.setattr(thread_waiting, "LOOK_S", 0.001)
@@ -308,7 +304,7 @@ def test_patience_ends_and_begins_anew(channel, stream, monkeypatch):
         looks = clock.looks
         until(lambda: clock.looks >= looks + 3 or not waiting.is_alive())
 
-    unread, waiting = starved(channel, stream)
+    unread, waiting = starved(played_channel, stream)
     clock.now += PATIENCE_NS - 1
     looked_again()
     assert waiting.is_alive()
@@ -317,7 +313,7 @@ def test_patience_ends_and_begins_anew(channel, stream, monkeypatch):
     assert isinstance(error, ResourceExhausted)
     assert f"{12 * SIZE} bytes of answers" in str(error)
     # While others read, or read for it, it has all the patience there is.
-    channel.incoming.clear()
+    played_channel.incoming.clear()
     other = stream.stream("m", ONE)
     waiting = Waiting(lambda: next(other))
     until(lambda: stream._waiters)
@@ -325,26 +321,26 @@ def test_patience_ends_and_begins_anew(channel, stream, monkeypatch):
     looked_again()
     for _ in range(3):
         next(unread)
-    until(lambda: channel.receives == 2)
+    until(lambda: played_channel.receives == 2)
     clock.now += PATIENCE_NS - 1
-    channel.put([message(channel.ids[0], 12) for _ in range(3)])
+    played_channel.put([message(played_channel.ids[0], 12) for _ in range(3)])
     until(lambda: stream._state.starved)
     looked_again()
     clock.now += PATIENCE_NS - 1
     looked_again()
     assert waiting.is_alive()
     unread.close()
-    channel.put([message(channel.ids[2], 99)])
+    played_channel.put([message(played_channel.ids[2], 99)])
     assert value(waiting.result()) == 99
 
 
-def test_the_end_wakes_all(channel, stream):
+def test_the_end_wakes_all(played_channel, stream):
     made = [stream.stream("m", ONE) for _ in range(5)]
     stream.send("m", ONE)
     waiting = [Waiting(lambda one=one: next(one)) for one in made]
     waiting.append(Waiting(stream.receive))
     until(lambda: len(stream._waiters) == 5)
-    channel.put([])
+    played_channel.put([])
     for one in waiting:
         assert isinstance(one.result(), Unavailable)
     assert stream.receive() is None
@@ -357,30 +353,30 @@ def test_the_end_wakes_all(channel, stream):
     assert len(caught.traceback) < 6
 
 
-def test_a_request_that_is_not_sent(channel, stream):
+def test_a_request_that_is_not_sent(played_channel, stream):
     before = stream.stream("m", ONE)
-    channel.send_failure = Unavailable("the connection broke")
+    played_channel.send_failure = Unavailable("the connection broke")
     with pytest.raises(Unavailable):
         stream.stream("m", ONE)
-    channel.put([message(channel.ids[0], 1, final=True)])
+    played_channel.put([message(played_channel.ids[0], 1, final=True)])
     assert [value(one) for one in before] == [1]  # what has come may be read
-    channel.send_failure = DeadlineExceeded("not in time")
+    played_channel.send_failure = DeadlineExceeded("not in time")
     with pytest.raises(DeadlineExceeded):
         stream.send("m", ONE)
     assert stream.receive() is None
-    channel.send_failure = None
+    played_channel.send_failure = None
     with pytest.raises(DeadlineExceeded):  # a part of it may be on its way
         stream.send("m", ONE)
 
 
-def test_requests_of_their_own_see_the_end(channel):
-    with Stream(channel, OPTIONS, "host:1", tensors, 10 * SIZE) as alone:
+def test_requests_of_their_own_see_the_end(played_channel):
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE) as alone:
         prepared = prepare_streamed("m", "", None, None, 0, None)
         made = alone._make(prepared, ONE, "", last=True)
-        assert channel.half_closed
-        channel.put([message(channel.ids[0], 1, final=True)], [])
+        assert played_channel.half_closed
+        played_channel.put([message(played_channel.ids[0], 1, final=True)], [])
         assert [value(one) for one in made] == [1]
-        assert channel.receives == 2  # the end too, so that the connection can be used again
+        assert played_channel.receives == 2  # the end too, so that the connection can be used again
         with pytest.raises(ClosedError):
             alone.send("m", ONE)
     forget(alone)
@@ -435,12 +431,6 @@ def on_a_loop(test):
     return run
 
 
-async def until_async(condition):
-    """Let other tasks run until something is so; the test has a time limit."""
-    while not condition():
-        await asyncio.sleep(0)
-
-
 async def asked(stream):
     """Return a request that has been sent."""
     made = stream.stream("m", ONE)
@@ -449,34 +439,34 @@ async def asked(stream):
 
 
 @on_a_loop
-async def test_one_task_reads_for_all(channel, stream):
+async def test_one_task_reads_for_all(played_channel, stream):
     made = [await asked(stream) for _ in range(8)]
     waiting = [asyncio.ensure_future(anext(one)) for one in made]
     await until_async(lambda: len(stream._waiters) == 7)
-    assert channel.receives == 1
+    assert played_channel.receives == 1
     for number in range(7, 0, -1):
-        channel.put([message(channel.ids[number], number)])
+        played_channel.put([message(played_channel.ids[number], number)])
     assert [value(await one) for one in waiting[1:]] == list(range(1, 8))
     waiting[0].cancel()
-    channel.put([message(channel.ids[1], 1)])
+    played_channel.put([message(played_channel.ids[1], 1)])
     assert value(await anext(made[1])) == 1
 
 
 @on_a_loop
-async def test_a_tasks_request_that_is_not_sent(channel, stream):
+async def test_a_tasks_request_that_is_not_sent(played_channel, stream):
     before = await asked(stream)
-    channel.send_failure = Unavailable("the connection broke")
+    played_channel.send_failure = Unavailable("the connection broke")
     with pytest.raises(Unavailable):
         await stream.send("m", ONE)
-    channel.put([message(channel.ids[0], 1, final=True)])
+    played_channel.put([message(played_channel.ids[0], 1, final=True)])
     assert [value(one) async for one in before] == [1]
-    channel.send_failure = DeadlineExceeded("not in time")
+    played_channel.send_failure = DeadlineExceeded("not in time")
     with pytest.raises(DeadlineExceeded):
         await stream.send("m", ONE)
-    channel.send_failure = None
+    played_channel.send_failure = None
     with pytest.raises(DeadlineExceeded):  # a part of it may be on its way
         await stream.send("m", ONE)
-    assert channel.cancelled
+    assert played_channel.cancelled
 
 
 async def waking(channel, stream):

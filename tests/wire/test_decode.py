@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import wire_fields as wf
-from bystander import Bystander
+from support.bystander import Bystander
 from tritonclient.grpc.service_pb2 import ModelInferResponse
 from wire_oracle import DATATYPES, Answer, Output, bytes_payload, decode, every_byte, pieces
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 import pytest
-from bystander import Bystander
 from hypothesis import given
+from support.bystander import Bystander
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 from wire_oracle import DATATYPES, canonical
 from wire_strategies import (

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from event_loops import new_loop
+from support.event_loops import new_loop
 
 from triton_fast import (
     DATATYPES,

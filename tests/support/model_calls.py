@@ -1,10 +1,21 @@
-"""What the tests of streams ask the test models for, and what they look at in the answers."""
+"""What tests ask the test models for, and what they look at in the answers."""
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
+
+from support.waiting import until
+
+ONE = {"INPUT0": np.ones(1, np.float32)}
+
+
+def slow(seconds):
+    """Return inputs of the model `slow`, which takes so long over them."""
+    return {**ONE, "DELAY": np.array([seconds], np.float32)}
+
+
+def assert_usable(client):
+    assert client.infer("identity_fp32", ONE, timeout=30)["OUTPUT0"].tolist() == [1]
 
 
 def repeat(values, delays=None, wait=0):
@@ -36,12 +47,5 @@ def counts(client, *, reset=False):
 
 def reset(client):
     """Begin counting anew, once no model has anything to do."""
-    wait_until(lambda: counts(client)[1] == 0)
+    until(lambda: counts(client)[1] == 0)
     counts(client, reset=True)
-
-
-def wait_until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"still not so after {seconds} s"
-        time.sleep(0.01)

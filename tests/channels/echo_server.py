@@ -1,4 +1,4 @@
-"""What the channel tests talk to: a gRPC server of plain bytes, a TCP relay, and fake messages.
+"""What the channel tests talk to: a gRPC server of plain bytes, and a TCP relay.
 
 Run as a program, it serves at the target given as the first argument and prints the port.
 """
@@ -6,108 +6,16 @@ Run as a program, it serves at the target given as the first argument and prints
 from __future__ import annotations
 
 import json
-import re
 import socket
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent import futures
-from pathlib import Path
 
 import grpc
-
-from triton_fast._core import _wire
-from triton_fast.protocol.messages import message_class
+from support.channel_ends import envelope
 
 STATUS_NUMBERS = {code.value[0]: code for code in grpc.StatusCode}
-
-
-class Message:
-    """An Outgoing of given bytes that counts how often it was rendered."""
-
-    def __init__(self, message: bytes = b"") -> None:
-        self.message = message
-        self.rendered = 0
-
-    @property
-    def byte_size(self) -> int:
-        return len(self.message)
-
-    def segments(self):
-        return [_wire.address_of(self.message)]
-
-    def render(self) -> bytes:
-        self.rendered += 1
-        return self.message
-
-
-def received(stream, deadline_ns=None):
-    """Return what a stream receives next: a list, empty at its end."""
-    into = []
-    stream.receive(into, deadline_ns)
-    return into
-
-
-class FreshMessage(Message):
-    """An Outgoing whose bytes belong to nobody else once they are rendered."""
-
-    def __init__(self, byte_size: int) -> None:
-        super().__init__()
-        self.size = byte_size
-
-    @property
-    def byte_size(self) -> int:
-        return self.size
-
-    def render(self) -> bytes:
-        return b"\x01" * self.size  # zeros would take no memory until somebody writes them
-
-
-class Answer:
-    """An Incoming that keeps what it was told, in order."""
-
-    def __init__(self, fail_in: str = "", error: BaseException | None = None) -> None:
-        self.told: list[object] = []
-        self.bytes = b""
-        self._fail_in = fail_in
-        self._error = error
-
-    def begin(self, byte_size: int) -> None:
-        self._tell("begin", byte_size)
-
-    def feed(self, data) -> None:
-        self._tell("feed", len(data))
-        self.bytes += bytes(data)
-
-    def finish(self) -> None:
-        self._tell("finish", None)
-
-    def _tell(self, what: str, size: int | None) -> None:
-        self.told.append(what)
-        if what == "begin":
-            self.announced = size
-        if what == self._fail_in:
-            raise self._error
-
-
-class Ending:
-    """An on_done that keeps how often it was called, with what and where."""
-
-    def __init__(self) -> None:
-        self.errors: list[BaseException | None] = []
-        self.thread = 0
-        self._over = threading.Event()
-
-    def __call__(self, error: BaseException | None) -> None:
-        self.errors.append(error)
-        self.thread = threading.get_ident()
-        self._over.set()
-
-    def wait(self, timeout: float = 30.0) -> BaseException | None:
-        assert self._over.wait(timeout), "the call did not end"
-        return self.errors[0]
 
 
 class EchoServer:
@@ -244,41 +152,6 @@ class EchoServer:
                 yield request
         if method == "StreamEcho":
             yield envelope("half-closed")
-
-
-def until(condition: Callable[[], object], patience: float = 30.0) -> None:
-    """Wait for what nobody tells of."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.01)
-
-
-def until_blocked(thread: threading.Thread) -> None:
-    """Wait until a thread waits for something: until it sleeps, and is not woken for a while.
-
-    For the sake of what comes next; a thread that is late must not make it fail.
-    """
-    # man 5 proc. Not sys._current_frames, which deadlocks where it collects a grpcio server.
-    status = Path(f"/proc/self/task/{thread.native_id}/status")
-    looks: list[str] = []
-
-    def is_still() -> bool:
-        try:
-            text = status.read_text()
-        except OSError:  # it has ended
-            return True
-        looks.append(re.sub(r"(?m)^(?!State|.*ctxt_switches).*\n", "", text))
-        return len(looks) > 5 and "sleeping" in looks[-1] and set(looks[-5:]) == {looks[-1]}
-
-    until(is_still)
-
-
-def envelope(text: str, error: str = "") -> bytes:
-    """Return a message of a stream: ModelStreamInferResponse with an id."""
-    message = message_class("ModelStreamInferResponse")(error_message=error)
-    message.infer_response.id = text
-    return message.SerializeToString()
 
 
 class _Methods(grpc.GenericRpcHandler):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
+
+from support.interpreter import run_python
+from support.process import descriptors
 
 # A child that hangs is killed by its own alarm, so that a fault shows as its status.
 PRELUDE = """
 import errno, gc, os, resource, signal, sys, threading, time, warnings
 import numpy as np
-from traces import descriptor_count, files, mapping_count
+from shm_programs import descriptor_count, mapping_count
+from support.process import segments
 from triton_fast._core import _shm
 
 # Python 3.12 and later warn of what is tested here.
@@ -33,23 +33,10 @@ def fork(work):
 """
 
 
-def run_python(script: str, *arguments: str) -> str:
-    """Run a script in an interpreter of its own, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(script), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [*sys.path, ""]))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr or done
-    return done.stdout
-
-
-def files(pid: int | None = None) -> set[str]:
-    """Return the names of a process's segments; of this one's if no other is named."""
-    return {path.name for path in Path("/dev/shm").glob(f"triton_fast-*-{pid or os.getpid()}-*")}
+def run_program(script: str, *arguments: str) -> str:
+    """Run a script after the prelude, and return what it prints; it must complain of nothing."""
+    program = PRELUDE + textwrap.dedent(script)
+    return run_python(program, *arguments, quiet=True, options=())
 
 
 def is_mapped(address: int) -> bool:
@@ -68,8 +55,4 @@ def descriptor_count() -> int:
 
     Not of all files: what other tests have left in this process may open one at any time.
     """
-    count = 0
-    for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed just now, as the folder itself is
-            count += path.readlink().is_relative_to("/dev/shm")
-    return count
+    return sum(Path(name).is_relative_to("/dev/shm") for name in descriptors().values())

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tritonclient.grpc
-from official_client import infer, is_final, request_id, stream, tensors
 from served_models import HASTY, PATIENT
-from server_state import of_threads, waiting
-from stream_inputs import repeat, wait_until
+from support.model_calls import repeat
+from support.official_client import infer, is_final, request_id, stream, tensors
+from support.server_state import of_threads, waiting
+from support.waiting import until
 from tritonclient.utils import InferenceServerException
 
 from triton_fast.testing import (
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def client(server):
+def official_client(server):
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
         yield client
 
@@ -58,8 +59,8 @@ def test_the_groups_share_no_model(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(names)
 
 
-def test_the_further_models_are_served_only_when_named(triton_server, client):
-    assert all(client.is_model_ready(name) for name in FURTHER_TEST_MODELS)
+def test_the_further_models_are_served_only_when_named(triton_server, official_client):
+    assert all(official_client.is_model_ready(name) for name in FURTHER_TEST_MODELS)
     assert not [name for name in FURTHER_TEST_MODELS if f"'{name}'" in triton_server.log()]
 
 
@@ -121,9 +122,9 @@ def test_requests_on_a_stream_are_answered_at_the_same_time(server):
         assert is_final(answers[-1])
 
 
-def test_wait_holds_the_request_and_not_the_answers(server, client):
+def test_wait_holds_the_request_and_not_the_answers(server, official_client):
     def finished():
-        (model,) = client.get_inference_statistics("repeat_int32").model_stats
+        (model,) = official_client.get_inference_statistics("repeat_int32").model_stats
         return model.inference_count
 
     before = finished()
@@ -132,7 +133,7 @@ def test_wait_holds_the_request_and_not_the_answers(server, client):
         one.send("repeat_int32", repeat([1], wait=1500))
         one.answers()
         assert finished() == before
-    wait_until(lambda: finished() == before + 1)
+    until(lambda: finished() == before + 1)
     assert time.monotonic() - start >= 1.5
 
 
@@ -145,14 +146,14 @@ def test_wait_holds_the_request_and_not_the_answers(server, client):
         ("square_int32", {"IN": np.int32([-1])}, "must not be negative"),
     ],
 )
-def test_bad_requests_end_alone(server, client, model, inputs, complaint):
+def test_bad_requests_end_alone(server, official_client, model, inputs, complaint):
     with stream(server.grpc_url) as one:
         one.send(model, inputs)
         with pytest.raises(InferenceServerException, match=complaint):
             one.receive()
         one.send("square_int32", {"IN": np.int32([1])})
         assert values(one.answers()) == [1]
-    assert counts(client)[1] == 0
+    assert counts(official_client)[1] == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 64, 65, 3000])
@@ -196,34 +197,34 @@ def test_squares_at_the_same_time(server):
     ],
     ids=["long delay", "many answers", "held request", "square"],
 )
-def test_streams_notice_that_they_are_cancelled(server, client, model, inputs):
-    counts(client, reset=True)
+def test_streams_notice_that_they_are_cancelled(server, official_client, model, inputs):
+    counts(official_client, reset=True)
     with stream(server.grpc_url) as one:
         for number in range(3):
             one.send(model, inputs, str(number))
         for _ in range(3):
             one.receive()
-        assert counts(client) == (0, 3)
+        assert counts(official_client) == (0, 3)
         one.cancel()
-    wait_until(lambda: counts(client) == (3, 0))
+    until(lambda: counts(official_client) == (3, 0))
 
 
 @pytest.mark.server_may_die
-def test_slow_counts_cancelled_calls(client):
-    counts(client, reset=True)
+def test_slow_counts_cancelled_calls(official_client):
+    counts(official_client, reset=True)
     inputs = {"INPUT0": np.float32([1]), "DELAY": np.float32([300])}
     # On every instance; they are free again when the calls are cancelled.
-    calls = [send(client, "slow", inputs) for _ in range(8)]
-    wait_until(lambda: counts(client) == (0, 8))
+    calls = [send(official_client, "slow", inputs) for _ in range(8)]
+    until(lambda: counts(official_client) == (0, 8))
     for call in calls:
         call.cancel()
-    wait_until(lambda: counts(client) == (8, 0))
+    until(lambda: counts(official_client) == (8, 0))
     with pytest.raises(InferenceServerException, match="Deadline"):
-        infer(client, "slow", inputs, client_timeout=1)
-    wait_until(lambda: counts(client) == (9, 0))
-    infer(client, "slow", {**inputs, "DELAY": np.float32([0])})
-    assert counts(client, reset=True) == (9, 0)
-    assert counts(client) == (0, 0)
+        infer(official_client, "slow", inputs, client_timeout=1)
+    until(lambda: counts(official_client) == (9, 0))
+    infer(official_client, "slow", {**inputs, "DELAY": np.float32([0])})
+    assert counts(official_client, reset=True) == (9, 0)
+    assert counts(official_client) == (0, 0)
 
 
 def test_a_model_ends_its_streams_and_its_thread_before_it_is_unloaded(
@@ -245,11 +246,11 @@ def test_a_model_ends_its_streams_and_its_thread_before_it_is_unloaded(
             client.unload_model("repeat_int32")
             assert threads() == 1
             assert values(one.answers()) == [2]
-        wait_until(lambda: threads() == 0)
+        until(lambda: threads() == 0)
         client.load_model("repeat_int32")
         assert threads() == 1
         client.unload_model("repeat_int32")
-        wait_until(lambda: threads() == 0)
+        until(lambda: threads() == 0)
     server.kill()
 
 
@@ -273,19 +274,19 @@ def add(client, model, number, sequence_id, *, start=False, end=False):
 
 
 @pytest.mark.parametrize(("model", "base"), ACCUMULATE)
-def test_sequences_are_summed_apart(client, model, base):
+def test_sequences_are_summed_apart(official_client, model, base):
     ids = [base + (str(number) if isinstance(base, str) else number) for number in range(1, 11)]
-    _, before = add(client, model, 0, ids[0], start=True, end=True)
+    _, before = add(official_client, model, 0, ids[0], start=True, end=True)
     for number, one in enumerate(ids):
-        assert add(client, model, number, one, start=True) == (number, before)
+        assert add(official_client, model, number, one, start=True) == (number, before)
     for number, one in enumerate(ids):
-        assert add(client, model, 10, one) == (number + 10, before)
+        assert add(official_client, model, 10, one) == (number + 10, before)
     for number, one in enumerate(ids):
-        assert add(client, model, -20, one, end=True) == (number - 10, before + number + 1)
+        assert add(official_client, model, -20, one, end=True) == (number - 10, before + number + 1)
     # An id that comes again is a sequence that begins again, also before the first has ended.
-    assert add(client, model, 5, ids[3], start=True) == (5, before + 10)
-    assert add(client, model, 6, ids[3], start=True) == (6, before + 10)
-    assert add(client, model, 1, ids[3], end=True) == (7, before + 11)
+    assert add(official_client, model, 5, ids[3], start=True) == (5, before + 10)
+    assert add(official_client, model, 6, ids[3], start=True) == (6, before + 10)
+    assert add(official_client, model, 1, ids[3], end=True) == (7, before + 11)
 
 
 @pytest.mark.parametrize("model", NUMBERED)
@@ -306,9 +307,9 @@ def test_a_sequence_on_a_stream(server, model):
 
 
 @pytest.mark.parametrize(("model", "base"), ACCUMULATE)
-def test_a_sequence_must_start(client, model, base):
+def test_a_sequence_must_start(official_client, model, base):
     with pytest.raises(InferenceServerException, match="must specify the START flag") as caught:
-        add(client, model, 1, base)
+        add(official_client, model, 1, base)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
@@ -332,7 +333,7 @@ def test_the_direct_strategy_has_place_for_sixteen(sequence_server):
             add(client, PATIENT, number, 300 + number, start=True)
         with ThreadPoolExecutor(1) as pool:
             late = pool.submit(add, client, PATIENT, 1, 400, start=True, end=True)
-            wait_until(lambda: waiting(sequence_server, PATIENT) == 1)
+            until(lambda: waiting(sequence_server, PATIENT) == 1)
             assert not late.done()
             add(client, PATIENT, 0, 300, end=True)
             assert late.result(timeout=30)[0] == 1
@@ -350,9 +351,9 @@ def delayed(value, seconds, width=1):
     }
 
 
-def test_batched_identity(client):
+def test_batched_identity(official_client):
     sent = np.arange(24, dtype=np.float32).reshape(8, 3)
-    result = infer(client, "batched_identity_fp32", {"INPUT0": sent})
+    result = infer(official_client, "batched_identity_fp32", {"INPUT0": sent})
     assert np.array_equal(result.as_numpy("OUTPUT0"), sent)
 
 
@@ -361,7 +362,7 @@ def send(client, model, inputs, done=lambda **_: None, **options):
     return client.async_infer(model, tensors(inputs), done, **options)
 
 
-def test_the_higher_priority_comes_first(server, client):
+def test_the_higher_priority_comes_first(server, official_client):
     order = []
 
     def call(priority, number):
@@ -369,40 +370,44 @@ def test_the_higher_priority_comes_first(server, client):
             assert result is None or error is None
             order.append(error or (priority, number))
 
-        send(client, "batched_identity_fp32", delayed(number, 0.03), done, priority=priority)
+        send(
+            official_client, "batched_identity_fp32", delayed(number, 0.03), done, priority=priority
+        )
         # The next one comes to the server when this one waits there.
-        wait_until(lambda: waiting(server, "batched_identity_fp32") == number)
+        until(lambda: waiting(server, "batched_identity_fp32") == number)
 
-    send(client, "batched_identity_fp32", delayed(0, 1, width=98))
-    wait_until(lambda: counts(client)[1] == 1)
+    send(official_client, "batched_identity_fp32", delayed(0, 1, width=98))
+    until(lambda: counts(official_client)[1] == 1)
     # Those that wait become one batch, whose requests are answered one after the other. 0 is the
     # model's own choice, 2.
     for number, priority in enumerate((2, 0, 2, 1, 1, 1), start=1):
         call(priority, number)
     assert not order
-    wait_until(lambda: len(order) == 6)
+    until(lambda: len(order) == 6)
     assert order == [(1, 4), (1, 5), (1, 6), (2, 1), (0, 2), (2, 3)]
 
 
-def test_batched_identity_gives_up_what_waits_too_long(client):
+def test_batched_identity_gives_up_what_waits_too_long(official_client):
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(infer, client, "batched_identity_fp32", delayed(0, 1, 1))
-        wait_until(lambda: counts(client)[1] == 1)
+        ahead = pool.submit(infer, official_client, "batched_identity_fp32", delayed(0, 1, 1))
+        until(lambda: counts(official_client)[1] == 1)
         with pytest.raises(InferenceServerException, match="Request timeout expired") as caught:
-            infer(client, "batched_identity_fp32", delayed(1, 0, 2), timeout=20_000)
+            infer(official_client, "batched_identity_fp32", delayed(1, 0, 2), timeout=20_000)
         assert caught.value.status() == "StatusCode.UNAVAILABLE"
         ahead.result()
 
 
-def test_small_queue_refuses_what_it_has_no_place_for(client):
+def test_small_queue_refuses_what_it_has_no_place_for(official_client):
     one = {"INPUT0": np.float32([[4]])}
     start = time.monotonic()
-    assert infer(client, "small_queue_fp32", one).as_numpy("OUTPUT0").tolist() == [[4]]
+    assert infer(official_client, "small_queue_fp32", one).as_numpy("OUTPUT0").tolist() == [[4]]
     assert time.monotonic() - start >= 0.2
     with ThreadPoolExecutor(8) as pool:
-        ahead = pool.submit(infer, client, "small_queue_fp32", delayed(4, 1))
-        wait_until(lambda: counts(client)[1] == 1)
-        calls = [pool.submit(infer, client, "small_queue_fp32", delayed(4, 0)) for _ in range(7)]
+        ahead = pool.submit(infer, official_client, "small_queue_fp32", delayed(4, 1))
+        until(lambda: counts(official_client)[1] == 1)
+        calls = [
+            pool.submit(infer, official_client, "small_queue_fp32", delayed(4, 0)) for _ in range(7)
+        ]
         errors = [call.exception() for call in calls]
         ahead.result()
     refused = [error for error in errors if error is not None]
@@ -421,36 +426,36 @@ def classes(client, model, rows, count):
     return client.infer(model, [tensor], outputs=wanted).as_numpy("OUTPUT0").tolist()
 
 
-def test_classes_have_labels(client):
+def test_classes_have_labels(official_client):
     rows = np.float32([[0.5, 3, 2, 0], [-1, -2, -3, 8]])
-    assert classes(client, "classify_fp32", rows, 2) == [
+    assert classes(official_client, "classify_fp32", rows, 2) == [
         [b"3.000000:1:dog", b"2.000000:2:owl"],
         [b"8.000000:3:fox", b"-1.000000:0:cat"],
     ]
     # As many as there are; those that have no label come without one.
     rows = np.float32([[5, 4, 3, 2, 1]])
-    (found,) = classes(client, "classify_fp32", rows, 9)
+    (found,) = classes(official_client, "classify_fp32", rows, 9)
     assert found[:2] == [b"5.000000:0:cat", b"4.000000:1:dog"]
     assert found[4] == b"1.000000:4"
     assert len(found) == 5
 
 
-def test_classes_without_labels(client):
+def test_classes_without_labels(official_client):
     rows = np.float32([[1, 3, 2]])
-    assert classes(client, "classify_unlabelled_fp32", rows, 1) == [[b"3.000000:1"]]
+    assert classes(official_client, "classify_unlabelled_fp32", rows, 1) == [[b"3.000000:1"]]
 
 
-def test_ensemble(client):
+def test_ensemble(official_client):
     left, right = np.random.default_rng(3).random((2, 8, 16), np.float32)
-    result = infer(client, "ensemble_add_sub", {"INPUT0": left, "INPUT1": right})
+    result = infer(official_client, "ensemble_add_sub", {"INPUT0": left, "INPUT1": right})
     assert np.array_equal(result.as_numpy("OUTPUT0"), left + right)
     assert np.array_equal(result.as_numpy("OUTPUT1"), left - right)
 
     def counted():
-        (model,) = client.get_inference_statistics("identity_batched").model_stats
+        (model,) = official_client.get_inference_statistics("identity_batched").model_stats
         return model.inference_count
 
-    wait_until(lambda: counted() == 8)  # Triton counts when it has answered
+    until(lambda: counted() == 8)  # Triton counts when it has answered
 
 
 # Python models
@@ -568,7 +573,7 @@ def test_generations_notice_that_they_are_cancelled(python_server, make):
         one.receive()
         assert seen() == before
         one.cancel()
-    wait_until(lambda: seen() == before + 3)
+    until(lambda: seen() == before + 3)
 
 
 def test_generations_run_side_by_side(python_server):
@@ -615,7 +620,7 @@ def test_prompt_text_notices_that_it_is_cancelled(python_client):
             parameters={"token_delay": 600.0},
             client_timeout=1,
         )
-    wait_until(lambda: seen() == before + 1)
+    until(lambda: seen() == before + 1)
 
 
 def test_vllm_tells_the_reason_and_the_numbers_when_asked(python_server):

@@ -8,11 +8,12 @@ import time
 
 import numpy as np
 import pytest
-from interpreter import run_python
-from interruptions import is_in_package
-from stream_inputs import counts, outs, repeat, reset, square, wait_until
+from support.interpreter import run_python
+from support.interruptions import is_in_package
+from support.model_calls import counts, outs, repeat, square
+from support.waiting import until
 
-from triton_fast import Client, TritonFastError
+from triton_fast import TritonFastError
 
 pytestmark = [pytest.mark.server, pytest.mark.server_may_die]
 
@@ -23,7 +24,7 @@ SOON = 30.0
 PRELUDE = """
 import contextlib, gc, os, signal, sys, threading, time
 import numpy as np
-from stream_inputs import ENDLESS, outs, repeat, square
+from support.model_calls import ENDLESS, outs, repeat, square
 from triton_fast import Client, ClosedError
 
 client = Client(sys.argv[1], channel=sys.argv[2])
@@ -31,14 +32,7 @@ client = Client(sys.argv[1], channel=sys.argv[2])
 
 
 @pytest.fixture
-def client(server, channel):
-    with Client(server.grpc_url, channel=channel, timeout=LONG) as client:
-        reset(client)
-        yield client
-
-
-@pytest.fixture
-def run(server, channel):
+def run_script(server, channel):
     """Run a script with a client of its own; it must end well, and complain of nothing."""
 
     def run(script, *, quiet=True):
@@ -156,9 +150,9 @@ sys.exit(0)
     ],
     ids=["iterator", "cycle", "threads", "generator", "atexit"],
 )
-def test_the_interpreter_ends_with_streams_open(run, script, client):
-    assert run(script) == "1\n"  # and does not wait for an answer that never comes
-    wait_until(lambda: counts(client)[1] == 0)  # the server knows
+def test_the_interpreter_ends_with_streams_open(run_script, script, stream_client):
+    assert run_script(script) == "1\n"  # and does not wait for an answer that never comes
+    until(lambda: counts(stream_client)[1] == 0)  # the server knows
 
 
 # Signals ------------------------------------------------------------------------------------------
@@ -172,7 +166,7 @@ def read(answers, found):
         found.append(error)
 
 
-def test_ctrl_c_in_a_waiting_iterator(run):
+def test_ctrl_c_in_a_waiting_iterator(run_script):
     script = """
 def interrupt_soon():
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -196,11 +190,11 @@ except KeyboardInterrupt:
     print("again")
 print(outs(client.stream("repeat_int32", repeat([3]))))
 """
-    assert run(script).split("\n") == ["1", "interrupted", "2 []", "1", "again", "[3]", ""]
+    assert run_script(script).split("\n") == ["1", "interrupted", "2 []", "1", "again", "[3]", ""]
 
 
-def test_a_signal_leaves_other_threads_alone(client, alarms):
-    with client.open_stream() as stream:
+def test_a_signal_leaves_other_threads_alone(stream_client, alarms):
+    with stream_client.open_stream() as stream:
         mine = stream.stream("repeat_int32", repeat([1, 2], [0, 2000]))
         others = stream.stream("repeat_int32", repeat([3, 4, 5], [0, 300, 300]))
         found = []
@@ -215,13 +209,13 @@ def test_a_signal_leaves_other_threads_alone(client, alarms):
 
 
 @pytest.mark.soak
-def test_signals_at_any_moment_leave_nobody_waiting(client, alarms):
+def test_signals_at_any_moment_leave_nobody_waiting(stream_client, alarms):
     """Whatever handlers' exceptions cut short, again and again: no reader's turn is lost, and no
     answer unseen. One at a time, everywhere: test_interruptions.py."""
     ends = {"whole": 0, "failed": 0}
     finish = time.monotonic() + 2
     while time.monotonic() < finish:
-        with client.open_stream() as stream:
+        with stream_client.open_stream() as stream:
             mine = stream.stream("square_int32", square(400))
             others = stream.stream("square_int32", square(400))
             found = []
@@ -251,10 +245,10 @@ def test_signals_at_any_moment_leave_nobody_waiting(client, alarms):
     assert ends["whole"] > ends["failed"]
 
 
-def test_a_signal_while_sending(client, alarms):
+def test_a_signal_while_sending(stream_client, alarms):
     """The request is withdrawn; whether the stream goes on is up to how far it had come."""
     x = np.zeros(20_000_000, np.float32)
-    with client.open_stream() as stream:
+    with stream_client.open_stream() as stream:
 
         def send():
             while True:
@@ -263,13 +257,13 @@ def test_a_signal_while_sending(client, alarms):
 
         with pytest.raises(Interrupt):
             soon_interrupted(alarms, 0.01, send)
-    assert client.infer("identity_fp32", {"INPUT0": x[:1]})["OUTPUT0"].tolist() == [0]
+    assert stream_client.infer("identity_fp32", {"INPUT0": x[:1]})["OUTPUT0"].tolist() == [0]
 
 
 # Forks --------------------------------------------------------------------------------------------
 
 
-def test_a_child_has_no_part_in_its_parents_streams(run, channel):
+def test_a_child_has_no_part_in_its_parents_streams(run_script, channel):
     script = """
 def refused(work):
     try:
@@ -319,4 +313,4 @@ mine.close()
 shared.close()
 print("done")
 """
-    assert run(script, quiet=channel == "native") == "done\n"  # grpcio says what it skips
+    assert run_script(script, quiet=channel == "native") == "done\n"  # grpcio says what it skips

@@ -30,7 +30,7 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch):
+def regions_clock(monkeypatch):
     clock = Clock()
     for module in (regions_async, regions, registration):
         monkeypatch.setattr(module, "time", clock)
@@ -75,12 +75,12 @@ def test_it_is_asked_again(unregister):
     assert server.asked == [("SystemSharedMemoryUnregister", {"name": "camera"})] * 3
 
 
-def test_not_for_ever(unregister, clock):
+def test_not_for_ever(unregister, regions_clock):
     server = Server(*[Internal(IN_USE)] * 1000)
-    began = clock.now
+    began = regions_clock.now
     with pytest.raises(Internal, match="currently in use"):
         unregister(server)
-    assert 0.3 <= clock.now - began < 0.35
+    assert 0.3 <= regions_clock.now - began < 0.35
     assert 10 < len(server.asked) < 20
 
 

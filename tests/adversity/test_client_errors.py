@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from concurrent import futures
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from meetings import resident
+from support.model_calls import ONE, assert_usable, slow
+from support.process import held, resident
+from support.waiting import until
 
 from triton_fast import (
     Client,
@@ -30,28 +31,13 @@ from triton_fast import (
 from triton_fast.channels.native.channel import why_not_native
 from triton_fast.protocol.messages import message_class
 
-ONE = {"INPUT0": np.ones(1, np.float32)}
 # What takes no time takes less than this on a machine that is busy with other things.
 SLACK = 10.0
 LONG = 60.0
 
 
-def slow(seconds):
-    return {**ONE, "DELAY": np.array([seconds], np.float32)}
-
-
-def assert_usable(client):
-    assert client.infer("identity_fp32", ONE, timeout=30)["OUTPUT0"].tolist() == [1]
-
-
-@pytest.fixture(scope="session")
-def mortal(triton_server_factory):
-    """A server that tests kill or stop, and start again."""
-    return triton_server_factory(models=["slow", "identity_fp32"], stop_timeout=LONG)
-
-
 @pytest.fixture
-def client(shared_server, channel):
+def usable_client(shared_server, channel):
     with Client(shared_server().grpc_url, channel=channel) as client:
         yield client
         assert_usable(client)
@@ -61,7 +47,7 @@ def client(shared_server, channel):
 
 
 @pytest.mark.server
-def test_what_the_server_refuses(client):
+def test_what_the_server_refuses(usable_client):
     for inputs, message in (
         ({"WRONG": ONE["INPUT0"]}, "WRONG"),
         ({"INPUT0": np.ones(1, np.float64)}, "INPUT0.*FP64"),
@@ -69,58 +55,58 @@ def test_what_the_server_refuses(client):
         ({}, "INPUT0"),
     ):
         with pytest.raises(InvalidArgument, match=message) as caught:
-            client.infer("identity_fp32", inputs)
+            usable_client.infer("identity_fp32", inputs)
         assert caught.value.call == "ModelInfer('identity_fp32')"
         assert caught.value.target in str(caught.value)
     with pytest.raises(NotFound, match="'nope'"):
-        client.infer("nope", ONE)
+        usable_client.infer("nope", ONE)
     with pytest.raises(NotFound, match="identity_fp32"):
-        client.infer("identity_fp32", ONE, model_version="7")
+        usable_client.infer("identity_fp32", ONE, model_version="7")
     with pytest.raises(InvalidArgument, match="NOPE"):
-        client.infer("identity_fp32", ONE, outputs=["NOPE"])
+        usable_client.infer("identity_fp32", ONE, outputs=["NOPE"])
 
 
 @pytest.mark.server
-def test_known_metadata_refuses_before_sending(client):
-    client.model_metadata("identity_fp32")
+def test_known_metadata_refuses_before_sending(usable_client):
+    usable_client.model_metadata("identity_fp32")
     for inputs, message in (
         ({"WRONG": ONE["INPUT0"]}, "no input 'WRONG'; it takes 'INPUT0'"),
         ({"INPUT0": np.ones(1, np.float64)}, "is FP32, and the tensor is FP64"),
         ({"INPUT0": np.ones((1, 1), np.float32)}, r"shape \[-1\].*has \[1, 1\]"),
     ):
         with pytest.raises(InvalidTensor, match=message):
-            client.infer("identity_fp32", inputs)
+            usable_client.infer("identity_fp32", inputs)
 
 
 @pytest.mark.server
-def test_a_model_that_fails(client):
+def test_a_model_that_fails(usable_client):
     with pytest.raises(Internal, match="it broke") as caught:
-        client.infer("failing", {"FAIL_MESSAGE": ["it broke"]})
+        usable_client.infer("failing", {"FAIL_MESSAGE": ["it broke"]})
     assert "it broke" in caught.value.message
 
 
 @pytest.mark.server
-def test_arguments_that_make_no_sense(client):
+def test_arguments_that_make_no_sense(usable_client):
     with pytest.raises(InvalidTensor, match="input 'INPUT0': element 0 is a int"):
-        client.infer("identity_bytes", {"INPUT0": np.array([1, 2], object)})
+        usable_client.infer("identity_bytes", {"INPUT0": np.array([1, 2], object)})
     with pytest.raises(InvalidOption, match="timeout must be zero or more seconds, got -1"):
-        client.infer("identity_fp32", ONE, timeout=-1)
+        usable_client.infer("identity_fp32", ONE, timeout=-1)
     with pytest.raises(InvalidTensor, match="inputs must be a mapping of name to array, got list"):
-        client.infer("identity_fp32", [ONE["INPUT0"]])
+        usable_client.infer("identity_fp32", [ONE["INPUT0"]])
     with pytest.raises(InvalidOption, match="request_id must be a str, got int"):
-        client.infer("identity_fp32", ONE, request_id=7)
+        usable_client.infer("identity_fp32", ONE, request_id=7)
     with pytest.raises(InvalidOption, match="an input's name must be a str, got int"):
-        client.infer("identity_fp32", {7: ONE["INPUT0"]})
+        usable_client.infer("identity_fp32", {7: ONE["INPUT0"]})
 
 
 @pytest.mark.server
-def test_more_than_protobuf_can_carry(client):
+def test_more_than_protobuf_can_carry(usable_client):
     # Mapped and never touched, so it takes no memory; nor may refusing it.
     with mmap.mmap(-1, (2 << 30) + 4096) as memory:
         values = np.frombuffer(memory, np.uint8)
         before = resident()
         with pytest.raises(InvalidTensor, match=r"input 'INPUT0' has 2147487744 bytes.*2147483647"):
-            client.infer("identity_uint8", {"INPUT0": values})
+            usable_client.infer("identity_uint8", {"INPUT0": values})
         assert resident() - before < 100 << 20
         del values
 
@@ -138,18 +124,18 @@ def test_nobody_is_there(channel):
 
 @pytest.mark.server
 @pytest.mark.server_may_die
-def test_a_deadline_in_mid_call(client):
+def test_a_deadline_in_mid_call(usable_client):
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:
-        client.infer("slow", slow(20), timeout=0.001)
+        usable_client.infer("slow", slow(20), timeout=0.001)
     assert time.monotonic() - started < SLACK
     assert isinstance(caught.value, TimeoutError)
     with pytest.raises(DeadlineExceeded):
-        client.infer("identity_fp32", ONE, timeout=0)
-    future = client.submit("slow", slow(20), timeout=0.05)
+        usable_client.infer("identity_fp32", ONE, timeout=0)
+    future = usable_client.submit("slow", slow(20), timeout=0.05)
     assert isinstance(future.exception(LONG), DeadlineExceeded)
     with pytest.raises(DeadlineExceeded):
-        client.model("slow")(slow(20), timeout=0.2)
+        usable_client.model("slow")(slow(20), timeout=0.2)
 
 
 @pytest.mark.server
@@ -168,15 +154,12 @@ def test_a_server_killed_in_mid_call_and_started_again(mortal, channel):
         with pytest.raises(Unavailable):
             client.infer("identity_fp32", ONE)
         mortal.start()
-        wait_until_ready(client)
+        until_ready(client)
         assert_usable(client)
 
 
-def wait_until_ready(client):
-    end = time.monotonic() + LONG
-    while not client.is_ready(timeout=5):  # grpcio tries again once a second
-        assert time.monotonic() < end
-        time.sleep(0.05)
+def until_ready(client):
+    until(lambda: client.is_ready(timeout=5), LONG)  # grpcio tries again once a second
 
 
 class Impostor:
@@ -359,9 +342,6 @@ client.close()
 
 @pytest.mark.server
 def test_nothing_is_left_behind(triton_server, channel):
-    def counts():
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
-
     def once():
         with Client(triton_server.grpc_url, channel=channel, timeout=60) as client:
             assert_usable(client)
@@ -371,13 +351,10 @@ def test_nothing_is_left_behind(triton_server, channel):
 
     for _ in range(5):
         once()
-    before = counts()
+    before = held()
     for _ in range(10):
         once()
-    end = time.monotonic() + LONG
-    while any(now > then for now, then in zip(counts(), before, strict=True)):
-        assert time.monotonic() < end, (before, counts())
-        time.sleep(0.05)
+    until(lambda: held() <= before, LONG)
 
 
 @pytest.mark.server
@@ -392,5 +369,5 @@ def test_a_server_that_stops_need_not_wait_for_idle_clients(mortal, channel):
         with pytest.raises(Unavailable):
             client.infer("identity_fp32", ONE)
         mortal.start()
-        wait_until_ready(client)
+        until_ready(client)
         assert_usable(client)

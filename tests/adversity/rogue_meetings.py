@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from pathlib import Path
 
 import numpy as np
-from rogue import Rogue
+from support.model_calls import ONE
+from support.rogue import Rogue
 
 from triton_fast import Client
 from triton_fast.protocol.messages import message_class
 
-ONE = {"INPUT0": np.ones(1, np.float32)}
 # How much later than its deadline a call may end on a machine that is busy with other things.
 SLACK = 10.0
 # A call that should not need its deadline.
@@ -54,7 +52,3 @@ def meeting(script, *, payload=GOOD, client=None, usable=True, **server):
         rogue.reform()
         if usable:
             assert_good(caller)
-
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,33 @@
+"""Errors: one class for each status, in one tree."""
+
+from __future__ import annotations
+
+import pickle
+
+from triton_fast import errors
+from triton_fast.errors import ServerError, StatusCode, TritonFastError
+
+
+def test_every_status_has_its_error():
+    for status in StatusCode:
+        if status is StatusCode.OK:
+            continue
+        error = errors.server_error(status, "why", call="ModelInfer('m')", target="host:1")
+        name = "".join(part.capitalize() for part in status.name.split("_"))
+        assert type(error).__name__ == name
+        assert type(error) is getattr(errors, name)
+        assert error.status is status
+        assert str(error) == f"ModelInfer('m') at host:1: {status.name}: why"
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.status) == (type(error), str(error), status)
+    assert type(errors.server_error(99, "")) is errors.Unknown
+    assert isinstance(errors.server_error(4, ""), TimeoutError)
+
+
+def test_one_tree():
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            assert issubclass(kind, TritonFastError)
+    assert issubclass(errors.WireError, TritonFastError)
+    assert not issubclass(errors.WireError, ServerError)
