@@ -16,7 +16,7 @@ MOMENTS = {
     "parent": [Phase.AFTER_FORK_IN_PARENT],
     "child": [Phase.CHILD_STREAMS, Phase.CHILD_CHANNELS, Phase.CHILD_ENDPOINTS],
     "late in child": [Phase.CHILD_GRPCIO],
-    "exit": [Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY, Phase.EXIT_CHANNELS],
+    "exit": [Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY],
 }
 
 # Each script runs in an interpreter of its own.
@@ -87,7 +87,7 @@ def test_phases_come_in_their_order_whatever_asks_first(registry, saw):
 
 
 def test_all_of_a_phase_come_before_any_of_the_next(registry, saw):
-    first, second = Phase.EXIT_STREAMS, Phase.EXIT_CHANNELS
+    first, second = Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY
     things = [Thing() for _ in range(3)]
     for _ in range(2):
         group = registry.watch(
@@ -101,7 +101,7 @@ def test_all_of_a_phase_come_before_any_of_the_next(registry, saw):
 
 def test_only_the_phases_that_are_run_have_turns(registry, saw):
     thing = Thing()
-    registry.watch({phase: saw.append for phase in Phase}).add(thing)
+    registry.watch(dict.fromkeys(Phase, saw.append)).add(thing)
     registry.run([Phase.CHILD_CHANNELS])
     assert saw == [thing]
 
@@ -176,7 +176,7 @@ def test_things_that_a_turn_adds_wait_for_the_next_time(registry, saw):
 
 def test_threads_that_add_things_disturb_nothing(registry):
     """As daemon threads may at exit."""
-    group = registry.watch({Phase.EXIT_CHANNELS: lambda _: None})
+    group = registry.watch({Phase.EXIT_SHARED_MEMORY: lambda _: None})
     kept = [Thing() for _ in range(200)]
     over = threading.Event()
 
@@ -192,7 +192,7 @@ def test_threads_that_add_things_disturb_nothing(registry):
     thread.start()
     try:
         for _ in range(300):
-            registry.run([Phase.EXIT_CHANNELS])
+            registry.run([Phase.EXIT_SHARED_MEMORY])
     finally:
         sys.setswitchinterval(before)
         over.set()
@@ -221,7 +221,7 @@ def test_one_that_fails_takes_nobodys_turn(registry, saw):
 
     one, other = Thing(), Thing()
     group = registry.watch({Phase.EXIT_STREAMS: turn})
-    registry.watch({Phase.EXIT_CHANNELS: saw.append}).add(other)
+    registry.watch({Phase.EXIT_SHARED_MEMORY: saw.append}).add(other)
     group.add(one)
     with pytest.raises(KeyboardInterrupt):
         registry.run(MOMENTS["exit"])
@@ -273,7 +273,7 @@ def test_a_process_of_multiprocessing_runs_the_exit():
     for phase in Phase:
         if phase.name.startswith("EXIT"):
             watch({phase: saying(phase)}).add(thing)
-    lifecycle.run_exit_in_multiprocessing()  # which is forgotten as the child begins
+    lifecycle.run_exit_in_multiprocessing()  # which is for nothing: the children are told anew
 
     def work(depth):
         say("working")
@@ -299,8 +299,8 @@ def test_a_program_that_uses_multiprocessing_ends_once():
     """Its hooks of atexit's are run, after those that are there later than the client."""
     script = """
     import atexit
-    watch({Phase.EXIT_CHANNELS: saying(Phase.EXIT_CHANNELS)}).add(thing)
+    watch({Phase.EXIT_SHARED_MEMORY: saying(Phase.EXIT_SHARED_MEMORY)}).add(thing)
     atexit.register(say, "the program's own")
     lifecycle.run_exit_in_multiprocessing()
     """
-    assert run(script, quiet=True) == ["the program's own", "EXIT_CHANNELS"]
+    assert run(script, quiet=True) == ["the program's own", "EXIT_SHARED_MEMORY"]

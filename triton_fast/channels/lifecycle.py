@@ -1,9 +1,10 @@
 """The ends of processes, and their forks: who has a turn then, and in which order.
 
-Owns the only ``os.register_at_fork``, ``atexit.register`` and ``multiprocessing.util.Finalize`` of the
-client's Python. Not here: the connections' descriptors, which C++ closes in a forked child before
-anything of Python's runs (``csrc/src/http2/fork.cpp``); and the test server (``testing/server.py``),
-which is kept alive until its own exit hook, and is gone before hooks that were there before it.
+Owns the only ``os.register_at_fork``, ``atexit.register`` and ``multiprocessing.util.Finalize`` of
+the client's Python. Not here: the connections' descriptors, which C++ closes in a forked child
+before anything of Python's runs (``csrc/src/http2/fork.cpp``); and the test server
+(`triton_fast.testing.server`), which its own exit hook keeps alive, and which is to be gone before
+hooks run that were there before it.
 """
 
 from __future__ import annotations
@@ -56,16 +57,14 @@ class Phase(enum.Enum):
     """Streams are closed. Later, when the interpreter is taken down, threads that hold a lock may
     be gone."""
     EXIT_SHARED_MEMORY = enum.auto()
-    """Servers are told to let go of shared memory, over channels that are still open."""
-    EXIT_CHANNELS = enum.auto()
-    """Channels are closed."""
+    """Servers are told to let go of shared memory, over channels, which stay open to the end."""
 
 
 _BEFORE = (Phase.BEFORE_FORK,)
 _IN_PARENT = (Phase.AFTER_FORK_IN_PARENT,)
 _LATE_IN_CHILD = (Phase.CHILD_GRPCIO,)
 _IN_CHILD = (Phase.CHILD_STREAMS, Phase.CHILD_CHANNELS, Phase.CHILD_ENDPOINTS)
-_AT_EXIT = (Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY, Phase.EXIT_CHANNELS)
+_AT_EXIT = (Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY)
 
 
 class Lifecycle:
@@ -82,8 +81,7 @@ class Lifecycle:
             phase: [] for phase in Phase
         }
         self._hooked: set[Callable[[], None]] = set()
-        self._finalizer: Any = None  # multiprocessing's
-        self._finalizer_pid = -1
+        self._finalized_pid = -1  # the process that has told multiprocessing
 
     def watch(self, turns: Mapping[Phase, Callable[[T], None]]) -> weakref.WeakSet[T]:
         """Return a new group, whose things have turns as long as they are alive.
@@ -116,7 +114,7 @@ class Lifecycle:
                 for thing in _alive(group):
                     try:
                         turn(thing)
-                    except BaseException as error:  # noqa: BLE001, PERF203 - raised below
+                    except BaseException as error:  # noqa: BLE001 - raised below
                         failures.append(error)
         if len(failures) > 1:
             raise BaseExceptionGroup("several things failed at a fork or an exit", failures)
@@ -127,15 +125,14 @@ class Lifecycle:
         """Have a process that multiprocessing has made run the exit's phases too.
 
         To be called when there is something that must not be left behind: such a process runs
-        nothing of atexit's, and forgets early in its life what it was told before.
+        nothing of atexit's.
         """
         util = sys.modules.get("multiprocessing.util")
         if util is None or sys.modules["multiprocessing"].parent_process() is None:
             return
-        told = self._finalizer_pid == os.getpid() and self._finalizer.still_active()
-        if not told:
-            self._finalizer_pid = os.getpid()
-            self._finalizer = util.Finalize(None, self.run, (_AT_EXIT,), exitpriority=0)
+        if self._finalized_pid != os.getpid():
+            self._finalized_pid = os.getpid()
+            util.Finalize(None, self.run, (_AT_EXIT,), exitpriority=0)
 
     def _hook(self, phase: Phase) -> None:
         if phase in _AT_EXIT:

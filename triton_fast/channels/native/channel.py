@@ -338,6 +338,6 @@ def _abandon_inherited(channel: NativeChannel) -> None:
         channel.abandon()
 
 
-_channels = watch(
-    {Phase.CHILD_CHANNELS: _abandon_inherited, Phase.EXIT_CHANNELS: NativeChannel.close}
-)
+# Nothing at exit: the interpreter leaves daemon threads where they wait, and the kernel closes what
+# they wait for. If channels were closed first, programs would end with those threads' tracebacks.
+_channels = watch({Phase.CHILD_CHANNELS: _abandon_inherited})
