@@ -37,6 +37,20 @@ class Fault:
 
 FAULTS = [
     Fault(
+        "channels/lifecycle",
+        "one thing that fails at a fork takes the others' turns",
+        "                        failures.append(error)",
+        "                        raise",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Fault(
+        "channels/lifecycle",
+        "a process that multiprocessing has made ends like any other",
+        "            util.Finalize(None, self.run, (_AT_EXIT,), exitpriority=0)\n",
+        "",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Fault(
         "streaming/demux",
         "a server that does not say whether more comes is waited for",
         "result.parameters.get(_FINAL, True)",

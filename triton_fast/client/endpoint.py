@@ -14,7 +14,7 @@ import numpy as np
 
 from ..channels.base import CallOptions, Channel, Compression
 from ..channels.factory import ChannelFactory
-from ..channels.forks import inherit, renew_after_fork
+from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import ClosedError, InvalidTensor, TritonFastError, Unimplemented
 from ..inference.request import UNSET, Prepared, input_tensors
 from ..inference.result import InferResult

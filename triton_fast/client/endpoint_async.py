@@ -17,7 +17,7 @@ import numpy as np
 from ..channels.base import AsyncChannel, AsyncChannelStream, CallOptions, Compression
 from ..channels.event_loop import in_thread, running_loop, seconds_left
 from ..channels.factory import AsyncChannelFactory, ChannelFactory
-from ..channels.forks import inherit, renew_after_fork
+from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import (
     ClosedError,
     DeadlineExceeded,

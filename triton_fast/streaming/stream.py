@@ -6,16 +6,14 @@ reading, by the rules of `stream_state`; whoever reads hands out what came for t
 
 from __future__ import annotations
 
-import atexit
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..channels.lifecycle import Phase, watch
 from ..channels.waiting import Waiters
 from ..errors import Cancelled, ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
@@ -424,20 +422,4 @@ class Stream:
             self._channel_stream.cancel()
 
 
-_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    # Later, in mid-finalization, threads that hold a lock may be gone.
-    for stream in list(_streams):
-        stream.close()
-
-
-def _abandon_all() -> None:
-    # In a forked child; see Stream._abandon.
-    for stream in list(_streams):
-        stream._abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
+_streams = watch({Phase.CHILD_STREAMS: Stream._abandon, Phase.EXIT_STREAMS: Stream.close})
