@@ -79,10 +79,10 @@ FAULTS = [
         "tests/unit/test_environment.py",
     ),
     Fault(
-        "management/health",
+        "management/health_check",
         "each question has a deadline of its own",
-        "method, {}, replace(options, deadline_ns=deadline_ns)\n            )",
-        "method, {}, options\n            )",
+        "options = replace(options, deadline_ns=deadline_ns)\n        ",
+        "",
         "tests/unit/test_health_rules.py",
     ),
     Fault(

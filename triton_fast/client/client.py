@@ -685,7 +685,7 @@ class Client:
         ------
         inference.proto, ServerLive, ServerReady, RepositoryIndex.
         """
-        from ..management.health import check_health  # noqa: PLC0415 - management only
+        from ..management.health_check import check_health  # noqa: PLC0415 - management only
 
         return check_health(self._endpoint, timeout, headers)
 

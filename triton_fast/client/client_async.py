@@ -363,7 +363,7 @@ class AsyncClient:
         self, *, timeout: float | None = 5.0, headers: HeaderSource | None = None
     ) -> Health:
         """Return how the server and its models are, as a value; see `triton_fast.Client.health`."""
-        from ..management.health import check_health_async  # noqa: PLC0415 - management only
+        from ..management.health_check_async import check_health_async  # noqa: PLC0415 - management only
 
         return await check_health_async(self._endpoint, timeout, headers)
 
