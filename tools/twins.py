@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "triton_fast"
 
 # The sources; the twin of each has the same name without `_async`.
 SOURCES = [
+    "client/model_calls_async",
     "management/health_check_async",
     "shared_memory/regions_async",
 ]
@@ -35,7 +36,7 @@ RENAMED = [
     (r"\bAwaitable\[((?:[^][]|\[[^][]*\])*)\]", r"\1"),
     (r"\basyncio\b", "time"),  # of which `sleep` is used
     # Ours, and those of the modules.
-    (r"\b([Aa])n (?=Async[A-Z])", r"\1 "),
+    (r"\b([Aa])n (?=`?Async[A-Z])", r"\1 "),
     (r"\bAsync(?=[A-Z])", ""),
     (r"\b(\w+)_async\b", r"\1"),
     # What is said of them.

@@ -23,7 +23,7 @@ _Answer: TypeAlias = "Message | ServerError | WireError | None"
 
 
 class _Asks(Protocol):
-    """What makes management calls: an `Endpoint`."""
+    """What makes management calls: a `Endpoint`."""
 
     def options(
         self, call: str, timeout: float | None, headers: HeaderSource | None
