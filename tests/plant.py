@@ -58,7 +58,7 @@ FAULTS = [
         "tests/unit/test_stream_turns.py",
     ),
     Fault(
-        "streaming/sequence",
+        "streaming/sequence_requests",
         "each request starts the sequence until one was answered",
         "starts = not self._answered and not self.made",
         "starts = not self._answered",

@@ -24,6 +24,7 @@ SOURCES = [
     "client/model_calls_async",
     "management/health_check_async",
     "shared_memory/regions_async",
+    "streaming/sequence_async",
 ]
 
 # What becomes of names and words: regular expressions, one after the other.

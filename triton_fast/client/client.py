@@ -614,7 +614,8 @@ class Client:
         ...     for chunk in chunks:
         ...         total = sequence.infer({"INPUT": chunk})["OUTPUT"]
         """
-        from ..streaming.sequence import InferSequence, SequenceRequests  # noqa: PLC0415 - for those who do
+        from ..streaming.sequence import InferSequence  # noqa: PLC0415 - for those who do
+        from ..streaming.sequence_requests import SequenceRequests  # noqa: PLC0415
 
         requests = SequenceRequests(
             model,

@@ -277,8 +277,8 @@ class AsyncClient:
 
         As `triton_fast.Client.sequence`, to be used in ``async with``.
         """
-        from ..streaming.sequence import SequenceRequests  # noqa: PLC0415
         from ..streaming.sequence_async import AsyncInferSequence  # noqa: PLC0415 - for those who do
+        from ..streaming.sequence_requests import SequenceRequests  # noqa: PLC0415
 
         requests = SequenceRequests(
             model,
