@@ -25,6 +25,7 @@ SOURCES = [
     "management/health_check_async",
     "shared_memory/regions_async",
     "streaming/sequence_async",
+    "text/generation_async",
 ]
 
 # What becomes of names and words: regular expressions, one after the other.
@@ -52,9 +53,9 @@ RENAMED = [
 ASYNC_ONLY = {"aclose"}
 
 HEADING = "# Written by `make twins` from {}, which is the one to edit.\n"
-# Which of ruff's corrections make the text as if by hand: what is imported, in which order, and the
-# two loops that take no other form with `async`.
-CORRECTED = "F401,I001,C416,UP028"
+# Which of ruff's corrections make the text as if by hand: of what is imported, in which order, and
+# of a comprehension that only `async` made one.
+CORRECTED = "F401,I001,C416"
 
 
 def twin_of(source: Path) -> Path:

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from ..shared_memory.regions import Regions
     from ..streaming.sequence import InferSequence
     from ..streaming.stream import ResponseStream, Stream
-    from ..text.generation import Generation, KnownTextModels
+    from ..text.generation import Generation
     from ..text.mappings import TextMapping
+    from ..text.text_request import KnownTextModels
 
 __all__ = ["Client"]
 
@@ -541,7 +542,8 @@ class Client:
         ...     if isinstance(event, Token):
         ...         print(event.text, end="", flush=True)
         """
-        from ..text.generation import Generation, TextRequest  # noqa: PLC0415 - for those who do
+        from ..text.generation import Generation  # noqa: PLC0415 - for those who do
+        from ..text.text_request import TextRequest  # noqa: PLC0415
 
         request = TextRequest(
             model,

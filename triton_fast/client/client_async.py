@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from ..shared_memory.regions_async import AsyncRegions
     from ..streaming.sequence_async import AsyncInferSequence
     from ..streaming.stream_async import AsyncResponseStream, AsyncStream
-    from ..text.generation import AsyncGeneration, KnownTextModels
+    from ..text.generation_async import AsyncGeneration
     from ..text.mappings import TextMapping
+    from ..text.text_request import KnownTextModels
 
 __all__ = ["AsyncClient"]
 
@@ -322,7 +323,8 @@ class AsyncClient:
         AsyncGeneration
             An asynchronous iterator and context manager.
         """
-        from ..text.generation import AsyncGeneration, TextRequest  # noqa: PLC0415 - for those who do
+        from ..text.generation_async import AsyncGeneration  # noqa: PLC0415 - for those who do
+        from ..text.text_request import TextRequest  # noqa: PLC0415
 
         request = TextRequest(
             model,
