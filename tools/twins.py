@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "triton_fast"
 
 # The sources; the twin of each has the same name without `_async`.
 SOURCES = [
+    "client/calls_async",
     "client/model_calls_async",
     "management/health_check_async",
     "shared_memory/regions_async",
