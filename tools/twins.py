@@ -46,7 +46,6 @@ RENAMED = [
     (r"\b([Aa])n asynchronous (?=context)", r"\1 "),
     (r"\basynchronous ", ""),
     (r"\btask(s?)\b", r"thread\1"),
-    (r"\bcoroutines\b", "threads"),
 ]
 
 # Methods that only asynchronous objects have: `contextlib.aclosing` asks for this one, and it does

@@ -15,8 +15,6 @@ from ..inference.request import UNSET, Outputs, PreparedCalls, prepare
 from ..inference.result import InferResult
 from ..options.headers import HeaderSource, checked_headers
 from .attempt import Out
-from .endpoint import Endpoint
-from .model import Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
     from ..text.generation import Generation
     from ..text.mappings import TextMapping
     from ..text.text_request import KnownTextModels
+    from .endpoint import Endpoint
+    from .model import Model
 
 __all__ = ["Client"]
 
@@ -405,6 +405,8 @@ class Client:
             Asks the server for the model's signature at its first call, and holds every call
             against it before anything is sent.
         """
+        from .model import Model  # noqa: PLC0415 - for those who make one
+
         prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
         return Model(self._endpoint, prepared)
 

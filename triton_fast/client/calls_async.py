@@ -14,8 +14,6 @@ from ..inference.request import UNSET, Outputs, PreparedCalls, prepare
 from ..inference.result import InferResult
 from ..options.headers import HeaderSource, checked_headers
 from .attempt import Out
-from .endpoint_async import AsyncEndpoint
-from .model_async import AsyncModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from ..text.generation_async import AsyncGeneration
     from ..text.mappings import TextMapping
     from ..text.text_request import KnownTextModels
+    from .endpoint_async import AsyncEndpoint
+    from .model_async import AsyncModel
 
 __all__ = ["AsyncClient"]
 
@@ -404,6 +404,8 @@ class AsyncClient:
             Asks the server for the model's signature at its first call, and holds every call
             against it before anything is sent.
         """
+        from .model_async import AsyncModel  # noqa: PLC0415 - for those who make one
+
         prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
         return AsyncModel(self._endpoint, prepared)
 
