@@ -61,15 +61,15 @@ def stale_region(region: RegisteredRegion) -> StaleRegion | None:
     return StaleRegion(region.name, region.byte_size, pid, max(time.time() - made, 0.0))
 
 
-# As csrc/src/shm/segment.cpp names them.
-_FILES = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts them
-_FILE = re.compile(r"triton_fast-(?P<space>\d+)-(?P<pid>\d+)-[0-9a-f]+")
-
-
 def stale_regions(regions: Iterable[RegisteredRegion]) -> list[StaleRegion]:
     """Return those of clients that were killed on this machine, oldest first."""
     stale = (stale_region(region) for region in regions)
     return sorted((region for region in stale if region), key=lambda region: -region.age)
+
+
+# As csrc/src/shm/segment.cpp names them.
+_FILES = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts them
+_FILE = re.compile(r"triton_fast-(?P<space>\d+)-(?P<pid>\d+)-[0-9a-f]+")
 
 
 def remove_orphans() -> None:
