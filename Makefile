@@ -36,10 +36,10 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 # A goal for each of lint's tools; .pre-commit-config.yaml has a hook for each.
-LINTS := lint-ruff lint-mypy lint-cython lint-clang-format lint-codespell lint-github
+LINTS := lint-twins lint-ruff lint-mypy lint-cython lint-clang-format lint-codespell lint-github
 
-.PHONY: help demo test steady planted bench soak lint fuzz wheel clean build-core check-core check-fuzz \
-  check-python check-planted check-benchmarks $(LINTS) FORCE
+.PHONY: help demo test steady planted bench soak lint twins fuzz wheel clean build-core check-core \
+  check-fuzz check-python check-planted check-benchmarks $(LINTS) FORCE
 
 STAMPS := .venv/.stamps
 RUN := .venv/bin/python
@@ -53,7 +53,7 @@ CHOSEN = -m "$(TESTS)" --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # What the goals need of the machine; setup.sh knows what it is called there. Outside CI they can do
 # without what is only wished for, and less is built or tested then.
-BUILDS := $(filter-out help lint $(LINTS) clean,$(MAKECMDGOALS))
+BUILDS := $(filter-out help lint $(LINTS) twins clean,$(MAKECMDGOALS))
 WISHED := $(if $(IN_CI),,wished-)
 NEEDS := $(if $(BUILDS),compiler headers) \
   $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
@@ -97,7 +97,10 @@ soak: $(STAMPS)/group-test $(STAMPS)/package $(STAMPS)/server ## the long campai
 	@TRITON_FAST_SOAK=1 $(PYTEST) tests/wire $(PYTEST_ARGS)
 	@$(PYTEST) -m soak $(PYTEST_ARGS)
 
-lint: $(LINTS) ## ruff, mypy, cython-lint, clang-format, codespell, .github (seconds)
+lint: $(LINTS) ## twins, ruff, mypy, cython-lint, clang-format, codespell, .github (seconds)
+
+twins: $(STAMPS)/group-lint ## write the blocking twins of the modules of coroutines
+	@$(RUN) tools/twins.py
 
 fuzz: .build-venv/.stamps/tools ## find what crashes the decoder: a million inputs each, planted bugs first
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh --planted
@@ -135,6 +138,10 @@ check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAM
 	@$(PYTEST) $(CHOSEN)
 
 # --- The parts of `make lint` ---------------------------------------------------------------------
+
+lint-twins: $(STAMPS)/group-lint
+	@echo "==> twins"
+	@$(RUN) tools/twins.py --check
 
 lint-ruff: $(STAMPS)/group-lint
 	@echo "==> ruff"

@@ -72,7 +72,7 @@ FAULTS = [
         "tests/unit/test_stream_turns.py",
     ),
     Fault(
-        "streaming/sequence",
+        "streaming/sequence_requests",
         "each request starts the sequence until one was answered",
         "starts = not self._answered and not self.made",
         "starts = not self._answered",
@@ -93,10 +93,10 @@ FAULTS = [
         "tests/unit/test_environment.py",
     ),
     Fault(
-        "management/health",
+        "management/health_check",
         "each question has a deadline of its own",
-        "method, {}, replace(options, deadline_ns=deadline_ns)\n            )",
-        "method, {}, options\n            )",
+        "options = replace(options, deadline_ns=deadline_ns)\n        ",
+        "",
         "tests/unit/test_health_rules.py",
     ),
     Fault(

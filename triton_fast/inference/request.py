@@ -22,6 +22,7 @@ __all__ = [
     "RequestedOutput",
     "encode_request",
     "input_tensors",
+    "merged_inputs",
     "prepare",
     "prepare_streamed",
     "shared_memory_parameters",
@@ -127,6 +128,22 @@ def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
             f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
         )
     return [input_tensor(name, value) for name, value in inputs.items()]
+
+
+def merged_inputs(
+    inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return a call's inputs, however they were given; InvalidOption if one was given twice."""
+    if inputs is None:
+        return tensors
+    if not isinstance(inputs, Mapping):
+        raise InvalidTensor(
+            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
+        )
+    both = inputs.keys() & tensors.keys()
+    if both:
+        raise InvalidOption(f"input {min(both)!r} was given twice")
+    return {**inputs, **tensors} if tensors else inputs
 
 
 @dataclass(frozen=True, slots=True)

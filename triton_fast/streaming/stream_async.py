@@ -213,19 +213,23 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
-        return self._make(prepared, inputs, request_id, deadline_ns)
+        return AsyncResponseStream(
+            lambda: self, prepared, inputs, request_id, deadline_ns, own=False
+        )
 
-    def _make(
+    async def _make(
         self,
         prepared: Prepared,
         inputs: Mapping[str, Any],
         request_id: str,
-        deadline_ns: int | None,
+        deadline_ns: int | None = None,
     ) -> AsyncResponseStream:
-        """Return the answers to a prepared request; see `stream`."""
-        return AsyncResponseStream(
+        """Make a prepared request at once, and return its answers; see `stream`."""
+        answers = AsyncResponseStream(
             lambda: self, prepared, inputs, request_id, deadline_ns, own=False
         )
+        await answers._send()
+        return answers
 
     async def send(
         self,
