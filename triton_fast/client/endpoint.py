@@ -282,7 +282,7 @@ class Endpoint:
         channel_stream = self._open_channel().open_stream(
             self.codec.stream_method, self.codec.stream_responses(), options
         )
-        return Stream(channel_stream, options, self.url, self._inputs, buffer_size)
+        return Stream(channel_stream, options, self.url, self._inputs, buffer_size, self.codec)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.Client.empty`."""
