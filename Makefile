@@ -35,8 +35,11 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test steady planted bench soak lint fuzz wheel clean build-core check-core check-fuzz \
-  check-python check-planted check-benchmarks FORCE
+# A goal for each of lint's tools; .pre-commit-config.yaml has a hook for each.
+LINTS := lint-twins lint-ruff lint-mypy lint-cython lint-clang-format lint-codespell lint-github
+
+.PHONY: help demo test steady planted bench soak lint twins fuzz wheel clean build-core check-core \
+  check-fuzz check-python check-planted check-benchmarks $(LINTS) FORCE
 
 STAMPS := .venv/.stamps
 RUN := .venv/bin/python
@@ -50,7 +53,7 @@ CHOSEN = -m "$(TESTS)" --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # What the goals need of the machine; setup.sh knows what it is called there. Outside CI they can do
 # without what is only wished for, and less is built or tested then.
-BUILDS := $(filter-out help lint clean,$(MAKECMDGOALS))
+BUILDS := $(filter-out help lint $(LINTS) twins clean,$(MAKECMDGOALS))
 WISHED := $(if $(IN_CI),,wished-)
 NEEDS := $(if $(BUILDS),compiler headers) \
   $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
@@ -94,11 +97,10 @@ soak: $(STAMPS)/group-test $(STAMPS)/package $(STAMPS)/server ## the long campai
 	@TRITON_FAST_SOAK=1 $(PYTEST) tests/wire $(PYTEST_ARGS)
 	@$(PYTEST) -m soak $(PYTEST_ARGS)
 
-lint: $(STAMPS)/group-test $(STAMPS)/group-lint ## ruff and mypy
-	@echo "==> lint"
-	@.venv/bin/ruff check --quiet .
-	@.venv/bin/ruff format --check --quiet .
-	@$(RUN) -m mypy --no-error-summary
+lint: $(LINTS) ## twins, ruff, mypy, cython-lint, clang-format, codespell, .github (seconds)
+
+twins: $(STAMPS)/group-lint ## write the blocking twins of the modules of coroutines
+	@$(RUN) tools/twins.py
 
 fuzz: .build-venv/.stamps/tools ## find what crashes the decoder: a million inputs each, planted bugs first
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh --planted
@@ -134,6 +136,50 @@ check-fuzz: .build-venv/.stamps/tools
 check-python: $(STAMPS)/group-test $(STAMPS)/group-lint $(STAMPS)/proxies $(STAMPS)/package $(STAMPS)/server
 	@echo "==> tests"
 	@$(PYTEST) $(CHOSEN)
+
+# --- The parts of `make lint` ---------------------------------------------------------------------
+
+lint-twins: $(STAMPS)/group-lint
+	@echo "==> twins"
+	@$(RUN) tools/twins.py --check
+
+lint-ruff: $(STAMPS)/group-lint
+	@echo "==> ruff"
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --check --quiet .
+
+# The packages that ours imports have to be there, to be looked into.
+lint-mypy: $(STAMPS)/group-test $(STAMPS)/group-lint
+	@echo "==> mypy"
+	@$(RUN) -m mypy --no-error-summary
+
+# It finds pycodestyle on the PATH only, and leaves out what lies below a folder `build` or `dist`,
+# wherever that is, unless each file is named.
+lint-cython: $(STAMPS)/group-lint
+	@echo "==> cython-lint"
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint $(shell find triton_fast -name '*.pyx' -o -name '*.pxd')
+
+lint-clang-format: $(STAMPS)/group-lint
+	@echo "==> clang-format"
+	@.venv/bin/clang-format --dry-run -Werror $(shell find csrc -name '*.hpp' -o -name '*.cpp')
+
+# Of folders with a dot it reads what is named.
+lint-codespell: $(STAMPS)/group-lint
+	@echo "==> codespell"
+	@.venv/bin/codespell . $(wildcard .ci/* .github/*)
+
+# By the schemas that come with check-jsonschema. A source distribution has no .github.
+lint-github: $(STAMPS)/group-lint
+ifneq ($(wildcard .github),)
+	@echo "==> check-jsonschema"
+	@holds() { \
+	    said="$$(.venv/bin/check-jsonschema --builtin-schema "vendor.$$@")" || { echo "$$said"; exit 1; }; \
+	  }; \
+	  holds github-workflows .github/workflows/*; \
+	  holds github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*)); \
+	  holds github-issue-config .github/ISSUE_TEMPLATE/config.yml; \
+	  holds dependabot .github/dependabot.yml
+endif
 
 # --- What .ci/run adds ----------------------------------------------------------------------------
 

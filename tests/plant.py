@@ -37,6 +37,20 @@ class Fault:
 
 FAULTS = [
     Fault(
+        "channels/lifecycle",
+        "one thing that fails at a fork takes the others' turns",
+        "                        failures.append(error)",
+        "                        raise",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Fault(
+        "channels/lifecycle",
+        "a process that multiprocessing has made ends like any other",
+        "            util.Finalize(None, self.run, (_AT_EXIT,), exitpriority=0)\n",
+        "",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Fault(
         "streaming/demux",
         "a server that does not say whether more comes is waited for",
         "result.parameters.get(_FINAL, True)",
@@ -44,21 +58,21 @@ FAULTS = [
         "tests/unit/test_demux.py",
     ),
     Fault(
-        "streaming/stream",
+        "streaming/stream_state",
         "a stream goes on after a request of which a part may have been sent",
         "if isinstance(error, DeadlineExceeded):",
-        "if isinstance(error, Unavailable):",
+        "if isinstance(error, ResourceExhausted):",
         "tests/unit/test_stream_turns.py",
     ),
     Fault(
-        "streaming/stream_async",
+        "streaming/stream_state",
         "patience does not begin anew while others read",
-        "if self._reading or room:\n                patience = None",
-        "if self._reading or room:\n                pass",
+        "if self.reading or room:\n            patience = None",
+        "if self.reading or room:\n            pass",
         "tests/unit/test_stream_turns.py",
     ),
     Fault(
-        "streaming/sequence",
+        "streaming/sequence_requests",
         "each request starts the sequence until one was answered",
         "starts = not self._answered and not self.made",
         "starts = not self._answered",
@@ -79,10 +93,10 @@ FAULTS = [
         "tests/unit/test_environment.py",
     ),
     Fault(
-        "management/health",
+        "management/health_check",
         "each question has a deadline of its own",
-        "method, {}, replace(options, deadline_ns=deadline_ns)\n            )",
-        "method, {}, options\n            )",
+        "options = replace(options, deadline_ns=deadline_ns)\n        ",
+        "",
         "tests/unit/test_health_rules.py",
     ),
     Fault(

@@ -76,8 +76,8 @@ if TYPE_CHECKING:
     from .text.events import Started as Started
     from .text.events import Token as Token
     from .text.events import Usage as Usage
-    from .text.generation import AsyncGeneration as AsyncGeneration
     from .text.generation import Generation as Generation
+    from .text.generation_async import AsyncGeneration as AsyncGeneration
     from .text.mappings import PLAIN_TEXT as PLAIN_TEXT
     from .text.mappings import TENSORRT_LLM as TENSORRT_LLM
     from .text.mappings import VLLM as VLLM
@@ -119,7 +119,8 @@ _NAMES = {
         "Unknown",
         "WireError",
     ),
-    "text.generation": ("AsyncGeneration", "Generation"),
+    "text.generation_async": ("AsyncGeneration",),
+    "text.generation": ("Generation",),
     "management.health": ("Health", "HealthStatus"),
     "options.headers": ("HeaderSource",),
     "options.keepalive": ("Keepalive",),

@@ -20,6 +20,7 @@ from support.process import held
 from support.waiting import until, until_async, within
 
 from triton_fast import errors
+from triton_fast._core._wire import StreamResponses
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
 from triton_fast.channels.native.channel_async import AsyncNativeChannel
@@ -301,7 +302,7 @@ def test_a_closed_channel_refuses_calls(run, make_async):
         with pytest.raises(errors.ClosedError, match=channel.target):
             await call_async(channel, "Echo")
         with pytest.raises(errors.ClosedError):
-            channel.open_stream(path("StreamEcho"), CallOptions())
+            channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
 
     run(work(False))
     run(work(True))
@@ -415,6 +416,7 @@ PROGRAM = """
     from support.channel_ends import Answer, Message
     from channel_calls import call_async
     from test_aio_channels import KINDS
+    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.base import CallOptions
 
     channel = KINDS[sys.argv[1]](sys.argv[2])
@@ -450,7 +452,7 @@ def test_nothing_is_left_open(run, make_async):
     async def cycle():
         async with closing(make_async()) as channel:
             await call_async(channel, "Echo", b"x")
-            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             await stream.send(Message(envelope("a")), None)
             await stream.receive(None)
             stream.cancel()
@@ -486,7 +488,7 @@ async def streamed_at_last(server) -> int:
 def test_a_conversation(run, make_async):
     async def work():
         async with closing(make_async()) as channel:
-            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             for number in range(5):
                 await stream.send(Message(envelope(f"m{number}")), within(20))
                 assert ids(await stream.receive(within(20))) == [f"m{number}"]
@@ -511,7 +513,7 @@ def test_large_messages_of_a_stream(run, make_async):
 
     async def work():
         async with closing(make_async()) as channel:
-            stream = channel.open_stream(path("StreamEcho"), CallOptions())
+            stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
             await stream.send(Message(message), within(20))
             assert [len(name) for name in ids(await stream.receive(within(20)))] == [LARGE]
             stream.cancel()
@@ -523,7 +525,7 @@ def test_a_stream_sends_headers(run, make_async):
     async def work():
         async with closing(make_async()) as channel:
             options = CallOptions(headers=(("authorization", "abc"),))
-            stream = channel.open_stream(path("StreamHeaders"), options)
+            stream = channel.open_stream(path("StreamHeaders"), StreamResponses(), options)
             await stream.send(Message(envelope("")), None)
             assert ["authorization", "abc"] in json.loads(ids(await stream.receive(None))[0])
             stream.cancel()
@@ -536,7 +538,7 @@ def test_many_streams_and_calls_at_a_time(run, make_async):
         async with closing(make_async()) as channel:
 
             async def one(number):
-                stream = channel.open_stream(path("StreamEcho"), CallOptions())
+                stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
                 for n in range(20):
                     await stream.send(Message(envelope(f"{number}.{n}")), None)
                 await stream.half_close()
@@ -553,7 +555,7 @@ def test_the_error_of_a_stream(run, make_async):
     async def work():
         async with closing(make_async()) as channel:
             options = CallOptions(call="ModelStreamInfer('m')")
-            stream = channel.open_stream(path("StreamStatus"), options)
+            stream = channel.open_stream(path("StreamStatus"), StreamResponses(), options)
             await stream.send(Message(b"3:no such input"), None)
             for _ in range(2):
                 with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
@@ -568,7 +570,7 @@ def test_the_error_of_a_stream(run, make_async):
 def test_a_server_that_ends_the_stream(run, make_async):
     async def work():
         async with closing(make_async()) as channel:
-            stream = channel.open_stream(path("StreamOne"), CallOptions())
+            stream = channel.open_stream(path("StreamOne"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), None)
             assert await all_ids(stream) == ["one"]
             with pytest.raises(errors.ClosedError):
@@ -580,7 +582,9 @@ def test_a_server_that_ends_the_stream(run, make_async):
 def test_a_stream_to_nowhere(run, make_async, nowhere):
     async def work():
         async with closing(make_async(nowhere)) as channel:
-            stream = channel.open_stream(path("StreamEcho"), CallOptions(call="X"))
+            stream = channel.open_stream(
+                path("StreamEcho"), StreamResponses(), CallOptions(call="X")
+            )
             # Whether the first message is taken before that is known is left to the channel.
             with contextlib.suppress(errors.Unavailable):
                 await stream.send(Message(b"x"), None)
@@ -594,7 +598,7 @@ def test_a_stream_to_nowhere(run, make_async, nowhere):
 def test_deadlines_of_a_stream(run, make_async, echo_server):
     async def work():
         async with closing(make_async()) as channel:
-            stream = channel.open_stream(path("StreamHold"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             with pytest.raises(errors.DeadlineExceeded):
                 await stream.receive(within(0.1))  # it has not begun
             await stream.send(Message(b"x"), None)
@@ -605,7 +609,9 @@ def test_deadlines_of_a_stream(run, make_async, echo_server):
             echo_server.let_go()
             assert ids(await stream.receive(within(20))) == ["held"]
             stream.cancel()
-            whole = channel.open_stream(path("StreamHold"), CallOptions(deadline_ns=within(0.3)))
+            whole = channel.open_stream(
+                path("StreamHold"), StreamResponses(), CallOptions(deadline_ns=within(0.3))
+            )
             with contextlib.suppress(errors.DeadlineExceeded):
                 await whole.send(Message(b"x"), None)
             for _ in range(2):
@@ -620,7 +626,7 @@ def test_a_peer_that_takes_no_messages(run, make_async):
 
     async def work():
         async with closing(make_async()) as channel:
-            stream = channel.open_stream(path("StreamHold"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), within(20))
             late = None
             for _ in range(64):  # MiB: more than any window
@@ -639,7 +645,7 @@ def test_a_peer_that_takes_no_messages(run, make_async):
 def test_cancelling_a_receive_loses_nothing(run, make_async):
     async def work():
         async with closing(make_async()) as channel:
-            stream = channel.open_stream(path("StreamCount"), CallOptions())
+            stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
             await stream.send(Message(b"200"), None)
             await stream.half_close()
             found = []
@@ -663,7 +669,7 @@ def test_cancelling_a_receive_loses_nothing(run, make_async):
 def test_cancelling_a_receive_in_a_large_message_loses_nothing(run, make_async):
     async def work():
         async with closing(make_async()) as channel:
-            stream = channel.open_stream(path("StreamCount"), CallOptions())
+            stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
             await stream.send(Message(f"4 {LARGE}".encode()), None, last=True)
             found, turns = [], 0
             while True:
@@ -688,7 +694,7 @@ def test_answers_that_nobody_takes(run, make_async, echo_server, way):
     async def work():
         tasks = asyncio.all_tasks()
         channel = make_async()
-        stream = channel.open_stream(path("StreamCount"), CallOptions())
+        stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
         await stream.send(Message(b"1000 100000"), None)
         await stream.receive(None)
         assert await streamed_at_last(echo_server) < 1000  # what nobody receives is not asked for
@@ -710,7 +716,7 @@ def test_answers_that_nobody_takes(run, make_async, echo_server, way):
 def test_a_stream_that_is_given_up(run, make_async, echo_server, way):
     async def work():
         channel = make_async()
-        stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
+        stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions(call="X"))
         await stream.send(Message(b"x"), None)
         receiving = asyncio.create_task(stream.receive(None))
         assert await saw(echo_server, "held")
@@ -746,7 +752,9 @@ def test_a_send_that_is_cancelled_ends_the_stream(run, make_async, size):
     async def work():
         async with closing(make_async()) as channel:
             for turns in range(8):
-                stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
+                stream = channel.open_stream(
+                    path("StreamHold"), StreamResponses(), CallOptions(call="X")
+                )
                 if turns % 2:
                     await stream.send(Message(b"x"), None)
                 sending = asyncio.create_task(stream.send(Message(bytes(size)), None))
@@ -767,7 +775,7 @@ def test_a_send_that_is_cancelled_ends_the_stream(run, make_async, size):
 def test_the_connection_of_a_stream_breaks(run, make_async, echo_server, relay):
     async def work():
         async with closing(make_async(relay.target)) as channel:
-            stream = channel.open_stream(path("StreamHold"), CallOptions())
+            stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
             await stream.send(Message(b"x"), None)
             receiving = asyncio.create_task(stream.receive(within(20)))
             assert await saw(echo_server, "held")

@@ -16,6 +16,7 @@ from support.process import threads
 from support.waiting import until, until_blocked, within
 
 from triton_fast import errors
+from triton_fast._core._wire import StreamResponses
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.grpcio.channel import GrpcChannel
 from triton_fast.channels.grpcio.stream import GrpcStream
@@ -62,7 +63,7 @@ def streamed_at_last(server) -> int:
 
 
 def test_a_conversation(make_channel):
-    stream = make_channel().open_stream(path("StreamEcho"), CallOptions())
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     for number in range(5):
         stream.send(Message(envelope(f"m{number}")), within(20))
         assert ids(received(stream, within(20))) == [f"m{number}"]
@@ -81,14 +82,14 @@ def test_a_conversation(make_channel):
 
 
 def test_the_last_message(make_channel):
-    stream = make_channel().open_stream(path("StreamEcho"), CallOptions())
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     stream.send(Message(envelope("first")))
     stream.send(Message(envelope("last")), last=True)
     assert all_ids(stream) == ["first", "last", "half-closed"]
 
 
 def test_large_messages(make_channel):
-    stream = make_channel().open_stream(path("StreamEcho"), CallOptions())
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     for _ in range(3):
         stream.send(Message(envelope("x" * LARGE)), within(20))
         assert [len(name) for name in ids(received(stream, within(20)))] == [LARGE]
@@ -97,7 +98,7 @@ def test_large_messages(make_channel):
 
 def test_headers(make_channel, last):
     options = CallOptions(headers=(("authorization", "abc"),))
-    stream = make_channel().open_stream(path("StreamHeaders"), options)
+    stream = make_channel().open_stream(path("StreamHeaders"), StreamResponses(), options)
     stream.send(Message(envelope("")), last=last)
     told = []
     while len(told) < 1:
@@ -107,7 +108,7 @@ def test_headers(make_channel, last):
 
 
 def test_one_thread_sends_and_another_receives(make_channel):
-    stream = make_channel().open_stream(path("StreamEcho"), CallOptions())
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     found = []
     receiver = threading.Thread(target=lambda: found.extend(all_ids(stream)))
     receiver.start()
@@ -123,7 +124,7 @@ def test_several_streams_and_calls(make_channel):
     wrong = []
 
     def work(number):
-        stream = channel.open_stream(path("StreamEcho"), CallOptions())
+        stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
         for n in range(30):
             stream.send(Message(envelope(f"{number}.{n}")))
         stream.half_close()
@@ -141,7 +142,7 @@ def test_several_streams_and_calls(make_channel):
 
 def test_the_error_of_a_stream(make_channel, last):
     options = CallOptions(call="ModelStreamInfer('m')")
-    stream = make_channel().open_stream(path("StreamStatus"), options)
+    stream = make_channel().open_stream(path("StreamStatus"), StreamResponses(), options)
     stream.send(Message(b"3:no such input"), last=last)
     for _ in range(2):
         with pytest.raises(errors.InvalidArgument, match="no such input") as raised:
@@ -152,7 +153,7 @@ def test_the_error_of_a_stream(make_channel, last):
 
 
 def test_a_server_that_ends_the_stream(make_channel):
-    stream = make_channel().open_stream(path("StreamOne"), CallOptions())
+    stream = make_channel().open_stream(path("StreamOne"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"))
     assert all_ids(stream) == ["one"]
     with pytest.raises(errors.ClosedError):
@@ -160,7 +161,7 @@ def test_a_server_that_ends_the_stream(make_channel):
 
 
 def test_what_is_no_message(make_channel, last):
-    stream = make_channel().open_stream(path("StreamEcho"), CallOptions())
+    stream = make_channel().open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     stream.send(Message(b"\xff\xff\xff"), last=last)
     with pytest.raises(errors.WireError):
         received(stream, within(20))
@@ -168,7 +169,9 @@ def test_what_is_no_message(make_channel, last):
 
 
 def test_a_stream_to_nowhere(make_channel, nowhere, last):
-    stream = make_channel(nowhere).open_stream(path("StreamEcho"), CallOptions(call="X"))
+    stream = make_channel(nowhere).open_stream(
+        path("StreamEcho"), StreamResponses(), CallOptions(call="X")
+    )
     failed = 0
     receive = partial(received, stream)
     for way in (lambda: stream.send(Message(b"x"), last=last), receive, receive):
@@ -181,7 +184,7 @@ def test_a_stream_to_nowhere(make_channel, nowhere, last):
 
 def test_deadlines(make_channel, echo_server, last):
     channel = make_channel()
-    stream = channel.open_stream(path("StreamHold"), CallOptions())
+    stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"), last=last)
     with pytest.raises(errors.DeadlineExceeded):
         received(stream, within(0.1))
@@ -190,7 +193,9 @@ def test_deadlines(make_channel, echo_server, last):
     echo_server.let_go()
     assert ids(received(stream, within(20))) == ["held"]
     stream.cancel()
-    whole = channel.open_stream(path("StreamHold"), CallOptions(deadline_ns=within(0.3)))
+    whole = channel.open_stream(
+        path("StreamHold"), StreamResponses(), CallOptions(deadline_ns=within(0.3))
+    )
     with contextlib.suppress(errors.DeadlineExceeded):
         whole.send(Message(b"x"), last=last)
     for _ in range(2):
@@ -199,7 +204,7 @@ def test_deadlines(make_channel, echo_server, last):
 
 
 def test_a_peer_that_takes_no_messages(make_channel):
-    stream = make_channel().open_stream(path("StreamHold"), CallOptions())
+    stream = make_channel().open_stream(path("StreamHold"), StreamResponses(), CallOptions())
     stream.send(Message(b"x"), within(20))
     late = None
     for _ in range(64):  # MiB: more than any window
@@ -216,7 +221,7 @@ def test_a_peer_that_takes_no_messages(make_channel):
 @pytest.mark.parametrize("way", ["cancel", "close"])
 def test_a_stream_that_is_given_up(make_channel, echo_server, way, last):
     channel = make_channel()
-    stream = channel.open_stream(path("StreamHold"), CallOptions(call="X"))
+    stream = channel.open_stream(path("StreamHold"), StreamResponses(), CallOptions(call="X"))
     stream.send(Message(b"x"), last=last)
     raised = []
 
@@ -240,16 +245,18 @@ def test_a_stream_that_is_given_up(make_channel, echo_server, way, last):
 
 def test_a_closed_channel_opens_no_stream(make_channel):
     channel = make_channel()
-    stream = channel.open_stream(path("StreamEcho"), CallOptions())
+    stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
     channel.close()
     with pytest.raises(errors.ClosedError):
         stream.send(Message(b"x"))
     with pytest.raises(errors.ClosedError):
-        channel.open_stream(path("StreamEcho"), CallOptions())
+        channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
 
 
 def test_the_connection_breaks(make_channel, echo_server, relay, last):
-    stream = make_channel(relay.target).open_stream(path("StreamHold"), CallOptions())
+    stream = make_channel(relay.target).open_stream(
+        path("StreamHold"), StreamResponses(), CallOptions()
+    )
     stream.send(Message(b"x"), last=last)
     assert echo_server.saw("held")
     receiving = threading.current_thread()
@@ -272,7 +279,7 @@ def readers() -> int:
 def test_answers_that_nobody_takes(make_channel, echo_server, way, last):
     """What has read them ahead, and waits for room, ends as well."""
     channel = make_channel()
-    stream = channel.open_stream(path("StreamCount"), CallOptions())
+    stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
     received(stream, within(20))
     assert streamed_at_last(echo_server) < 1000  # what nobody receives is not asked for
@@ -298,7 +305,7 @@ def test_the_thread_that_reads_may_close_the_channel(echo_server, last, monkeypa
         return has_enough(stream)
 
     monkeypatch.setattr(GrpcStream, "_has_enough", closing)
-    stream = channel.open_stream(path("StreamCount"), CallOptions())
+    stream = channel.open_stream(path("StreamCount"), StreamResponses(), CallOptions())
     stream.send(Message(b"1000 100000"), last=last)
     assert closed.wait(30)
     assert echo_server.saw("stream ended")
@@ -310,7 +317,7 @@ def test_nothing_is_left_open(make_channel):
     channel = make_channel()
 
     def cycle(way):
-        stream = channel.open_stream(path("StreamEcho"), CallOptions())
+        stream = channel.open_stream(path("StreamEcho"), StreamResponses(), CallOptions())
         stream.send(Message(envelope("a")), last=way >= 2)
         if way % 2:
             stream.half_close()
@@ -336,11 +343,12 @@ def test_nothing_is_left_of_those_given_up(echo_server, kind, last):
     from support.process import resident
     from support.waiting import within
     from test_channel_streams import KINDS
+    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.base import CallOptions
 
     def give_up(count):
         for number in range(count):
-            stream = channel.open_stream("/test.Echo/StreamCount", CallOptions())
+            stream = channel.open_stream("/test.Echo/StreamCount", StreamResponses(), CallOptions())
             stream.send(Message(b"20 10"), last=sys.argv[3] == "last")
             if number % 2:
                 received(stream, within(20))
@@ -367,11 +375,12 @@ PROGRAM = """
     from test_channel_streams import KINDS, all_ids
     from triton_fast import errors
     from triton_fast.channels.grpcio import fork as grpc_fork
+    from triton_fast._core._wire import StreamResponses
     from triton_fast.channels.base import CallOptions
 
     kind = KINDS[sys.argv[1]]
     channel = kind(sys.argv[2])
-    stream = channel.open_stream("/test.Echo/StreamHold", CallOptions())
+    stream = channel.open_stream("/test.Echo/StreamHold", StreamResponses(), CallOptions())
     last = len(sys.argv) > 3 and sys.argv[-1] == "last"
     stream.send(Message(b"x"), last=last)
 """
@@ -433,7 +442,7 @@ def test_forked_children(echo_server, kind, last):
                 raise AssertionError("used")
             stream.cancel()
             mine = kind(sys.argv[2])
-            echo = mine.open_stream("/test.Echo/StreamOne", CallOptions())
+            echo = mine.open_stream("/test.Echo/StreamOne", StreamResponses(), CallOptions())
             try:
                 echo.send(Message(b"x"), last=last)
                 assert all_ids(echo) == ["one"]

@@ -90,6 +90,8 @@ def test_what_it_says_of_itself(wheel):
     assert said["Version"] == PROJECT["version"] == triton_fast.__version__
     assert said["Requires-Python"] == ">=3.11"
     assert said["License-Expression"] == "Apache-2.0"
+    urls = [f"{label}, {url}" for label, url in PROJECT.get("urls", {}).items()]
+    assert said.get_all("Project-URL", []) == urls
     assert "Typing :: Typed" in said.get_all("Classifier", [])
     required = {Requirement(text) for text in said.get_all("Requires-Dist", [])}
     needed = {requirement for requirement in required if requirement.marker is None}

@@ -13,7 +13,7 @@ from support.model_calls import ENDLESS, ONE, counts, outs, repeat, reset, squar
 from support.process import resident, sockets
 from support.waiting import until
 
-import triton_fast.streaming.stream
+import triton_fast.streaming.stream_state
 from triton_fast import (
     Client,
     ClosedError,
@@ -567,11 +567,11 @@ def is_right(answers):
 
 def is_full(stream):
     """Whether somebody waits for room."""
-    return stream._starved
+    return stream._state.starved
 
 
 def test_answers_that_nobody_reads_stop_the_reading(stream_client, monkeypatch):
-    monkeypatch.setattr(triton_fast.streaming.stream, "PATIENCE_NS", 500_000_000)
+    monkeypatch.setattr(triton_fast.streaming.stream_state, "PATIENCE_NS", 500_000_000)
     with stream_client.open_stream(buffer_size=20_000) as stream:
         started = time.monotonic()
         unread, other, waiting = held_up(stream)
@@ -587,7 +587,7 @@ def test_answers_that_nobody_reads_stop_the_reading(stream_client, monkeypatch):
 @pytest.mark.parametrize("make_room", [is_right, ResponseStream.close], ids=["read", "drop"])
 def test_who_waits_for_room_goes_on_when_there_is_some(stream_client, monkeypatch, make_room):
     """Not after the time that patience lasts."""
-    monkeypatch.setattr(triton_fast.streaming.stream, "PATIENCE_NS", 600_000_000_000)
+    monkeypatch.setattr(triton_fast.streaming.stream_state, "PATIENCE_NS", 600_000_000_000)
     with stream_client.open_stream(buffer_size=20_000) as stream:
         unread, _, waiting = held_up(stream)
         until(lambda: is_full(stream))

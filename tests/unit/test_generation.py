@@ -29,9 +29,11 @@ from triton_fast.inference.request import UNSET
 from triton_fast.management.metadata import ModelConfig, ModelMetadata, TensorMetadata
 from triton_fast.options import deadline
 from triton_fast.protocol.messages import message_class
-from triton_fast.text import generation
+from triton_fast.text import text_request
 from triton_fast.text.events import TextDecoder
-from triton_fast.text.generation import AsyncGeneration, Generation, TextRequest
+from triton_fast.text.generation import Generation
+from triton_fast.text.generation_async import AsyncGeneration
+from triton_fast.text.text_request import TextRequest
 
 PIECES = TextMapping(
     prompt="p", text="t", finish_reason="r", prompt_tokens="i", completion_tokens="o"
@@ -501,7 +503,7 @@ def test_one_deadline_for_all_calls(fake_face, monkeypatch):
     """By a clock on which each call takes two seconds, and nothing else any time."""
     clock = SimpleNamespace(now=10**15)
     clock.monotonic_ns = lambda: clock.now
-    for module in (deadline, generation):
+    for module in (deadline, text_request):
         monkeypatch.setattr(module, "time", clock)
     client = fake_face.client(config=config(decoupled=True), results=[answer(b"x")])
     calls = client.calls

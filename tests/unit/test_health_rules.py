@@ -19,8 +19,9 @@ from triton_fast import (
     WireError,
 )
 from triton_fast.channels.base import CallOptions
-from triton_fast.management import health
-from triton_fast.management.health import check_health, check_health_async
+from triton_fast.management import health_check, health_check_async
+from triton_fast.management.health_check import check_health
+from triton_fast.management.health_check_async import check_health_async
 from triton_fast.options.deadline import deadline_after, seconds
 from triton_fast.protocol.messages import message_class
 
@@ -207,7 +208,8 @@ def test_timeouts_that_are_none(ask):
 def test_latency_is_that_of_the_first_call(ask, monkeypatch):
     """By a clock that runs only while the server is asked."""
     now = 10**15
-    monkeypatch.setattr(health, "time", SimpleNamespace(monotonic_ns=lambda: now))
+    for module in (health_check, health_check_async):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic_ns=lambda: now))
     real = Script.exchange
 
     def exchange(script, method, fields, options):

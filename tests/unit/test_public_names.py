@@ -101,3 +101,34 @@ def test_a_client_in_aclosing():
             await client.infer("m", {})
 
     asyncio.run(work())
+
+
+TWINS = {
+    "Client": "AsyncClient",
+    "Model": "AsyncModel",
+    "InferSequence": "AsyncInferSequence",
+    "Generation": "AsyncGeneration",
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_both_faces_are_told_of_by_their_own_names(name):
+    """In what Python says of a wrong argument, which is by a method's qualified name."""
+    for one in (name, TWINS[name]):
+        kind = getattr(triton_fast, one)
+        for attribute, method in inspect.getmembers(kind, inspect.isfunction):
+            assert method.__qualname__ == f"{one}.{attribute}"
+            assert method.__module__.startswith("triton_fast.")
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_both_faces_have_the_same_calls_and_texts(name):
+    """But for `stream` and `submit`, which are written by hand."""
+    one, other = getattr(triton_fast, name), getattr(triton_fast, TWINS[name])
+    for attribute, method in inspect.getmembers(one, inspect.isfunction):
+        twin = getattr(other, attribute, None)
+        if attribute in {"stream", "submit"} or attribute.startswith("_"):
+            continue
+        parameters = inspect.signature(method).parameters
+        assert list(inspect.signature(twin).parameters.values()) == list(parameters.values())
+        assert len(inspect.getdoc(twin).split()) >= len(inspect.getdoc(method).split())

@@ -18,7 +18,7 @@ from triton_fast import (
     Tensor,
 )
 from triton_fast.inference.request import UNSET
-from triton_fast.streaming.sequence import (
+from triton_fast.streaming.sequence_requests import (
     NO_SEQUENCE,
     SequenceRequests,
     checked_timeout,

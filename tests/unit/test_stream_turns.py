@@ -19,12 +19,13 @@ from support.waiting import until, until_async
 from triton_fast import Cancelled, ClosedError, DeadlineExceeded, ResourceExhausted, Unavailable
 from triton_fast.channels import waiting as thread_waiting
 from triton_fast.channels.base import CallOptions
+from triton_fast.inference.request import prepare_streamed
 from triton_fast.inference.tensor import input_tensor
 from triton_fast.protocol.messages import message_class
-from triton_fast.streaming import stream as streams
-from triton_fast.streaming import stream_async as aio_streams
-from triton_fast.streaming.stream import PATIENCE_NS, Stream
+from triton_fast.streaming import stream_state
+from triton_fast.streaming.stream import Stream
 from triton_fast.streaming.stream_async import AsyncStream
+from triton_fast.streaming.stream_state import PATIENCE_NS
 
 # How long what must happen may take on a busy machine, in seconds.
 LONG = 60.0
@@ -113,9 +114,9 @@ def tensors(_prepared, inputs, _options):
 
 def forget(stream):
     """Let go of what nobody has read: pytest keeps the stream for a while."""
-    vars(stream._answers).clear()
-    stream._inbox.clear()
-    stream._failure = None
+    vars(stream._state._demux).clear()
+    stream._state.inbox.clear()
+    stream._state.failure = ClosedError("the stream was closed")
 
 
 @pytest.fixture
@@ -225,13 +226,13 @@ def test_an_interruption_when_answers_have_arrived(played_channel, stream):
 def test_an_interruption_while_answers_are_handed_out(played_channel, stream, monkeypatch):
     """Some are lost, so all requests end: none is to wait for ever, or to miss one in silence."""
     first, second = stream.stream("m", ONE), stream.stream("m", ONE)
-    deliver = stream._answers.deliver
+    deliver = stream._state.deliver
 
     def interrupted(answers):
         deliver(answers[:1])
         raise ZeroDivisionError
 
-    monkeypatch.setattr(stream._answers, "deliver", interrupted)
+    monkeypatch.setattr(stream._state, "deliver", interrupted)
     reader, other = one_reads(played_channel, stream, first, second)
     played_channel.put([message(played_channel.ids[1], 2), message(played_channel.ids[0], 1)])
     assert isinstance(reader.result(), ZeroDivisionError)
@@ -248,8 +249,7 @@ def test_an_interruption_while_answers_are_handed_out(played_channel, stream, mo
 def only_woken(monkeypatch):
     """Have nobody look by itself: who waits is woken, or the test finds that it is not."""
     monkeypatch.setattr(thread_waiting, "LOOK_S", 100 * LONG)
-    for module in (streams, aio_streams):
-        monkeypatch.setattr(module, "PATIENCE_NS", round(100e9 * LONG))
+    monkeypatch.setattr(stream_state, "PATIENCE_NS", round(100e9 * LONG))
 
 
 def starved(channel, stream):
@@ -259,7 +259,7 @@ def starved(channel, stream):
     channel.put([message(channel.ids[1], 99)])
     waiting = Waiting(lambda: next(other))
     until(lambda: stream._waiters)
-    assert stream._starved
+    assert stream._state.starved
     return unread, waiting
 
 
@@ -297,7 +297,7 @@ def test_who_waits_for_room_is_woken_when_a_request_is_dropped(played_channel, s
 
 def test_patience_ends_and_begins_anew(played_channel, stream, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(streams, "time", clock)
+    monkeypatch.setattr(stream_state, "time", clock)
     monkeypatch.setattr(thread_waiting, "LOOK_S", 0.001)
 
     def looked_again():
@@ -324,7 +324,7 @@ def test_patience_ends_and_begins_anew(played_channel, stream, monkeypatch):
     until(lambda: played_channel.receives == 2)
     clock.now += PATIENCE_NS - 1
     played_channel.put([message(played_channel.ids[0], 12) for _ in range(3)])
-    until(lambda: stream._starved)
+    until(lambda: stream._state.starved)
     looked_again()
     clock.now += PATIENCE_NS - 1
     looked_again()
@@ -371,7 +371,7 @@ def test_a_request_that_is_not_sent(played_channel, stream):
 
 def test_requests_of_their_own_see_the_end(played_channel):
     with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE) as alone:
-        prepared = streams.prepare_streamed("m", "", None, None, 0, None)
+        prepared = prepare_streamed("m", "", None, None, 0, None)
         made = alone._make(prepared, ONE, "", last=True)
         assert played_channel.half_closed
         played_channel.put([message(played_channel.ids[0], 1, final=True)], [])
@@ -521,7 +521,7 @@ async def patience(channel, stream, clock):
 
 def test_a_tasks_patience_ends_and_begins_anew(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(aio_streams, "time", clock)
+    monkeypatch.setattr(stream_state, "time", clock)
     # A task that waits looks at the clock after as long as it has patience left.
-    monkeypatch.setattr(aio_streams, "PATIENCE_NS", SHORT_NS)
+    monkeypatch.setattr(stream_state, "PATIENCE_NS", SHORT_NS)
     on_a_loop(lambda channel, stream: patience(channel, stream, clock))()

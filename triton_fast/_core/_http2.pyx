@@ -9,16 +9,15 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cython.operator cimport dereference
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libcpp.memory cimport make_shared, shared_ptr
+from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from triton_fast._core cimport http2
-from triton_fast._core._memory cimport Gather, Landing
-from triton_fast._core._wire cimport adopt_response
-from triton_fast._core.bridge cimport BufferSink, MessageSink, QueueSink
-from triton_fast._core.wire cimport ConstBuffer, ResponseReader
+from triton_fast._core._memory cimport Gather, Landing, StreamLanding
+from triton_fast._core.bridge cimport BufferSink, MessageSink
+from triton_fast._core.wire cimport ConstBuffer
 
 
 def versions():
@@ -105,18 +104,6 @@ cdef http2.Address address_of(str host, str port, bytes unix_path) except *:
     address.port = port.encode("ascii")
     address.unix_path = unix_path
     return address
-
-
-cdef bint take(QueueSink* messages, list into) except -1:
-    """Append the messages that are complete, as responses; return whether there are any."""
-    cdef ResponseReader* reader
-    cdef bint found = False
-    while True:
-        reader = messages.take()
-        if reader is NULL:
-            return found
-        into.append(adopt_response(reader))
-        found = True
 
 
 cdef class Pool:
@@ -266,30 +253,32 @@ cdef class StreamCall:
     ----------
     pool : Pool
         Where its connection is from, which it keeps until it is over.
+    incoming : StreamLanding
+        Fed the messages as they arrive; this call's alone.
     path, metadata, deadline_ns, keepalive, busy_ns
         As in `Call`.
     """
 
     cdef http2.StreamCall* call
-    cdef QueueSink* messages
+    cdef StreamLanding incoming
     cdef object outgoing
 
     def __cinit__(
-        self, Pool pool not None, str path, metadata, deadline_ns, keepalive, int64_t busy_ns
+        self, Pool pool not None, str path, StreamLanding incoming not None, metadata, deadline_ns,
+        keepalive, int64_t busy_ns
     ):
         cdef http2.CallSpec spec = spec_of(path, metadata, "")
         cdef http2.Keepalive pings
         spec.streaming = True
         pings.after_ns, pings.timeout_ns = keepalive
-        self.messages = new QueueSink()
+        self.incoming = incoming
         self.call = new http2.StreamCall(
-            pool.pool, spec, self.messages, http2.kNever if deadline_ns is None else deadline_ns,
+            pool.pool, spec, incoming.sink(), http2.kNever if deadline_ns is None else deadline_ns,
             pings, busy_ns)
 
     def __dealloc__(self):
         if self.call is not NULL:
             http2.dispose(self.call)
-        del self.messages
 
     def send(self, outgoing, deadline_ns, bint last):
         """Send one message, whose memory is not borrowed any more when this returns.
@@ -342,7 +331,7 @@ cdef class StreamCall:
 
         Parameters
         ----------
-        into : list of Response
+        into : list
             They are appended to it. It is the caller's, for the interpreter may run a signal
             handler as soon as this has returned, and what was returned is lost if that raises.
         deadline_ns : int or None
@@ -364,10 +353,10 @@ cdef class StreamCall:
             with nogil:
                 progress = self.call.receive(until)
             PyErr_CheckSignals()
-            if take(self.messages, into):
+            if self.incoming.take(into):
                 return True
             if progress == http2.Progress.kDone and self.over():
-                take(self.messages, into)  # one may have come in between
+                self.incoming.take(into)  # one may have come in between
                 return True
             if http2.monotonic_ns() >= until:
                 return False
@@ -417,6 +406,7 @@ cdef class Connecting:
         return self.connecting.descriptor()
 
 
+@cython.no_gc_clear  # what its incoming lends is fed until the call is forgotten
 cdef class Exchange:
     """One call on a `Multiplexer`, which makes it.
 
@@ -433,7 +423,6 @@ cdef class Exchange:
     cdef bint forgotten  # and kept only for its memory
     cdef MessageSink* landing
     cdef BufferSink* gathered
-    cdef QueueSink* messages
 
     def __init__(self):
         raise TypeError("exchanges are made by a Multiplexer")
@@ -441,7 +430,6 @@ cdef class Exchange:
     def __dealloc__(self):
         del self.landing
         del self.gathered
-        del self.messages
 
     cdef lend(self, outgoing):
         self.outgoing = outgoing
@@ -513,8 +501,8 @@ cdef class Multiplexer:
         Parameters
         ----------
         path, outgoing, incoming, metadata, encoding, deadline_ns
-            As in `Call`. Without ``outgoing`` it is a stream, and has no ``incoming``. The server is
-            told the deadline; keeping it is up to the caller.
+            As in `Call`. Without ``outgoing`` it is a stream, and ``incoming`` a `StreamLanding`.
+            The server is told the deadline; keeping it is up to the caller.
 
         Returns
         -------
@@ -534,8 +522,7 @@ cdef class Multiplexer:
             timeout = max(<int64_t>deadline_ns - http2.monotonic_ns(), 1)
         if outgoing is None:
             spec.streaming = True
-            exchange.messages = new QueueSink()
-            sink = exchange.messages
+            sink = (<StreamLanding?>incoming).sink()
         else:
             spec.message_size = outgoing.byte_size
             spec.segments = segments_of(outgoing)
@@ -574,9 +561,9 @@ cdef class Multiplexer:
         self.multiplexer.half_close(exchange.id)
 
     def messages(self, Exchange exchange not None):
-        """Return a stream's messages that have come, as a list of Response."""
+        """Return a stream's messages that have come, as a list."""
         cdef list taken = []
-        if take(exchange.messages, taken) and exchange.id in self.exchanges:
+        if (<StreamLanding?>exchange.incoming).take(taken) and exchange.id in self.exchanges:
             self.multiplexer.taken(exchange.id)
         return taken
 

@@ -25,3 +25,8 @@ cdef class Gather:
 
 cdef class Landing:
     cdef MessageSink* sink(self) except NULL
+
+
+cdef class StreamLanding:
+    cdef MessageSink* sink(self) except NULL
+    cdef bint take(self, list into) except -1

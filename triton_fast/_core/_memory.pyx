@@ -1,12 +1,11 @@
 """Memory that native calls borrow: owns the live buffers, and how a channel in C++ comes by them.
 
-`Gather` and `Landing` are the fast, optional part of the contract in `triton_fast.channels.base`: a
-channel in C++ sends a message from where its pieces lie, and has one parsed as it arrives, without
-a Python call. A codec's classes are derived from them; a channel knows no other of their names.
+`Gather`, `Landing` and `StreamLanding` are the fast, optional part of the contract in
+`triton_fast.channels.base`: a channel in C++ sends a message from where its pieces lie, and has
+those that it receives parsed as they arrive, without a Python call. A codec's classes are derived from them; a channel knows no other of their names.
 """
 
 from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
-from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 from triton_fast._core.bridge cimport MessageSink
@@ -75,4 +74,16 @@ cdef class Landing:
 
     cdef MessageSink* sink(self) except NULL:
         """Return what to feed, which the caller deletes before this goes; raises once released."""
+        raise NotImplementedError
+
+
+cdef class StreamLanding:
+    """A `StreamIncoming` that a channel in C++ can feed without Python, on any thread."""
+
+    cdef MessageSink* sink(self) except NULL:
+        """Return what to feed; it is this object's, which outlives the call."""
+        raise NotImplementedError
+
+    cdef bint take(self, list into) except -1:
+        """Append the messages that are complete; return whether there are any."""
         raise NotImplementedError

@@ -39,7 +39,8 @@ def live_counts():
     return {"segments": live_segments, "leases": live_leases}
 
 
-# None of these classes takes part in a cycle: what they refer to is of each other, one way, and bytes.
+# None of these classes takes part in a cycle: what they refer to is of each other, one way, and
+# bytes.
 @cython.final
 @cython.no_gc
 cdef class Segment:
@@ -255,8 +256,8 @@ cdef class Arenas:
         Parameters
         ----------
         byte_size : int, bytes
-            What the lease's buffer shall have; the slot is rounded up, to whole pages from 4 KiB on,
-            and aligned alike.
+            What the lease's buffer shall have; the slot is rounded up, to whole pages from 4 KiB
+            on, and aligned alike.
 
         Returns
         -------
@@ -349,7 +350,7 @@ cdef class Arenas:
 
     @property
     def generation(self):
-        """Another number whenever there may be more to take: a slot came back, an arena came or went."""
+        """Another number if there may be more to take: a slot came back, an arena came or went."""
         self.check_own()
         return self.arenas.generation()
 
@@ -422,7 +423,7 @@ cdef class Arenas:
 @cython.final
 @cython.no_gc
 cdef class Lease:
-    """A slot, and the right to it: writable bytes through the buffer protocol, as many as asked for.
+    """A slot and the right to it: writable bytes by the buffer protocol, as many as asked for.
 
     Notes
     -----

@@ -1,6 +1,7 @@
 # Class layouts of the wire codec.
 
-from triton_fast._core._memory cimport Gather, Landing
+from triton_fast._core._memory cimport Gather, Landing, StreamLanding
+from triton_fast._core.bridge cimport QueueSink
 from triton_fast._core.wire cimport OwnedBuffer, RequestWriter, ResponseReader
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
@@ -32,4 +33,5 @@ cdef class Response(Landing):
     cdef int check_open(self) except -1
 
 
-cdef Response adopt_response(ResponseReader* reader)
+cdef class StreamResponses(StreamLanding):
+    cdef QueueSink* queue

@@ -15,14 +15,14 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_Index
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
-from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint8_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint8_t
 from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from triton_fast._core._memory cimport Gather, Hold, Landing, hold
-from triton_fast._core.bridge cimport MessageSink, ReaderSink
+from triton_fast._core._memory cimport Gather, Hold, Landing, StreamLanding, hold
+from triton_fast._core.bridge cimport MessageSink, QueueSink, ReaderSink
 from triton_fast._core.wire cimport (
     ConstBuffer,
     Datatype,
@@ -208,6 +208,14 @@ cdef class Header:
         """Bytes of the encoded part."""
         return self.fixed.size()
 
+    def request(self, request_id):
+        """Return a `Request` that begins with this."""
+        return Request(self, request_id)
+
+    def response(self):
+        """Return a `Response` that receives the answer to such a request."""
+        return Response(self.shared_memory_outputs)
+
 
 cdef class Request(Gather):
     """One ModelInferRequest as a gather list; an `Outgoing` to a channel.
@@ -252,7 +260,6 @@ cdef class Request(Gather):
         """
         cdef Hold held
         cdef ConstBuffer memory
-        cdef int64_t[1] none
         cdef vector[int64_t] dimensions
         cdef string encoded
         if self.released:
@@ -532,12 +539,40 @@ cdef class Response(Landing):
         return 0
 
 
-cdef Response adopt_response(ResponseReader* reader):
-    """Return a response that was decoded in C++, and is complete; it owns the reader now."""
-    cdef Response response = Response.__new__(Response)
-    response.reader = reader
-    response.done = True
-    return response
+cdef class StreamResponses(StreamLanding):
+    """The messages of one stream, each a ModelStreamInferResponse; a `StreamIncoming` to a channel.
+
+    Notes
+    -----
+    Owns the messages that C++ has decoded, until they are taken.
+    """
+
+    def __cinit__(self):
+        self.queue = new QueueSink()
+
+    def __dealloc__(self):
+        del self.queue
+
+    def message(self):
+        """Return what is fed the next message; see `triton_fast.channels.base.StreamIncoming`."""
+        return Response(envelope=True)
+
+    cdef MessageSink* sink(self) except NULL:
+        return self.queue
+
+    cdef bint take(self, list into) except -1:
+        cdef ResponseReader* reader
+        cdef Response response
+        cdef bint found = False
+        while True:
+            reader = self.queue.take()
+            if reader is NULL:
+                return found
+            response = Response.__new__(Response)
+            response.reader = reader
+            response.done = True
+            into.append(response)
+            found = True
 
 
 cdef ConstBuffer element_of(object value, Py_ssize_t index) except *:

@@ -11,8 +11,10 @@ from triton_fast._core._errors cimport translate
 cdef extern from "triton_fast/shm/segment.hpp" namespace "triton_fast::shm" nogil:
     cdef cppclass Segment:
         Segment() noexcept
+
         @staticmethod
         Segment create(size_t size) except +translate
+
         @staticmethod
         Segment attach(string name, size_t size, size_t offset) except +translate
         uint8_t* data() noexcept

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from .._core import Segment
-
-if TYPE_CHECKING:
-    from .._core._wire import Response
 
 __all__ = [
     "AsyncChannel",
@@ -27,7 +24,11 @@ __all__ = [
     "Headers",
     "Incoming",
     "Outgoing",
+    "StreamIncoming",
 ]
+
+M = TypeVar("M", bound="Incoming")
+M_co = TypeVar("M_co", bound="Incoming", covariant=True)
 
 Compression: TypeAlias = Literal["gzip", "deflate"]
 """How a request's message may be compressed."""
@@ -84,6 +85,13 @@ class Incoming(Protocol):
         WireError
             If it is not.
         """
+
+
+class StreamIncoming(Protocol[M_co]):
+    """Parsers for the messages of one stream, which are of type ``M_co``."""
+
+    def message(self) -> M_co:
+        """Return what is fed the next message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +187,17 @@ class Channel(Protocol):
             If the channel is closed.
         """
 
-    def open_stream(self, method: str, options: CallOptions) -> ChannelStream:
+    def open_stream(
+        self, method: str, incoming: StreamIncoming[M], options: CallOptions
+    ) -> ChannelStream[M]:
         """Return a call with many messages each way, which begins with its first message.
 
         Parameters
         ----------
         method, options
             As in `call`; the deadline is that of the whole call. Messages are not compressed.
+        incoming : StreamIncoming
+            Makes what the peer's messages are fed to; this call's alone.
 
         Raises
         ------
@@ -203,7 +215,7 @@ class Channel(Protocol):
         """
 
 
-class ChannelStream(Protocol):
+class ChannelStream(Protocol[M]):
     """A call with many messages each way, as `Channel.open_stream` returns it.
 
     Notes
@@ -230,18 +242,18 @@ class ChannelStream(Protocol):
     def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
 
-    def receive(self, into: list[Response], deadline_ns: int | None = None) -> None:
+    def receive(self, into: list[M], deadline_ns: int | None = None) -> None:
         """Wait for messages, and append those that are there; none at the end.
 
         What is not received is not asked for: beyond a window's worth, the peer waits.
 
         Parameters
         ----------
-        into : list of Response
-            Empty, and the caller's. A message is either in it or can still be received, also after
-            an exception of a signal's handler, which may come when the messages have been taken
-            and this has not returned. One with an ``error_message`` is of a request that failed;
-            it has that request's id, and little else.
+        into : list
+            Empty, and the caller's. What is appended was made by the stream's ``incoming``, and is
+            finished. A message is either in it or can still be received, also after an exception of
+            a signal's handler, which may come when the messages have been taken and this has not
+            returned.
         deadline_ns : int, optional
             Nanoseconds of ``time.monotonic_ns()``.
 
@@ -256,7 +268,7 @@ class ChannelStream(Protocol):
         """End the call, unless it is over, and tell the server; then give all back. Idempotent."""
 
 
-class AsyncChannelStream(Protocol):
+class AsyncChannelStream(Protocol[M]):
     """A call with many messages each way, on an event loop; see `ChannelStream`."""
 
     async def send(
@@ -267,7 +279,7 @@ class AsyncChannelStream(Protocol):
     async def half_close(self) -> None:
         """Say that no more messages will be sent. Idempotent."""
 
-    async def receive(self, deadline_ns: int | None = None) -> list[Response]:
+    async def receive(self, deadline_ns: int | None = None) -> list[M]:
         """Wait for messages and return those that are there; an empty list at the end.
 
         See `ChannelStream.receive`. Cancelling it loses no message.
@@ -295,7 +307,9 @@ class AsyncChannel(Protocol):
         alive until then.
         """
 
-    def open_stream(self, method: str, options: CallOptions) -> AsyncChannelStream:
+    def open_stream(
+        self, method: str, incoming: StreamIncoming[M], options: CallOptions
+    ) -> AsyncChannelStream[M]:
         """Return a call with many messages each way; see `Channel.open_stream`."""
 
     async def close(self) -> None:

@@ -9,17 +9,13 @@ import numpy as np
 
 from ..inference.request import Prepared, encode_request
 from ..inference.result import InferResult, Receiver
-from ..protocol.messages import method_path
 
 if TYPE_CHECKING:
     from ..inference.tensor import InputTensor
     from ..shared_memory.placement import Placement
     from ..shared_memory.pool import Slot
 
-__all__ = ["MODEL_INFER", "MODEL_STREAM_INFER", "Attempt", "Out"]
-
-MODEL_INFER = method_path("ModelInfer")
-MODEL_STREAM_INFER = method_path("ModelStreamInfer")
+__all__ = ["Attempt", "Out"]
 
 Out: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
@@ -42,9 +38,9 @@ class Attempt:
 
     Attributes
     ----------
-    request : _wire.Request
+    request : RequestEncoder
         For the channel to send.
-    response : _wire.Response
+    response : ResponseDecoder
         For the channel to feed.
     placement : Placement or None
         As given.

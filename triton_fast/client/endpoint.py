@@ -14,14 +14,15 @@ import numpy as np
 
 from ..channels.base import CallOptions, Channel, Compression
 from ..channels.factory import ChannelFactory
-from ..channels.forks import inherit, renew_after_fork
+from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import ClosedError, InvalidTensor, TritonFastError, Unimplemented
 from ..inference.request import UNSET, Prepared, input_tensors
 from ..inference.result import InferResult
 from ..inference.signatures import Signatures
 from ..options.headers import HeaderSource
+from ..protocol.grpc.codec import GRPC
 from ..shared_memory.sharing import SharedFactory, array_layout
-from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
+from .attempt import Attempt, Out
 from .call_settings import CallSettings
 from .repeats import Repeats, repeated
 
@@ -66,6 +67,8 @@ class Endpoint:
         As given.
     signatures : Signatures
         What is known of models.
+    codec : Codec
+        The protocol that inferences are in.
 
     Notes
     -----
@@ -81,6 +84,7 @@ class Endpoint:
     ) -> None:
         self.url = url
         self.signatures = Signatures()
+        self.codec = GRPC
         self._settings = settings
         self._closed = False
         self._lock = threading.Lock()
@@ -199,7 +203,9 @@ class Endpoint:
             attempt = Attempt(prepared, tensors, request_id, out, placement)
             try:
                 try:
-                    channel.call(MODEL_INFER, attempt.request, attempt.response, options)
+                    channel.call(
+                        self.codec.infer_method, attempt.request, attempt.response, options
+                    )
                 except BaseException as error:
                     repeats = repeats or Repeats()
                     if not repeats.after(error, shared, prepared, placement):
@@ -260,7 +266,9 @@ class Endpoint:
             future.settle(result, error)
 
         try:
-            call = channel.start(MODEL_INFER, attempt.request, attempt.response, options, on_done)
+            call = channel.start(
+                self.codec.infer_method, attempt.request, attempt.response, options, on_done
+            )
             future.attach(call)
         except BaseException:
             attempt.release()
@@ -271,7 +279,9 @@ class Endpoint:
         """Return a stream for requests; see `triton_fast.Client.open_stream`."""
         from ..streaming.stream import Stream  # noqa: PLC0415 - imported on use
 
-        channel_stream = self._open_channel().open_stream(MODEL_STREAM_INFER, options)
+        channel_stream = self._open_channel().open_stream(
+            self.codec.stream_method, self.codec.stream_responses(), options
+        )
         return Stream(channel_stream, options, self.url, self._inputs, buffer_size)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:

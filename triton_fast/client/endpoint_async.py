@@ -17,7 +17,7 @@ import numpy as np
 from ..channels.base import AsyncChannel, AsyncChannelStream, CallOptions, Compression
 from ..channels.event_loop import in_thread, running_loop, seconds_left
 from ..channels.factory import AsyncChannelFactory, ChannelFactory
-from ..channels.forks import inherit, renew_after_fork
+from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import (
     ClosedError,
     DeadlineExceeded,
@@ -32,11 +32,12 @@ from ..inference.signatures import Signatures
 from ..inference.tensor import copied_bytes, memory_of
 from ..management.server import model_config, model_metadata
 from ..options.headers import HeaderSource
+from ..protocol.grpc.codec import GRPC
 from ..protocol.grpc.queries import exchange, message_ends
 from ..protocol.messages import are_loaded, message_class, method_path
 from ..protocol.operations import Query
 from ..shared_memory.sharing import SharedFactory, array_layout
-from .attempt import MODEL_INFER, MODEL_STREAM_INFER, Attempt, Out
+from .attempt import Attempt, Out
 from .repeats import Repeats, repeated, repeated_async
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from ..inference.signature import Signature
     from ..inference.tensor import InputTensor
+    from ..protocol.codec import ResponseDecoder
     from ..shared_memory.sharing_async import AsyncSharedMemory
     from ..streaming.stream_async import AsyncStream
     from .admission import Admission
@@ -87,6 +89,8 @@ class AsyncEndpoint:
         As given.
     signatures : Signatures
         What is known of models.
+    codec : Codec
+        The protocol that inferences are in.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class AsyncEndpoint:
     ) -> None:
         self.url = url
         self.signatures = Signatures()
+        self.codec = GRPC
         self._settings = settings
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None  # of the calls so far
@@ -286,7 +291,9 @@ class AsyncEndpoint:
             attempt = Attempt(prepared, tensors, request_id, out, placement)
             try:
                 try:
-                    await channel.call(MODEL_INFER, attempt.request, attempt.response, options)
+                    await channel.call(
+                        self.codec.infer_method, attempt.request, attempt.response, options
+                    )
                 except BaseException as error:
                     repeats = repeats or Repeats()
                     inner = None if shared is None else shared.inner
@@ -323,9 +330,11 @@ class AsyncEndpoint:
             raise ClosedError(f"the client of {self.url} is closed")
         self._settings.deadline_ns(timeout)  # so that what is wrong is said here
 
-        async def opening() -> tuple[AsyncChannelStream, CallOptions]:
+        async def opening() -> tuple[AsyncChannelStream[ResponseDecoder], CallOptions]:
             options = await self.options(call, timeout, headers)
-            return self._enter().open_stream(MODEL_STREAM_INFER, options), options
+            channel = self._enter()
+            responses = self.codec.stream_responses()
+            return channel.open_stream(self.codec.stream_method, responses, options), options
 
         return AsyncStream(opening, self.url, self.inputs, buffer_size)
 

@@ -1,52 +1,46 @@
-"""AsyncModel: a coroutine function that stands for one model on the server."""
+"""AsyncModel: a coroutine function that stands for one model on the server.
+
+Owns when it asks for the model's signature: one task does, for all that call at the same time.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..channels.event_loop import seconds_left
 from ..errors import DeadlineExceeded
-from ..inference.request import UNSET
-from .model import merged
+from . import model_calls_async
 
 if TYPE_CHECKING:
-    from ..channels.base import CallOptions, Compression
+    from ..channels.base import CallOptions
     from ..inference.request import Prepared
-    from ..inference.result import InferResult
     from ..inference.signature import Signature
-    from ..options.headers import HeaderSource
-    from .attempt import Out
     from .endpoint_async import AsyncEndpoint
 
 __all__ = ["AsyncModel"]
 
 
-class AsyncModel:
-    """One model on a client's server; made by `AsyncClient.model`. See `triton_fast.Model`.
+class AsyncModel(model_calls_async.AsyncModel):
+    """One model on a client's server; made by `AsyncClient.model`.
+
+    Notes
+    -----
+    What stays the same from call to call is encoded once. The signature is fetched when it is first
+    needed, and again when a call does not fit it, since the model may have been replaced. Any
+    number of tasks of one event loop may call it.
 
     Examples
     --------
     >>> resnet = client.model("resnet")  # doctest: +SKIP
     >>> (await resnet(image=batch))["scores"]  # doctest: +SKIP
+    >>> await resnet({"image": batch}, timeout=0.05, out={"scores": scores})  # doctest: +SKIP
     """
 
     def __init__(self, endpoint: AsyncEndpoint, prepared: Prepared) -> None:
-        self._endpoint = endpoint
-        self._prepared = prepared
+        super().__init__(endpoint, prepared)
         self._asked = False  # whether the server was asked for the signature
         self._asking: asyncio.Future[None] | None = None  # done when it has answered, or not
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._prepared.model_name
-
-    @property
-    def version(self) -> str:
-        """The version asked for; empty if the server chooses."""
-        return self._prepared.model_version
 
     async def signature(self) -> Signature | None:
         """Return what the model takes and gives; asks the server, the first time.
@@ -55,30 +49,6 @@ class AsyncModel:
         """
         await self._learn(await self._endpoint.options(f"ModelMetadata({self.name!r})"))
         return self._endpoint.signatures.get(self._prepared)
-
-    async def __call__(
-        self,
-        inputs: Mapping[str, Any] | None = None,
-        /,
-        *,
-        request_id: str = "",
-        timeout: float | None = UNSET,
-        headers: HeaderSource | None = None,
-        compression: Compression | None = UNSET,
-        out: Out | None = None,
-        split: bool = False,
-        **tensors: Any,
-    ) -> InferResult:
-        """Run the model and wait for its answer; see `triton_fast.Model.__call__`."""
-        endpoint = self._endpoint
-        options = await endpoint.options(self._prepared.call, timeout, headers, compression)
-        await self._learn(options)
-        both = merged(inputs, tensors)
-        if split:
-            from .split_async import infer_split  # noqa: PLC0415 - for those who split
-
-            return await infer_split(endpoint, self._prepared, both, request_id, options, out)
-        return await endpoint.infer(self._prepared, both, request_id, options, out)
 
     async def _learn(self, options: CallOptions) -> None:
         while not self._asked:
@@ -102,7 +72,3 @@ class AsyncModel:
             self._asked = True
         finally:
             asking.set_result(None)
-
-    def __repr__(self) -> str:
-        version = f", {self.version!r}" if self.version else ""
-        return f"AsyncModel({self.name!r}{version} at {self._endpoint.url})"

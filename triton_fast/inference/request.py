@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .._core import _wire
 from ..errors import InvalidOption, InvalidTensor
 from ..options.deadline import microseconds
+from ..protocol.grpc.codec import GRPC
 from .tensor import InputTensor, input_tensor
+
+if TYPE_CHECKING:
+    from ..protocol.codec import Header, RequestEncoder
 
 __all__ = [
     "UNSET",
@@ -19,6 +22,7 @@ __all__ = [
     "RequestedOutput",
     "encode_request",
     "input_tensors",
+    "merged_inputs",
     "prepare",
     "prepare_streamed",
     "shared_memory_parameters",
@@ -126,6 +130,22 @@ def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
     return [input_tensor(name, value) for name, value in inputs.items()]
 
 
+def merged_inputs(
+    inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return a call's inputs, however they were given; InvalidOption if one was given twice."""
+    if inputs is None:
+        return tensors
+    if not isinstance(inputs, Mapping):
+        raise InvalidTensor(
+            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
+        )
+    both = inputs.keys() & tensors.keys()
+    if both:
+        raise InvalidOption(f"input {min(both)!r} was given twice")
+    return {**inputs, **tensors} if tensors else inputs
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What stays the same from one call of a model to the next.
@@ -136,7 +156,7 @@ class Prepared:
         Which model; the server chooses an empty version.
     output_names : tuple of str
         Outputs that are asked for; none for all that the model gives.
-    header : _wire.Header
+    header : Header
         All of it, encoded.
     call : str
         What errors call it.
@@ -149,14 +169,14 @@ class Prepared:
     model_name: str
     model_version: str
     output_names: tuple[str, ...]
-    header: _wire.Header
+    header: Header
     call: str
     requested: Sequence[RequestedPair]
     settings: Mapping[str, Any]
 
-    def asking_for(self, outputs: Sequence[RequestedPair]) -> _wire.Header:
+    def asking_for(self, outputs: Sequence[RequestedPair]) -> Header:
         """Return a header like this one's, but for the outputs."""
-        return _wire.Header(self.model_name, self.model_version, outputs=outputs, **self.settings)
+        return GRPC.header(self.model_name, self.model_version, outputs=outputs, **self.settings)
 
 
 class PreparedCalls:
@@ -222,7 +242,7 @@ def prepare(
         "priority": priority,
         "queue_timeout_us": microseconds(queue_timeout, "queue_timeout"),
     }
-    header = _wire.Header(model_name, model_version, outputs=requested, **settings)
+    header = GRPC.header(model_name, model_version, outputs=requested, **settings)
     return Prepared(
         model_name,
         model_version,
@@ -299,13 +319,13 @@ def _own_parameters(output: RequestedOutput) -> Mapping[str, Any] | None:
 
 
 def encode_request(
-    header: _wire.Header, request_id: str, tensors: Iterable[InputTensor]
-) -> _wire.Request:
+    header: Header, request_id: str, tensors: Iterable[InputTensor]
+) -> RequestEncoder:
     """Encode a request around tensors that stay where they are.
 
     Returns
     -------
-    _wire.Request
+    RequestEncoder
         Holds the tensors' memory until its ``release()``, which is the caller's to call.
 
     Raises
@@ -313,7 +333,7 @@ def encode_request(
     InvalidTensor
         If the message would be longer than the two gibibytes that protobuf allows.
     """
-    request = _wire.Request(header, request_id)
+    request = header.request(request_id)
     try:
         for name, datatype, shape, payload, parameters in tensors:
             request.add_input(name, datatype, shape, payload, parameters)

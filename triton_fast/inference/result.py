@@ -15,6 +15,7 @@ from ..protocol.datatypes import datatype_of, dtype_of
 
 if TYPE_CHECKING:
     from ..management.metadata import TensorMetadata
+    from ..protocol.codec import Header, ResponseDecoder
     from ..shared_memory.pool import Slot
 
 __all__ = ["InferResult", "Receiver", "result_of"]
@@ -174,7 +175,7 @@ class Receiver:
 
     Parameters
     ----------
-    header : _wire.Header
+    header : Header
         Of the request: it knows which outputs will be in shared memory.
     out : mapping of str to numpy.ndarray, optional
         See `triton_fast.Client.infer`.
@@ -191,11 +192,11 @@ class Receiver:
 
     def __init__(
         self,
-        header: _wire.Header,
+        header: Header,
         out: Mapping[str, np.ndarray[Any, Any]] | None = None,
         placed: Mapping[str, Slot] = _NOTHING,
     ) -> None:
-        self.response = _wire.Response(header.shared_memory_outputs)
+        self.response = header.response()
         self._out = out or {}
         self._placed = placed
         # Arrays that the bytes cannot be written to as they come.
@@ -317,7 +318,7 @@ class Receiver:
         self.response.release()
 
 
-def result_of(response: _wire.Response) -> InferResult:
+def result_of(response: ResponseDecoder) -> InferResult:
     """Return a complete response as an answer with arrays of its own."""
     model_name, model_version, request_id, parameters, outputs = response.take()
     arrays: dict[str, np.ndarray[Any, Any]] = {}

@@ -1,27 +1,20 @@
 """Health as a value: what a server says of itself and of its models, and what to make of that.
 
-`_survey` decides what to ask and what the answers mean, and does no I/O; `check_health` and
+`survey` decides what to ask and what the answers mean, and does no I/O; `check_health` and
 `check_health_async` ask for it.
 """
 
 from __future__ import annotations
 
 import enum
-import time
-from collections.abc import Awaitable, Generator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from ..errors import ServerError, Unimplemented, WireError
+from ..errors import Unimplemented
 from ..protocol.messages import message_class
 
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
-    from ..channels.base import CallOptions
-    from ..options.headers import HeaderSource
-
-__all__ = ["Health", "HealthStatus", "check_health", "check_health_async"]
+__all__ = ["Health", "HealthStatus", "survey"]
 
 # How much of the reason that a server gives for a model's state goes into an error: some are whole
 # tracebacks.
@@ -83,90 +76,7 @@ class Health:
         return self.status is HealthStatus.HEALTHY
 
 
-_Answer: TypeAlias = "Message | ServerError | WireError | None"
-
-
-class _Asks(Protocol):
-    """What makes management calls: an `Endpoint`."""
-
-    def options(
-        self, call: str, timeout: float | None, headers: HeaderSource | None
-    ) -> CallOptions:
-        """Return a call's options."""
-
-    def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
-        """Make a call."""
-
-
-class _AsksAsync(Protocol):
-    """As `_Asks`, for coroutines."""
-
-    def options(
-        self, call: str, timeout: float | None, headers: HeaderSource | None
-    ) -> Awaitable[CallOptions]:
-        """Return a call's options."""
-
-    def exchange(
-        self, method: str, fields: Mapping[str, Any], options: CallOptions
-    ) -> Awaitable[Message]:
-        """Make a call."""
-
-
-def check_health(connection: _Asks, timeout: float | None, headers: HeaderSource | None) -> Health:
-    """Ask a server how it is; see `Client.health`.
-
-    Raises
-    ------
-    ClosedError, InvalidOption, MissingDependency
-        If nothing could be asked. What the server or the network does wrong is in the result.
-    """
-    survey = _survey()
-    answer: _Answer = None
-    deadline_ns = None
-    latency = 0.0
-    while True:
-        try:
-            method = survey.send(None if answer is None else (answer, latency))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # it is what _survey returns
-        options = connection.options(method, timeout, headers)
-        if answer is None:
-            deadline_ns = options.deadline_ns  # of all that is asked, together
-        began_ns = time.monotonic_ns()
-        try:
-            answer = connection.exchange(method, {}, replace(options, deadline_ns=deadline_ns))
-        except (ServerError, WireError) as error:
-            answer = error
-        latency = (time.monotonic_ns() - began_ns) / 1e9
-
-
-async def check_health_async(
-    connection: _AsksAsync, timeout: float | None, headers: HeaderSource | None
-) -> Health:
-    """Ask a server how it is; see `check_health`."""
-    survey = _survey()
-    answer: _Answer = None
-    deadline_ns = None
-    latency = 0.0
-    while True:
-        try:
-            method = survey.send(None if answer is None else (answer, latency))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # it is what _survey returns
-        options = await connection.options(method, timeout, headers)
-        if answer is None:
-            deadline_ns = options.deadline_ns
-        began_ns = time.monotonic_ns()
-        try:
-            answer = await connection.exchange(
-                method, {}, replace(options, deadline_ns=deadline_ns)
-            )
-        except (ServerError, WireError) as error:
-            answer = error
-        latency = (time.monotonic_ns() - began_ns) / 1e9
-
-
-def _survey() -> Generator[str, tuple[Any, float] | None, Health]:
+def survey() -> Generator[str, tuple[Any, float] | None, Health]:
     """Yield methods to call; take their answers, or the errors in place of them, and the time."""
     message_class("ServerLiveRequest")  # loads protobuf, which is not the server's latency
     asked = yield "ServerLive"

@@ -6,12 +6,13 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .registration import RegisteredRegion
 
-__all__ = ["StaleRegion", "region_name", "remove_orphans", "stale_region"]
+__all__ = ["StaleRegion", "region_name", "remove_orphans", "stale_region", "stale_regions"]
 
 # Which process made a region is in its name, for whoever finds it when the process is gone. A
 # number of a process means something only in its namespace (pid_namespaces(7)).
@@ -58,6 +59,12 @@ def stale_region(region: RegisteredRegion) -> StaleRegion | None:
     if _runs_since(pid, made):
         return None
     return StaleRegion(region.name, region.byte_size, pid, max(time.time() - made, 0.0))
+
+
+def stale_regions(regions: Iterable[RegisteredRegion]) -> list[StaleRegion]:
+    """Return those of clients that were killed on this machine, oldest first."""
+    stale = (stale_region(region) for region in regions)
+    return sorted((region for region in stale if region), key=lambda region: -region.age)
 
 
 # As csrc/src/shm/segment.cpp names them.

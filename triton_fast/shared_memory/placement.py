@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core import _wire
 from ..channels.base import CallOptions
 from ..errors import (
     Cancelled,
@@ -35,6 +34,7 @@ from .pool import Refused, Slot, SlotPool, WaitPolicy, WouldBlock
 
 if TYPE_CHECKING:
     from ..inference.result import InferResult
+    from ..protocol.codec import Header
 
 __all__ = ["Placement", "SharedMemory"]
 
@@ -66,7 +66,7 @@ class Placement:
     ----------
     tensors : list of InputTensor
         The inputs; those in slots have parameters in place of a payload.
-    header : _wire.Header
+    header : Header
         Asks for the outputs, some of them in slots.
     outputs : dict of str to Slot
         Where the server is to write.
@@ -79,7 +79,7 @@ class Placement:
     def __init__(
         self,
         tensors: list[InputTensor],
-        header: _wire.Header,
+        header: Header,
         outputs: dict[str, Slot],
         slots: list[Slot],
     ) -> None:
@@ -190,7 +190,7 @@ class SharedMemory:
             slots.append(slot)
         return Placement(placed, self._header(prepared, written), written, slots)
 
-    def _header(self, prepared: Prepared, written: Mapping[str, Slot]) -> _wire.Header:
+    def _header(self, prepared: Prepared, written: Mapping[str, Slot]) -> Header:
         """Return a header that asks for some outputs in slots, and for all that is wanted."""
         if not written:
             return prepared.header

@@ -7,22 +7,19 @@ again. That is done in C++ and takes no lock of Python's, for arrays die anywher
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import enum
 import errno
 import logging
-import os
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .._core._shm import Arenas, Lease, Segment
 from ..channels.base import CallOptions
+from ..channels.lifecycle import Phase, run_exit_in_multiprocessing, watch
 from ..errors import (
     ClosedError,
     DeadlineExceeded,
@@ -293,7 +290,7 @@ class SlotPool:
         finally:
             # The server has mapped it, or never will: either way the name has done its work.
             segment.unlink()
-        _expect_the_end()
+        run_exit_in_multiprocessing()
         arena = self._arenas.add(segment)
         self._regions[arena] = _Region(name, segment, arena)
 
@@ -387,25 +384,12 @@ class SlotPool:
             self._lock.release()
 
 
-_pools: weakref.WeakSet[SlotPool] = weakref.WeakSet()
-_expecting = -1  # the process that has told multiprocessing
+def _close_own(pool: SlotPool) -> None:
+    if not pool._arenas.inherited:
+        pool.close()
 
 
-# The last to be registered is the first to run: the channels are still open then.
-@atexit.register
-def _close_all() -> None:
-    for pool in list(_pools):
-        if not pool._arenas.inherited:
-            pool.close()
-
-
-def _expect_the_end() -> None:
-    """Have the processes of multiprocessing close their pools too: they run nothing of atexit's."""
-    global _expecting  # noqa: PLW0603 - one for the process
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and _expecting != os.getpid():
-        _expecting = os.getpid()
-        util.Finalize(None, _close_all, exitpriority=0)
+_pools = watch({Phase.EXIT_SHARED_MEMORY: _close_own})
 
 
 def _left(options: CallOptions) -> float:

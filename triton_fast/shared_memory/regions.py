@@ -1,14 +1,15 @@
+# Written by `make twins` from regions_async.py, which is the one to edit.
 """The face of a server's shared memory register: what `Client.shared_memory` is."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import Internal
 from ..protocol.operations import Query
-from .ownership import StaleRegion, stale_region
+from .ownership import StaleRegion, stale_regions
 from .registration import (
     LETTING_GO_PAUSE_S,
     RegisteredRegion,
@@ -18,7 +19,7 @@ from .registration import (
     removal,
 )
 
-__all__ = ["Regions", "stale_regions"]
+__all__ = ["Regions"]
 
 
 class Regions:
@@ -27,7 +28,7 @@ class Regions:
     Notes
     -----
     Every method asks the server, and raises `ServerError` like every call; `Unimplemented` if the
-    server takes no shared memory. Thread-safe.
+    server takes no shared memory. Any number of threads may use it.
     """
 
     def __init__(self, ask: Callable[[Query[Any]], Any]) -> None:
@@ -90,10 +91,5 @@ class Regions:
 
         Their memory is the server's until they are dropped, with `unregister`, or it ends.
         """
-        return stale_regions(self.registered().values())
-
-
-def stale_regions(regions: Iterable[RegisteredRegion]) -> list[StaleRegion]:
-    """Return those of clients that were killed on this machine, oldest first."""
-    stale = (stale_region(region) for region in regions)
-    return sorted((region for region in stale if region), key=lambda region: -region.age)
+        regions = self.registered()
+        return stale_regions(regions.values())

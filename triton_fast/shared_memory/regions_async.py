@@ -1,4 +1,4 @@
-"""The face of a server's shared memory register for coroutines: `AsyncClient.shared_memory`."""
+"""The face of a server's shared memory register: what `AsyncClient.shared_memory` is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from ..errors import Internal
 from ..protocol.operations import Query
-from .ownership import StaleRegion
-from .regions import stale_regions
+from .ownership import StaleRegion, stale_regions
 from .registration import (
     LETTING_GO_PAUSE_S,
     RegisteredRegion,
@@ -24,17 +23,48 @@ __all__ = ["AsyncRegions"]
 
 
 class AsyncRegions:
-    """Shared memory regions that a client's server knows; see `.regions.Regions`."""
+    """Shared memory regions that a client's server knows, its own and everybody else's.
+
+    Notes
+    -----
+    Every method asks the server, and raises `ServerError` like every call; `Unimplemented` if the
+    server takes no shared memory. Any number of tasks may use it.
+    """
 
     def __init__(self, ask: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         self._ask = ask
 
     async def register(self, name: str, key: str, byte_size: int, offset: int = 0) -> None:
-        """Have the server map shared memory; see `.regions.Regions.register`."""
+        """Have the server map shared memory.
+
+        Parameters
+        ----------
+        name : str
+            What requests will call it.
+        key : str
+            Its POSIX name, ``"/camera"``.
+        byte_size, offset : int, bytes
+            Which part of it; the offset is a multiple of the page size.
+
+        Source
+        ------
+        inference.proto, SystemSharedMemoryRegister.
+        """
         await self._ask(registration(name, key, byte_size, offset))
 
     async def unregister(self, name: str) -> None:
-        """Have the server let go of a region; see `.regions.Regions.unregister`."""
+        """Have the server let go of a region. Nothing happens if it knows none of that name.
+
+        Raises
+        ------
+        Internal
+            If the server says for 0.3 s that the region is in use: right after the answer of a
+            call it still is, for a moment.
+
+        Source
+        ------
+        inference.proto, SystemSharedMemoryUnregister.
+        """
         since = time.monotonic()
         while True:
             try:
@@ -47,10 +77,19 @@ class AsyncRegions:
                 return
 
     async def registered(self) -> dict[str, RegisteredRegion]:
-        """Return all regions that the server knows, by name."""
+        """Return all regions that the server knows, by name.
+
+        Source
+        ------
+        inference.proto, SystemSharedMemoryStatus.
+        """
         regions: dict[str, RegisteredRegion] = await self._ask(registered())
         return regions
 
     async def stale(self) -> list[StaleRegion]:
-        """Return the regions of killed clients; see `.regions.Regions.stale`."""
-        return stale_regions((await self.registered()).values())
+        """Return the regions of clients that were killed on this machine, oldest first.
+
+        Their memory is the server's until they are dropped, with `unregister`, or it ends.
+        """
+        regions = await self.registered()
+        return stale_regions(regions.values())

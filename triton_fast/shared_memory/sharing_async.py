@@ -16,7 +16,7 @@ import numpy as np
 from ..channels.base import CallOptions, Channel
 from ..channels.event_loop import in_thread, seconds_left
 from ..channels.factory import ChannelFactory
-from ..channels.forks import inherit
+from ..channels.lifecycle import inherit
 from ..errors import ClosedError, DeadlineExceeded
 from ..protocol.operations import Query
 from .pool import WaitPolicy, WouldBlock

@@ -16,7 +16,7 @@ from ..inference.result import InferResult, result_of
 from ..protocol.server_messages import request_error
 
 if TYPE_CHECKING:
-    from .._core._wire import Response
+    from ..protocol.codec import ResponseDecoder
 
 __all__ = ["Inbox", "Pending", "ResponseDemux"]
 
@@ -107,7 +107,7 @@ class ResponseDemux:
         pending.over = True
         self._pending.pop(pending.wire_id, None)
 
-    def deliver(self, responses: Iterable[Response]) -> None:
+    def deliver(self, responses: Iterable[ResponseDecoder]) -> None:
         """Put answers where they are read.
 
         Raises

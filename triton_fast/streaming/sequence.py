@@ -1,254 +1,32 @@
-"""Sequences: requests that belong together, for models that keep state between them.
-
-`SequenceRequests` owns what both faces need: the id, the flags, and what became of the requests so
-far, on which the flags of the next one depend. `InferSequence` is the blocking face.
-"""
+# Written by `make twins` from sequence_async.py, which is the one to edit.
+"""Sequences: what is asked of a model that keeps state from one request to the next."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from ..errors import (
-    ClosedError,
-    Internal,
-    InvalidArgument,
-    InvalidOption,
-    InvalidTensor,
-    NotFound,
-    TritonFastError,
-)
-from ..inference.request import UNSET, Outputs, Prepared, RequestedOutput, prepare, prepare_streamed
+from ..errors import TritonFastError
+from ..inference.request import UNSET
 from ..inference.result import InferResult
-from ..inference.tensor import Tensor, input_tensor
-from ..options.deadline import seconds
 from ..options.headers import checked_headers
-from ..protocol.datatypes import datatype_of, dtype_of
+from .sequence_requests import (
+    CLOSE_TIMEOUT_S,
+    NO_SEQUENCE,
+    SequenceRequest,
+    SequenceRequests,
+    checked_timeout,
+    only_answer,
+    unary_only,
+)
 
 if TYPE_CHECKING:
     from ..client.endpoint import Endpoint
     from ..options.headers import HeaderSource
-    from .demux import Pending
     from .stream import ResponseStream, Stream
 
-__all__ = [
-    "CLOSE_TIMEOUT_S",
-    "NO_SEQUENCE",
-    "InferSequence",
-    "SequenceRequest",
-    "SequenceRequests",
-    "checked_timeout",
-    "only_answer",
-    "unary_only",
-]
-
-CLOSE_TIMEOUT_S = 2.0
-"""How long a sequence that is left by an exception may take to be ended."""
-
-NO_SEQUENCE = (InvalidArgument, NotFound)
-"""What a server says to a request of a sequence, or for a model, that it does not know."""
-
-_OWN = ("sequence_id", "sequence_start", "sequence_end")
-
-_Form = list[tuple[str, str, tuple[int, ...]]]
-"""The names, datatypes and shapes of a request's inputs."""
-
-
-class SequenceRequest:
-    """One request of a sequence, and what became of it; made by `SequenceRequests`.
-
-    A context manager around the call, or around the sending where the answers come on a stream:
-    ``pending`` is set in the block then, and tells the rest. A request that raises `InvalidTensor`
-    or `InvalidOption` there was none.
-
-    Attributes
-    ----------
-    prepared : Prepared
-        Its constant part, with the flags.
-    form : list
-        Of its inputs.
-    ends : bool
-        Whether it says that it is the last one.
-    pending : Pending or None
-        Where the stream keeps account of its answers.
-    """
-
-    __slots__ = ("_answered", "_over", "_requests", "ends", "form", "pending", "prepared")
-
-    def __init__(
-        self, requests: SequenceRequests, prepared: Prepared, form: _Form, *, ends: bool
-    ) -> None:
-        self.prepared = prepared
-        self.form = form
-        self.ends = ends
-        self.pending: Pending | None = None
-        self._requests = requests
-        self._over = False
-        self._answered = False
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more comes for it."""
-        return self._over if self.pending is None else self.pending.over
-
-    @property
-    def answered(self) -> bool:
-        """Whether something came that was no error."""
-        return self._answered if self.pending is None else self.pending.answered
-
-    def __enter__(self) -> Self:
-        self._requests.made.append(self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, InvalidTensor | InvalidOption):
-            self._requests.made.remove(self)
-        self._over = True
-        self._answered = error is None
-
-
-class SequenceRequests:
-    """What the requests of one sequence have beside their tensors.
-
-    Parameters
-    ----------
-    model, model_version, outputs, parameters, priority, queue_timeout
-        As in `triton_fast.Client.infer`.
-    sequence_id : int or str, optional
-        A random number if left out.
-    streamed : bool
-        Whether they go on a stream.
-
-    Attributes
-    ----------
-    id : int or str
-        What the server knows the sequence by.
-    made : list of SequenceRequest
-        Those of which it is not known yet what became of them.
-    closed : bool
-        Whether no more may be made.
-
-    Raises
-    ------
-    InvalidOption
-        If the id is none, or an argument is wrong.
-
-    Source
-    ------
-    Triton's "sequence extension": sequence_id, sequence_start, sequence_end.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        model_version: str,
-        outputs: Outputs | None,
-        parameters: Mapping[str, Any] | None,
-        priority: int,
-        queue_timeout: float | None,
-        sequence_id: int | str | None,
-        *,
-        streamed: bool,
-    ) -> None:
-        self.id = _checked_id(sequence_id)
-        self.made: list[SequenceRequest] = []
-        self.closed = False
-        self._answered = False  # whether any request was
-        self._form: _Form = []  # of the last request that was answered, or was the only one made
-        self._in_doubt = False  # whether the last request failed
-        self._ended = False
-        self._prepare = prepare_streamed if streamed else prepare
-        for name in parameters or ():
-            if name in _OWN:
-                raise InvalidOption(f"parameter {name!r} is set by the sequence itself")
-        self._arguments = (
-            model,
-            model_version,
-            outputs if isinstance(outputs, str | RequestedOutput | None) else list(outputs),
-            dict(parameters or {}),
-            priority,
-            queue_timeout,
-        )
-        self._prepared: dict[tuple[bool, bool], Prepared] = {}
-        self._marked(starts=True, ends=False)  # so that what is wrong is said here
-
-    def __str__(self) -> str:
-        if self.closed or self._ended or any(request.ends for request in self.made):
-            state = "ended"
-        else:
-            state = "begun" if self._answered or self.made else "not begun"
-        return f"{self.id!r} of model {self._arguments[0]!r}; {state}"
-
-    def next(self, inputs: Mapping[str, Any], *, end: bool) -> SequenceRequest:
-        """Return the next request.
-
-        It says that the sequence starts there until a request was answered, or is on its way: what
-        failed at the beginning did not begin it, or, as far as a model is concerned, begins anew.
-
-        Raises
-        ------
-        ClosedError
-            If the sequence was ended.
-        InvalidTensor
-            If the inputs are none.
-        """
-        self._settle()
-        if self.closed or self._ended or any(request.ends for request in self.made):
-            raise ClosedError(f"sequence {self.id!r} was ended, and takes no more requests")
-        starts = not self._answered and not self.made
-        form = _form_of(inputs)
-        return SequenceRequest(self, self._marked(starts=starts, ends=end), form, ends=end)
-
-    def ending_request(self) -> tuple[SequenceRequest, dict[str, Any], bool] | None:
-        """Return the request that ends the sequence, if the server may keep a place for it.
-
-        Returns
-        -------
-        SequenceRequest
-            Marked as the last.
-        dict
-            Its inputs: zeros and empty strings, in the form of the last good request.
-        bool
-            Whether the server may know no such sequence, because the last request failed.
-        """
-        self._settle()
-        if self.closed or self._ended or any(request.ends for request in self.made):
-            return None
-        if not self._answered and not self.made and not self._in_doubt:
-            return None
-        form = self.made[-1].form if self.made and not self._answered else self._form
-        request = SequenceRequest(self, self._marked(starts=False, ends=True), form, ends=True)
-        inputs = {name: _blank(datatype, shape) for name, datatype, shape in form}
-        return request, inputs, self._in_doubt
-
-    def _settle(self) -> None:
-        """Draw the conclusions of the requests that are over."""
-        for request in [request for request in self.made if request.over]:
-            self.made.remove(request)
-            self._in_doubt = not request.answered
-            if request.answered:
-                self._answered = True
-                self._ended = self._ended or request.ends
-            if request.answered or not self._answered:
-                self._form = request.form
-
-    def _marked(self, *, starts: bool, ends: bool) -> Prepared:
-        known = self._prepared.get((starts, ends))
-        if known is None:
-            model, version, outputs, parameters, priority, queue_timeout = self._arguments
-            marked = {**parameters, **dict(zip(_OWN, (self.id, starts, ends), strict=True))}
-            known = self._prepare(model, version, outputs, marked, priority, queue_timeout)
-            self._prepared[starts, ends] = known
-        return known
+__all__ = ["InferSequence"]
 
 
 class InferSequence:
@@ -261,10 +39,13 @@ class InferSequence:
 
     Notes
     -----
-    A context manager: leaving it ends the sequence on the server, however it is left. Triton ends
-    one with a request, so unless the last one said ``end=True``, one more is sent, of the last
-    one's form and with zeros, and its answer dropped: the model sees it as any other. One thread at
-    a time.
+    A context manager: leaving it ends the sequence on the server, however it is left.
+    Triton ends one with a request, so unless the last one said ``end=True``, one more is sent, of
+    the last one's form and with zeros, and its answer dropped: the model sees it as any other. One
+    thread at a time.
+
+    The order of the requests counts, and so each is sent before the next one can be made: also what
+    `stream` is asked for is on its way when that returns.
 
     A request that fails does not end the sequence: it goes on, as far as the model does, and starts
     anew if none was answered yet. A stream that is over takes the sequence with it: if it breaks
@@ -310,7 +91,8 @@ class InferSequence:
         end : bool, default False
             Whether this is the sequence's last request.
         timeout : float, seconds, optional
-            As in `Client.infer`; the sequence's by default. After it the request may still count.
+            As in `Client.infer`; the sequence's by default. After it the request may still
+            count.
 
         Raises
         ------
@@ -321,10 +103,11 @@ class InferSequence:
         InvalidTensor, InvalidOption, ServerError, WireError
             As in `Client.infer`.
         """
-        if self._stream is not None:
-            with self.stream(inputs, end=end, request_id=request_id, timeout=timeout) as answers:
-                return only_answer(list(answers), self._requests)
-        return self._infer(self._requests.next(inputs, end=end), inputs, request_id, timeout)
+        request = self._requests.next(inputs, end=end)
+        if self._stream is None:
+            return self._infer(request, inputs, request_id, timeout)
+        with self._send(request, inputs, request_id, timeout) as answers:
+            return only_answer(list(answers), self._requests)
 
     def stream(
         self,
@@ -340,6 +123,11 @@ class InferSequence:
         ------
         InvalidOption
             If the sequence was made with ``stream=False``.
+
+        Examples
+        --------
+        >>> for answer in sequence.stream(inputs):  # doctest: +SKIP
+        ...     print(answer["OUTPUT"])
         """
         return self._send(self._requests.next(inputs, end=end), inputs, request_id, timeout)
 
@@ -425,57 +213,3 @@ class InferSequence:
         except TritonFastError as failure:
             # The error that is on its way is the one to see; this one is told with it.
             error.add_note(f"and sequence {self.id!r} could not be ended: {failure}")
-
-
-def checked_timeout(timeout: float | None) -> float | None:
-    """Return a sequence's timeout, UNSET too, or raise InvalidOption."""
-    return timeout if timeout is UNSET else seconds(timeout, "timeout")
-
-
-def only_answer(answers: list[InferResult], requests: SequenceRequests) -> InferResult:
-    """Return the one answer to a request; Internal if there is none, or more."""
-    if len(answers) != 1:
-        raise Internal(
-            f"the model gave {len(answers)} answers to a request of sequence {requests.id!r}; "
-            "infer() takes one, stream() any number"
-        )
-    return answers[0]
-
-
-def unary_only() -> InvalidOption:
-    """Return the error for a sequence of unary calls that is asked for many answers."""
-    return InvalidOption("many answers to a request need a sequence with stream=True")
-
-
-def _checked_id(value: int | str | None) -> int | str:
-    if value is None:
-        return secrets.randbits(62) + 1
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63:
-        return value
-    raise InvalidOption(
-        f"a sequence's id must be a positive int64 or a str that is not empty, got {value!r}"
-    )
-
-
-def _form_of(inputs: Mapping[str, Any]) -> _Form:
-    if not isinstance(inputs, Mapping):
-        raise InvalidTensor(
-            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
-        )
-    form = []
-    for name, value in inputs.items():
-        datatype = datatype_of(value.dtype) if isinstance(value, np.ndarray) else None
-        if datatype is not None:
-            form.append((name, datatype, value.shape))
-        else:
-            tensor = input_tensor(name, value)
-            form.append((name, tensor.datatype, tensor.shape))
-    return form
-
-
-def _blank(datatype: str, shape: tuple[int, ...]) -> Any:
-    if datatype == "BYTES":
-        return np.full(shape, b"", np.object_)
-    return Tensor(np.zeros(shape, dtype_of(datatype)), datatype, shape)

@@ -1,4 +1,4 @@
-"""Sequences for coroutines: `triton_fast.streaming.sequence`, on an event loop."""
+"""Sequences: what is asked of a model that keeps state from one request to the next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import TritonFastError
 from ..inference.request import UNSET
 from ..inference.result import InferResult
 from ..options.headers import checked_headers
-from .sequence import (
+from .sequence_requests import (
     CLOSE_TIMEOUT_S,
     NO_SEQUENCE,
     SequenceRequest,
@@ -31,12 +31,24 @@ __all__ = ["AsyncInferSequence"]
 class AsyncInferSequence:
     """Requests that a model with state sees as one sequence; made by `AsyncClient.sequence`.
 
-    See `triton_fast.InferSequence`, whose names it has as coroutines, ``stream`` too: the order of
-    a sequence's requests counts, and so each is sent before the next one can be made.
+    Attributes
+    ----------
+    id : int or str
+        What the server knows the sequence by.
 
     Notes
     -----
-    An asynchronous context manager. One task at a time.
+    An asynchronous context manager: leaving it ends the sequence on the server, however it is left.
+    Triton ends one with a request, so unless the last one said ``end=True``, one more is sent, of
+    the last one's form and with zeros, and its answer dropped: the model sees it as any other. One
+    task at a time.
+
+    The order of the requests counts, and so each is sent before the next one can be made: also what
+    `stream` is asked for is on its way when that returns.
+
+    A request that fails does not end the sequence: it goes on, as far as the model does, and starts
+    anew if none was answered yet. A stream that is over takes the sequence with it: if it breaks
+    (`Unavailable`), or a deadline passes before the server has taken a request.
     """
 
     def __init__(
@@ -69,7 +81,27 @@ class AsyncInferSequence:
         request_id: str = "",
         timeout: float | None = UNSET,
     ) -> InferResult:
-        """Make the next request, and wait for its answer; see `triton_fast.InferSequence.infer`."""
+        """Make the next request, and wait for its answer.
+
+        Parameters
+        ----------
+        inputs, request_id
+            As in `AsyncClient.infer`.
+        end : bool, default False
+            Whether this is the sequence's last request.
+        timeout : float, seconds, optional
+            As in `AsyncClient.infer`; the sequence's by default. After it the request may still
+            count.
+
+        Raises
+        ------
+        ClosedError
+            If the sequence was ended.
+        Internal
+            If the model gave no answer, or several; `stream` takes any number.
+        InvalidTensor, InvalidOption, ServerError, WireError
+            As in `AsyncClient.infer`.
+        """
         request = self._requests.next(inputs, end=end)
         if self._stream is None:
             return await self._infer(request, inputs, request_id, timeout)
@@ -84,7 +116,12 @@ class AsyncInferSequence:
         request_id: str = "",
         timeout: float | None = UNSET,
     ) -> AsyncResponseStream:
-        """Make the next request, and return its answers; see `triton_fast.InferSequence.stream`.
+        """Make the next request of a model that gives many answers; see `infer`.
+
+        Raises
+        ------
+        InvalidOption
+            If the sequence was made with ``stream=False``.
 
         Examples
         --------
@@ -93,13 +130,19 @@ class AsyncInferSequence:
         """
         return await self._send(self._requests.next(inputs, end=end), inputs, request_id, timeout)
 
-    async def aclose(self) -> None:
-        """End the sequence on the server; see `triton_fast.InferSequence.close`. Idempotent."""
+    async def close(self) -> None:
+        """End the sequence on the server, unless it was ended. Idempotent.
+
+        Raises
+        ------
+        ServerError, WireError, ClosedError
+            If the server could not be told.
+        """
         await self._close(UNSET)
 
-    async def close(self) -> None:
-        """Do as `aclose`, whose name is that of Python's own asynchronous iterators."""
-        await self.aclose()
+    async def aclose(self) -> None:
+        """Do as `close`: `contextlib.aclosing` asks for this name."""
+        await self.close()
 
     async def _infer(
         self,
@@ -123,9 +166,9 @@ class AsyncInferSequence:
         if self._stream is None:
             raise unary_only()
         deadline_ns = self._endpoint.deadline_ns(self._timeout if timeout is UNSET else timeout)
-        answers = self._stream._make(request.prepared, inputs, request_id, deadline_ns)
         with request:
-            _, request.pending = await answers._send()
+            answers = await self._stream._make(request.prepared, inputs, request_id, deadline_ns)
+            request.pending = answers._pending
         return answers
 
     async def _close(self, timeout: float | None) -> None:
@@ -136,7 +179,7 @@ class AsyncInferSequence:
         finally:
             self._requests.closed = True
             if self._stream is not None:
-                await self._stream.aclose()
+                await self._stream.close()
 
     async def _end(
         self,
@@ -166,7 +209,7 @@ class AsyncInferSequence:
         traceback: TracebackType | None,
     ) -> None:
         if error is None:
-            await self.aclose()
+            await self.close()
             return
         try:
             await self._close(CLOSE_TIMEOUT_S)

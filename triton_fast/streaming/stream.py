@@ -1,61 +1,33 @@
 """Streams, the blocking face: requests that many answers come to, one call for one or for many.
 
 Owns the channel's stream from its opening to its end. Threads that wait for answers take turns at
-reading; whoever reads hands out what came for the others.
+reading, by the rules of `stream_state`; whoever reads hands out what came for the others.
 """
 
 from __future__ import annotations
 
-import atexit
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..channels.lifecycle import Phase, watch
 from ..channels.waiting import Waiters
-from ..errors import (
-    Cancelled,
-    ClosedError,
-    DeadlineExceeded,
-    InvalidOption,
-    ResourceExhausted,
-    TritonFastError,
-    Unavailable,
-)
+from ..errors import Cancelled, ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
-from .demux import Inbox, Pending, ResponseDemux
+from .demux import Inbox, Pending
+from .stream_state import CLOSE_TIMEOUT_NS, StreamState, answers_repr
 
 if TYPE_CHECKING:
-    from .._core._wire import Response
     from ..channels.base import CallOptions, ChannelStream
     from ..inference.tensor import InputTensor
+    from ..protocol.codec import ResponseDecoder
 
-__all__ = [
-    "FAREWELL_NS",
-    "PATIENCE_NS",
-    "ResponseStream",
-    "Stream",
-    "answers_repr",
-    "checked_buffer_size",
-    "deadline_error",
-    "described",
-    "ended_early",
-    "neglected",
-    "readers_own",
-    "stream_repr",
-]
-
-PATIENCE_NS = 30 * 10**9
-"""How long a reader lets answers lie that others do not read, before it says so."""
-
-FAREWELL_NS = 200_000_000
-"""How long the end of a call is waited for, once its last answer is there."""
+__all__ = ["ResponseStream", "Stream"]
 
 
 class ResponseStream(Iterator[InferResult]):
@@ -101,7 +73,7 @@ class ResponseStream(Iterator[InferResult]):
                 raise StopIteration from None
             item = found
         else:
-            if self._stream._starved:
+            if self._stream._state.starved:
                 self._stream._took(item)
         if isinstance(item, InferResult):
             return item
@@ -141,7 +113,7 @@ class ResponseStream(Iterator[InferResult]):
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and not self._stream._over:
+        if not getattr(self, "_closed", True) and self._stream._state.failure is None:
             self.close()
 
 
@@ -162,33 +134,24 @@ class Stream:
 
     def __init__(
         self,
-        channel_stream: ChannelStream,
+        channel_stream: ChannelStream[ResponseDecoder],
         options: CallOptions,
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
         buffer_size: int,
     ) -> None:
         self._channel_stream = channel_stream
-        self._options = options
         self._inputs = inputs
-        self._buffer_size = checked_buffer_size(buffer_size)
-        self._answers = ResponseDemux(target)
-        self._lock = threading.RLock()  # guards what follows, and the answers
+        self._lock = threading.RLock()  # guards what follows
         self._waiters = Waiters()
-        self._reading = False
-        self._arrived: list[Response] = []  # and not handed out yet; the reader's
+        self._state = StreamState(target, options, buffer_size, self._waiters.wake)
+        self._arrived: list[ResponseDecoder] = []  # and not handed out yet; the reader's
         self._handing_out = False
-        self._starved = False  # somebody does not read on before others have read what is there
-        self._half_closed = False
-        self._failure: TritonFastError | None = None  # why nothing can be done any more
-        self._over = False
         self._sending = threading.Lock()
-        self._inbox: Inbox = deque()  # of the requests that were sent by hand
-        self._by_hand: dict[Pending, None] = {}
         _streams.add(self)
 
     def __repr__(self) -> str:
-        return stream_repr(self, self._answers, self._failure, half_closed=self._half_closed)
+        return self._state.describe(self)
 
     def stream(
         self,
@@ -265,7 +228,7 @@ class Stream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
-        self._send(prepared, inputs, request_id, self._inbox, deadline_ns)
+        self._send(prepared, inputs, request_id, self._state.inbox, deadline_ns)
 
     def receive(self, timeout: float | None = None) -> InferResult | None:
         """Return the next answer to a request that `send` made.
@@ -300,18 +263,18 @@ class Stream:
     def half_close(self) -> None:
         """Say that no more requests will be made; answers may still come. Idempotent."""
         with self._lock:
-            if self._half_closed or self._over:
+            if self._state.half_closed or self._state.failure is not None:
                 return
-            self._half_closed = True
+            self._state.half_closed = True
         with self._sending:
             self._channel_stream.half_close()
 
     def close(self) -> None:
         """End the stream, and what is running on it, also on the server. Idempotent."""
         with self._lock:
-            if self._over:
+            if not self._state.conclude(ClosedError("the stream was closed")):
                 return
-            self._conclude(ClosedError("the stream was closed"))
+            self._arrived = []
         self._channel_stream.cancel()
 
     def __enter__(self) -> Self:
@@ -326,7 +289,8 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_over", True):
+        state = getattr(self, "_state", None)
+        if state is not None and state.failure is None:
             self.close()
 
     def _send(
@@ -339,17 +303,10 @@ class Stream:
         *,
         last: bool = False,
     ) -> Pending:
-        tensors = self._inputs(prepared, inputs, self._options)
+        tensors = self._inputs(prepared, inputs, self._state.options)
         with self._sending:
             with self._lock:
-                if self._failure is not None:
-                    raise self._failure.with_traceback(None)
-                if self._half_closed:
-                    raise ClosedError("the stream is half closed, and takes no more requests")
-                pending = self._answers.add(request_id, described(prepared, request_id), inbox)
-                if inbox is self._inbox:
-                    self._by_hand[pending] = None
-                self._half_closed = last
+                pending = self._state.add(prepared, request_id, inbox, last=last)
             try:
                 request = encode_request(prepared.header, pending.wire_id, tensors)
                 try:
@@ -358,10 +315,7 @@ class Stream:
                     request.release()
             except BaseException as error:
                 with self._lock:
-                    self._answers.withdraw(pending)
-                    self._by_hand.pop(pending, None)
-                    if isinstance(error, DeadlineExceeded):
-                        self._conclude(error)  # a part of the request may be on its way
+                    self._state.withdraw(pending, error)
                 raise
         return pending
 
@@ -369,7 +323,8 @@ class Stream:
         self, pending: Pending | None, deadline_ns: int | None
     ) -> InferResult | TritonFastError | None:
         """Return what comes next for a request, or for those sent by hand; None at the end."""
-        inbox = self._inbox if pending is None else pending.inbox
+        state = self._state
+        inbox = state.inbox if pending is None else pending.inbox
         patience = None
         while True:
             mine = False
@@ -377,19 +332,14 @@ class Stream:
                 with self._lock:
                     if inbox:
                         item = inbox.popleft()
-                        if self._starved:
-                            self._took(item)
+                        if state.starved:
+                            state.took(item)
                         return item
-                    if self._is_over(pending):
+                    if state.is_over(pending):
                         return None
-                    room = self._answers.unread(self._buffer_size) < self._buffer_size
-                    if self._reading or room:
-                        patience = None
-                    else:
-                        self._starved = True
-                        patience = patience or time.monotonic_ns() + PATIENCE_NS
-                    if room and not self._reading:
-                        self._reading = mine = True
+                    my_turn, patience = state.may_read(patience)
+                    if my_turn:
+                        state.reading = mine = True
                     else:
                         waiter = self._waiters.join()
                 if mine:
@@ -399,36 +349,20 @@ class Stream:
             finally:
                 # Also if a signal's handler has raised, wherever that was.
                 if mine:
-                    self._reading = False  # by itself, for the next line may raise again
+                    state.reading = False  # by itself, for the next line may raise again
                     with self._lock:
                         self._waiters.wake()
 
     def _took(self, item: InferResult | TritonFastError) -> None:
-        """Have those read on who wait for room, once there is some."""
         with self._lock:
-            if self._answers.took(item, self._buffer_size) < self._buffer_size:
-                self._starved = False
-                self._waiters.wake()
-
-    def _is_over(self, pending: Pending | None) -> bool:
-        if pending is not None:
-            return pending.over
-        for made in [made for made in self._by_hand if made.over]:
-            del self._by_hand[made]
-        return not self._by_hand
+            self._state.took(item)
 
     def _wait(self, waiter: threading.Lock, deadline_ns: int | None, patience: int | None) -> None:
         """Wait until another thread has read, or taken, something."""
         try:
-            now = time.monotonic_ns()
-            if deadline_ns is not None and now >= deadline_ns:
-                raise deadline_error(self._options)
-            if patience is not None and now >= patience:
-                with self._lock:
-                    unread = self._answers.unread(0)
-                raise neglected(unread, self._buffer_size, self._options)
-            ends = [end for end in (deadline_ns, patience) if end is not None]
-            self._waiters.wait(waiter, (min(ends) - now) * 1e-9 if ends else None)
+            with self._lock:
+                limit = self._state.seconds_to_wait(deadline_ns, patience)
+            self._waiters.wait(waiter, limit)
         finally:
             self._waiters.leave(waiter)
 
@@ -441,139 +375,51 @@ class Stream:
         """
         try:
             if self._handing_out:
-                raise Cancelled("reading the stream was interrupted", call=self._options.call)
+                raise Cancelled("reading the stream was interrupted", call=self._state.options.call)
             if not self._arrived:
                 self._channel_stream.receive(self._arrived, deadline_ns)
             with self._lock:
                 if not self._arrived:
-                    # Nobody has reason to be told if all requests were answered.
-                    self._conclude(ended_early(self._options))
+                    self._state.ended_by_server()
                     return
                 self._handing_out = True
-                self._answers.deliver(self._arrived)
+                self._state.deliver(self._arrived)
                 self._arrived = []
                 self._handing_out = False
         except TritonFastError as error:
-            if readers_own(error, deadline_ns, self._options):
+            if self._state.is_readers_own(error, deadline_ns):
                 raise
             with self._lock:
-                self._conclude(error)
+                self._state.conclude(error)
+                self._arrived = []
             self._channel_stream.cancel()
-
-    def _conclude(self, failure: TritonFastError) -> None:
-        """Have nothing more be done on the stream. With the lock."""
-        if self._over:
-            return
-        self._over = True
-        self._failure = failure
-        self._arrived = []
-        self._answers.fail(failure)
-        self._waiters.wake()
 
     def _abandon(self) -> None:
         """End the stream in a forked child, where it is the parent's and goes on there."""
         # Threads that the child does not have may have had these.
         self._lock = threading.RLock()
         self._waiters = Waiters()
+        self._state.wake = self._waiters.wake
         self._sending = threading.Lock()
-        with self._lock:
-            self._conclude(ClosedError("the stream is the parent process's"))
+        self._state.conclude(ClosedError("the stream is the parent process's"))
+        self._arrived = []
 
     def _drop(self, pending: Pending) -> None:
         with self._lock:
-            pending.unwanted = True
-            pending.inbox.clear()
-            self._waiters.wake()
+            self._state.drop(pending)
 
     def _end(self) -> None:
         """See the call to its end: the last answer has come."""
         with self._lock:
-            if self._over:
+            if not self._state.conclude(ClosedError("the stream is over")):
                 return
-            self._conclude(ClosedError("the stream is over"))
+            self._arrived = []
         try:
-            self._channel_stream.receive([], time.monotonic_ns() + FAREWELL_NS)
+            self._channel_stream.receive([], time.monotonic_ns() + CLOSE_TIMEOUT_NS)
         except TritonFastError:
             pass  # the answers are there; how the call went after them is nobody's concern
         finally:
             self._channel_stream.cancel()
 
 
-_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    # Later, in mid-finalization, threads that hold a lock may be gone.
-    for stream in list(_streams):
-        stream.close()
-
-
-def _abandon_all() -> None:
-    # In a forked child; see Stream._abandon.
-    for stream in list(_streams):
-        stream._abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
-
-
-def checked_buffer_size(value: Any) -> int:
-    """Return how many bytes of answers a stream may keep unread, or raise InvalidOption."""
-    if not isinstance(value, int) or value < 1:
-        raise InvalidOption(f"buffer_size must be a number of bytes, got {value!r}")
-    return value
-
-
-def stream_repr(
-    stream: object, answers: ResponseDemux, failure: TritonFastError | None, *, half_closed: bool
-) -> str:
-    """Return what a stream is, and in what state."""
-    if failure is not None:
-        state = "over"
-    else:
-        state = f"requests without their last answer: {len(answers)}"
-        state += ", half closed" if half_closed else ""
-    return f"<{type(stream).__name__} to {answers.target}; {state}>"
-
-
-def answers_repr(answers: object, pending: Pending, *, closed: bool) -> str:
-    """Return what the answers to a request are of, and how many wait to be read."""
-    unread = len(pending.inbox)
-    state = "over" if closed or (pending.over and not unread) else f"unread: {unread}"
-    return f"<{type(answers).__name__} of {pending.call}; {state}>"
-
-
-def described(prepared: Prepared, request_id: str) -> str:
-    """Return what errors call a request."""
-    return f"{prepared.call[:-1]}, request {request_id!r})" if request_id else prepared.call
-
-
-def deadline_error(options: CallOptions) -> DeadlineExceeded:
-    """Return the error for a reader whose own deadline has passed."""
-    return DeadlineExceeded("the deadline passed before the answer", call=options.call)
-
-
-def neglected(unread: int, buffer_size: int, options: CallOptions) -> ResourceExhausted:
-    """Return the error for a reader who is held up by answers that others do not read."""
-    return ResourceExhausted(
-        f"{unread} bytes of answers to other requests on the stream wait to be read; buffer_size "
-        f"is {buffer_size}. Read them, in turn or at the same time, or give requests streams of "
-        "their own",
-        call=options.call,
-    )
-
-
-def ended_early(options: CallOptions) -> Unavailable:
-    """Return the error for requests whose last answer did not come. Nobody may have any."""
-    return Unavailable(
-        "the server ended the stream before a request's last answer", call=options.call
-    )
-
-
-def readers_own(error: TritonFastError, deadline_ns: int | None, options: CallOptions) -> bool:
-    """Return whether an error is that a reader's own deadline has passed: the stream goes on."""
-    if not isinstance(error, DeadlineExceeded) or deadline_ns is None:
-        return False
-    now = time.monotonic_ns()
-    return now >= deadline_ns and (options.deadline_ns is None or now < options.deadline_ns)
+_streams = watch({Phase.CHILD_STREAMS: Stream._abandon, Phase.EXIT_STREAMS: Stream.close})

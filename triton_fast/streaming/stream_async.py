@@ -1,12 +1,13 @@
 """Streams for coroutines: what `triton_fast.streaming.stream` is for threads, on an event loop.
 
 Owns the channel's stream from its opening to its end. Tasks that wait for answers take turns at
-reading; whoever reads hands out what came for the others.
+reading, by the rules of `stream_state`; whoever reads hands out what came for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,27 +15,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..channels.base import CallOptions
-from ..errors import ClosedError, DeadlineExceeded, TritonFastError
+from ..errors import ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
-from .demux import Inbox, Pending, ResponseDemux
-from .stream import (
-    FAREWELL_NS,
-    PATIENCE_NS,
-    answers_repr,
-    checked_buffer_size,
-    deadline_error,
-    described,
-    ended_early,
-    neglected,
-    readers_own,
-    stream_repr,
-)
+from .demux import Inbox, Pending
+from .stream_state import CLOSE_TIMEOUT_NS, StreamState, answers_repr, described
 
 if TYPE_CHECKING:
     from ..channels.base import AsyncChannelStream
     from ..inference.tensor import InputTensor
+    from ..protocol.codec import ResponseDecoder
 
 __all__ = ["AsyncResponseStream", "AsyncStream"]
 
@@ -98,8 +89,8 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             except asyncio.CancelledError:
                 await self.aclose()  # as a generator would be
                 raise
-        elif stream._starved:
-            stream._took(item)
+        elif stream._state.starved:
+            stream._state.took(item)
         if isinstance(item, InferResult):
             return item
         if item is None or (pending.over and not pending.inbox):
@@ -141,7 +132,7 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
         if self._own:
             await self._stream.aclose()
         else:
-            self._stream._drop(self._pending)
+            self._stream._state.drop(self._pending)
 
     async def close(self) -> None:
         """Do as `aclose`, whose name is that of Python's own asynchronous iterators."""
@@ -167,7 +158,7 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
         # A stream of its own goes with it, and its channel cancels the call.
         pending = getattr(self, "_pending", None)
         if pending is not None and not self._closed and self._stream is not None:
-            self._stream._drop(pending)
+            self._stream._state.drop(pending)
 
 
 class AsyncStream:
@@ -182,28 +173,23 @@ class AsyncStream:
 
     def __init__(
         self,
-        opening: Callable[[], Awaitable[tuple[AsyncChannelStream, CallOptions]]],
+        opening: Callable[[], Awaitable[tuple[AsyncChannelStream[ResponseDecoder], CallOptions]]],
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], Awaitable[list[InputTensor]]],
         buffer_size: int,
     ) -> None:
         self._opening = opening
-        self._channel_stream: AsyncChannelStream | None = None  # until the first request
-        self._options = CallOptions()
+        # None until the first request.
+        self._channel_stream: AsyncChannelStream[ResponseDecoder] | None = None
         self._inputs = inputs
-        self._buffer_size = checked_buffer_size(buffer_size)
-        self._answers = ResponseDemux(target)
         self._waiters: set[asyncio.Future[None]] = set()
-        self._reading = False
-        self._starved = False  # somebody does not read on before others have read what is there
-        self._half_closed = False
-        self._failure: TritonFastError | None = None  # why nothing can be done any more
+        # Not a method of this object, which goes when nobody uses it any more.
+        wake = functools.partial(_wake_all, self._waiters)
+        self._state = StreamState(target, CallOptions(), buffer_size, wake)
         self._sending = asyncio.Lock()
-        self._inbox: Inbox = deque()  # of the requests that were sent by hand
-        self._by_hand: set[Pending] = set()
 
     def __repr__(self) -> str:
-        return stream_repr(self, self._answers, self._failure, half_closed=self._half_closed)
+        return self._state.describe(self)
 
     def stream(
         self,
@@ -227,19 +213,23 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
-        return self._make(prepared, inputs, request_id, deadline_ns)
+        return AsyncResponseStream(
+            lambda: self, prepared, inputs, request_id, deadline_ns, own=False
+        )
 
-    def _make(
+    async def _make(
         self,
         prepared: Prepared,
         inputs: Mapping[str, Any],
         request_id: str,
-        deadline_ns: int | None,
+        deadline_ns: int | None = None,
     ) -> AsyncResponseStream:
-        """Return the answers to a prepared request; see `stream`."""
-        return AsyncResponseStream(
+        """Make a prepared request at once, and return its answers; see `stream`."""
+        answers = AsyncResponseStream(
             lambda: self, prepared, inputs, request_id, deadline_ns, own=False
         )
+        await answers._send()
+        return answers
 
     async def send(
         self,
@@ -259,7 +249,7 @@ class AsyncStream:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
-        await self._send_prepared(prepared, inputs, request_id, self._inbox, deadline_ns)
+        await self._send_prepared(prepared, inputs, request_id, self._state.inbox, deadline_ns)
 
     async def receive(self, timeout: float | None = None) -> InferResult | None:
         """Return the next answer to a request of `send`; see `triton_fast.Stream.receive`."""
@@ -275,17 +265,16 @@ class AsyncStream:
 
     async def half_close(self) -> None:
         """Say that no more requests will be made; answers may still come. Idempotent."""
-        if self._half_closed or self._failure is not None:
+        if self._state.half_closed or self._state.failure is not None:
             return
-        self._half_closed = True
+        self._state.half_closed = True
         async with self._sending:
             if self._channel_stream is not None:
                 await self._channel_stream.half_close()
 
     async def aclose(self) -> None:
         """End the stream, and what is running on it, also on the server. Idempotent."""
-        if self._failure is None:
-            self._conclude(ClosedError("the stream was closed"))
+        self._conclude(ClosedError("the stream was closed"))
 
     async def close(self) -> None:
         """Do as `aclose`, whose name is that of Python's own asynchronous iterators."""
@@ -314,19 +303,13 @@ class AsyncStream:
     ) -> Pending:
         """Make a prepared request. After the ``last`` one there can be no others."""
         async with self._sending:
+            state = self._state
+            if self._channel_stream is None and state.failure is None and not state.half_closed:
+                self._channel_stream, state.options = await self._opening()
+            tensors = await self._inputs(prepared, inputs, state.options)
+            pending = state.add(prepared, request_id, inbox, last=last)
             channel_stream = self._channel_stream
-            if channel_stream is None and self._failure is None:
-                channel_stream, self._options = await self._opening()
-                self._channel_stream = channel_stream
-            tensors = await self._inputs(prepared, inputs, self._options)
-            if self._failure is not None:
-                raise self._failure.with_traceback(None)
-            if self._half_closed or channel_stream is None:
-                raise ClosedError("the stream is half closed, and takes no more requests")
-            pending = self._answers.add(request_id, described(prepared, request_id), inbox)
-            if inbox is self._inbox:
-                self._by_hand.add(pending)
-            self._half_closed = last
+            assert channel_stream is not None  # or the stream is over
             try:
                 request = encode_request(prepared.header, pending.wire_id, tensors)
                 try:
@@ -334,10 +317,9 @@ class AsyncStream:
                 finally:
                     request.release()
             except BaseException as error:
-                self._answers.withdraw(pending)
-                self._by_hand.discard(pending)
-                if isinstance(error, DeadlineExceeded):
-                    self._conclude(error)  # a part of the request may be on its way
+                state.withdraw(pending, error)
+                if state.failure is not None:
+                    channel_stream.cancel()
                 raise
         return pending
 
@@ -345,98 +327,68 @@ class AsyncStream:
         self, pending: Pending | None, deadline_ns: int | None
     ) -> InferResult | TritonFastError | None:
         """Return what comes next for a request, or for those sent by hand; None at the end."""
-        inbox = self._inbox if pending is None else pending.inbox
+        state = self._state
+        inbox = state.inbox if pending is None else pending.inbox
         patience = None
         while True:
             if inbox:
                 item = inbox.popleft()
-                if self._starved:
-                    self._took(item)
+                if state.starved:
+                    state.took(item)
                 return item
-            if self._is_over(pending):
+            if state.is_over(pending):
                 return None
-            room = self._answers.unread(self._buffer_size) < self._buffer_size
-            if self._reading or room:
-                patience = None
-            else:
-                self._starved = True
-                patience = patience or time.monotonic_ns() + PATIENCE_NS
-            if room and not self._reading:
+            my_turn, patience = state.may_read(patience)
+            if my_turn:
                 await self._read(deadline_ns)
             else:
-                await self._wait(deadline_ns, patience)
+                await self._wait(state.seconds_to_wait(deadline_ns, patience))
 
-    def _took(self, item: InferResult | TritonFastError) -> None:
-        """Have those read on who wait for room, once there is some."""
-        if self._answers.took(item, self._buffer_size) < self._buffer_size:
-            self._starved = False
-            self._wake()
-
-    def _is_over(self, pending: Pending | None) -> bool:
-        if pending is not None:
-            return pending.over
-        self._by_hand = {made for made in self._by_hand if not made.over}
-        return not self._by_hand
-
-    async def _wait(self, deadline_ns: int | None, patience: int | None) -> None:
+    async def _wait(self, limit_s: float | None) -> None:
         """Wait until another task has read, or taken, something."""
-        now = time.monotonic_ns()
-        if deadline_ns is not None and now >= deadline_ns:
-            raise deadline_error(self._options)
-        if patience is not None and now >= patience:
-            raise neglected(self._answers.unread(0), self._buffer_size, self._options)
-        ends = [end for end in (deadline_ns, patience) if end is not None]
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            await asyncio.wait((waiter,), timeout=(min(ends) - now) * 1e-9 if ends else None)
+            await asyncio.wait((waiter,), timeout=limit_s)
         finally:
             self._waiters.discard(waiter)
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     async def _read(self, deadline_ns: int | None) -> None:
         """Wait for answers, and hand them out."""
         assert self._channel_stream is not None  # a request was made
-        self._reading = True
+        state = self._state
+        state.reading = True
         try:
-            answers = await self._channel_stream.receive(deadline_ns)
-            if answers:
-                self._answers.deliver(answers)
+            arrived = await self._channel_stream.receive(deadline_ns)
+            if arrived:
+                state.deliver(arrived)
             else:
-                self._conclude(ended_early(self._options))
+                state.ended_by_server()
         except TritonFastError as error:
-            if readers_own(error, deadline_ns, self._options):
+            if state.is_readers_own(error, deadline_ns):
                 raise
             self._conclude(error)
         finally:
-            self._reading = False
-            self._wake()
+            state.reading = False
+            state.wake()
 
     def _conclude(self, failure: TritonFastError) -> None:
         """Have nothing more be done on the stream."""
-        if self._failure is None:
-            self._failure = failure
-            self._answers.fail(failure)
-            self._wake()
-            if self._channel_stream is not None:
-                self._channel_stream.cancel()
-
-    def _drop(self, pending: Pending) -> None:
-        """Read no more of a request's answers."""
-        pending.unwanted = True
-        pending.inbox.clear()
-        self._wake()
+        if self._state.conclude(failure) and self._channel_stream is not None:
+            self._channel_stream.cancel()
 
     async def _end(self) -> None:
         """See the call to its end: the last answer has come."""
-        if self._failure is None and self._channel_stream is not None:
+        if self._state.failure is None and self._channel_stream is not None:
             try:
-                await self._channel_stream.receive(time.monotonic_ns() + FAREWELL_NS)
+                await self._channel_stream.receive(time.monotonic_ns() + CLOSE_TIMEOUT_NS)
             except TritonFastError:
                 pass  # the answers are there; how the call went after them is nobody's concern
             finally:
                 self._conclude(ClosedError("the stream is over"))
+
+
+def _wake_all(waiters: set[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

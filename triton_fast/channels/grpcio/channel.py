@@ -22,7 +22,7 @@ from ...errors import (
 )
 from ...options.keepalive import Keepalive
 from ...options.tls import TLS
-from ..base import Call, CallOptions, Incoming, Outgoing
+from ..base import Call, CallOptions, Incoming, Outgoing, StreamIncoming
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
 from .fork import ActiveCall, gate, here
 
@@ -157,7 +157,9 @@ class GrpcChannel:
             raise
         return started
 
-    def open_stream(self, method: str, options: CallOptions) -> GrpcStream:
+    def open_stream(
+        self, method: str, incoming: StreamIncoming[Any], options: CallOptions
+    ) -> GrpcStream:
         """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
         from .stream import GrpcStream  # noqa: PLC0415 - imported on use
 
@@ -175,7 +177,7 @@ class GrpcChannel:
             except (self._grpc.RpcError, ValueError, TypeError) as error:
                 raise self.failure(error, options) from error
 
-        stream = GrpcStream(self, start, options)
+        stream = GrpcStream(self, start, incoming, options)
         with gate.lock:
             self._streams.add(stream)
         return stream

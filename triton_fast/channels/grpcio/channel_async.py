@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ClosedError, FailedPrecondition, TritonFastError
 from ...options.keepalive import Keepalive
 from ...options.tls import TLS
-from ..base import CallOptions, Incoming, Outgoing
+from ..base import CallOptions, Incoming, Outgoing, StreamIncoming
 from ..event_loop import Cancellation, fed, in_thread, running_loop
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
 from .fork import ActiveCall, collect_calls, gate
@@ -115,13 +115,15 @@ class AsyncGrpcChannel:
             del message
         return response
 
-    def open_stream(self, method: str, options: CallOptions) -> AsyncGrpcStream:
+    def open_stream(
+        self, method: str, incoming: StreamIncoming[Any], options: CallOptions
+    ) -> AsyncGrpcStream:
         """Return a call with many messages each way; see `base.AsyncChannel.open_stream`."""
         from .stream_async import AsyncGrpcStream  # noqa: PLC0415 - imported on use
 
         if self._ended is not None:
             raise ClosedError(self._ended)
-        return AsyncGrpcStream(self, method, options)
+        return AsyncGrpcStream(self, method, incoming, options)
 
     async def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""

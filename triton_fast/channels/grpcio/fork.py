@@ -1,6 +1,7 @@
 """What keeps forks safe around grpcio, for all channels of the process that go through it.
 
-Owns the one gate that calls enter, and that a fork closes for a moment.
+Owns the one gate that calls enter, and that a fork closes for a moment. When that is, before and
+after grpcio's own hooks, is for `triton_fast.channels.lifecycle` to see to.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 from ...errors import DeadlineExceeded
 from ..base import CallOptions
+from ..lifecycle import Phase, watch
 
 __all__ = ["ActiveCall", "Guarded", "collect_calls", "gate", "here"]
 
@@ -81,7 +83,7 @@ class ForkGate:
         self.no_asyncio: str | None = None  # why its asyncio cannot
         self._support_off = False
         self._polling = False  # at the last fork, whether grpcio's asyncio was in use
-        self._hooked = False
+        self._group: weakref.WeakSet[ForkGate] | None = None  # once forks are watched
         self._pid = os.getpid()
 
     def _renew_lock(self) -> None:
@@ -133,17 +135,18 @@ class ForkGate:
     def watch(self, channel: Guarded) -> None:
         """Have a channel put out of use in forked children."""
         self.opened.add(channel)
-        if not self._hooked:
-            self._hooked = True
+        if self._group is None:
             self._support_off = os.environ.get(_FORK_SWITCH, "").lower() in _OFF
-            # After grpcio's own, which the first channel has registered: the last one registered is
-            # the first to run before a fork, and calls end only while grpcio's threads run.
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(
-                    before=self._before_fork,
-                    after_in_parent=self._after_fork_in_parent,
-                    after_in_child=self._after_fork_in_child,
-                )
+            # Not before: the first channel has just had grpcio register its own hooks.
+            group = watch(
+                {
+                    Phase.BEFORE_FORK: ForkGate._before_fork,
+                    Phase.AFTER_FORK_IN_PARENT: ForkGate._after_fork_in_parent,
+                    Phase.CHILD_GRPCIO: ForkGate._after_fork_in_child,
+                }
+            )
+            group.add(self)
+            self._group = group
 
     def _await_forks(self, options: CallOptions, target: str) -> None:
         while self.forks:

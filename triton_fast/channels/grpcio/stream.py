@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
-from ..._core import _wire
 from ...errors import ClosedError, StatusCode, TritonFastError, WireError
-from ..base import CallOptions, Outgoing
+from ..base import CallOptions, Outgoing, StreamIncoming
 from ..waiting import Waiters
 from .fork import ActiveCall, gate
 from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
@@ -35,6 +34,8 @@ class GrpcStream:
         Whose call it is.
     start : callable
         Begins the call: given the iterator of messages, or the only one, returns grpcio's call.
+    incoming : StreamIncoming
+        Makes what messages are fed to.
     options : CallOptions
         Of the call.
     """
@@ -43,10 +44,12 @@ class GrpcStream:
         self,
         channel: StreamOwner,
         start: Callable[[Iterator[bytes] | bytes], Any],
+        incoming: StreamIncoming[Any],
         options: CallOptions,
     ) -> None:
         self._channel = channel
         self._start = start
+        self._incoming = incoming
         self._options = options
         self._pid = os.getpid()
         self._flight = ActiveCall(channel, 0)
@@ -55,7 +58,7 @@ class GrpcStream:
         self._call: Any = None
         self._outbox: bytes | None = None  # until grpcio's thread has taken it
         self._half_closed = False
-        self._inbox: deque[_wire.Response] = deque()
+        self._inbox: deque[Any] = deque()
         self._inbox_bytes = 0  # as long as there are messages
         self._at_end = False
         self._failure: TritonFastError | None = None  # how the call ended, if not well
@@ -99,7 +102,7 @@ class GrpcStream:
             self._half_closed = True
             self._waiters.wake()
 
-    def receive(self, into: list[_wire.Response], deadline_ns: int | None = None) -> None:
+    def receive(self, into: list[Any], deadline_ns: int | None = None) -> None:
         """Wait for messages; see `triton_fast.channels.base.ChannelStream.receive`."""
         self._check_process()
         if self._call is None:
@@ -186,9 +189,12 @@ class GrpcStream:
                     message = next(call)
                 except StopIteration:
                     break
-                response = _response(message)
-                self._append(response, len(message))
-                del message, response
+                parsed = self._incoming.message()
+                parsed.begin(len(message))
+                parsed.feed(message)
+                parsed.finish()
+                self._append(parsed, len(message))
+                del message, parsed
                 self._wait_for_room()
         except BaseException as error:  # noqa: BLE001  it is told to those who receive
             failure = (
@@ -202,10 +208,10 @@ class GrpcStream:
             self._end(failure)
         gate.leave(self._flight)  # not before: until here, this thread may be inside grpcio
 
-    def _append(self, response: _wire.Response, byte_size: int) -> None:
+    def _append(self, parsed: Any, byte_size: int) -> None:
         with self._lock:
             self._inbox_bytes = byte_size + (self._inbox_bytes if self._inbox else 0)
-            self._inbox.append(response)
+            self._inbox.append(parsed)
             self._waiters.wake()
 
     def _wait_for_room(self) -> None:
@@ -261,15 +267,7 @@ def _withdraw(call: Any) -> None:
         inner.cancel(int(StatusCode.CANCELLED), "cancelled by its caller")
 
 
-def _response(message: bytes) -> _wire.Response:
-    response = _wire.Response(envelope=True)
-    response.begin(len(message))
-    response.feed(message)
-    response.finish()
-    return response
-
-
-def _move_all(inbox: deque[_wire.Response], into: list[_wire.Response]) -> None:
+def _move_all(inbox: deque[Any], into: list[Any]) -> None:
     # One call of a function that is not Python's: between two, a signal's handler may raise, and
     # the messages would be in both places or in neither.
     into.extend(map(deque.popleft, repeat(inbox, len(inbox))))

@@ -11,7 +11,6 @@ from collections import deque
 from threading import get_ident
 from typing import Any, Protocol
 
-from ..._core import _wire
 from ...errors import (
     ClosedError,
     DeadlineExceeded,
@@ -20,7 +19,7 @@ from ...errors import (
     WireError,
     server_error,
 )
-from ..base import CallOptions, Outgoing
+from ..base import CallOptions, Outgoing, StreamIncoming
 from ..event_loop import LONG, Cancellation, fed, seconds_left
 from .fork import ActiveCall, gate
 from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
@@ -54,9 +53,12 @@ class Owner(StreamOwner, Protocol):
 class AsyncGrpcStream:
     """A call with many messages each way; answers `base.AsyncChannelStream`."""
 
-    def __init__(self, channel: Owner, method: str, options: CallOptions) -> None:
+    def __init__(
+        self, channel: Owner, method: str, incoming: StreamIncoming[Any], options: CallOptions
+    ) -> None:
         self._channel = channel
         self._method = method
+        self._incoming = incoming
         self._options = options
         self._flight = ActiveCall(channel, get_ident())
         self._call: Any = None
@@ -120,7 +122,7 @@ class AsyncGrpcStream:
             except self._channel.errors as error:
                 raise self._end(self._channel.failure(error, self._options)) from error
 
-    async def receive(self, deadline_ns: int | None = None) -> list[_wire.Response]:
+    async def receive(self, deadline_ns: int | None = None) -> list[Any]:
         """Wait for a message; see `base.AsyncChannelStream.receive`."""
         self._check()
         if self._call is None:
@@ -132,7 +134,7 @@ class AsyncGrpcStream:
             self._ahead = ahead = _ReadAhead(self._call)
         await ahead.wait(seconds_left(deadline_ns))
         if ahead.messages:
-            return await ahead.take()
+            return await ahead.take(self._incoming)
         if not ahead.is_over:
             raise self._late("there was a message")
         if ahead.error is None:
@@ -260,23 +262,23 @@ class _ReadAhead:
         finally:
             self._waiter = None
 
-    async def take(self) -> list[_wire.Response]:
+    async def take(self, incoming: StreamIncoming[Any]) -> list[Any]:
         """Return the messages that are there; a large one comes by itself."""
-        taken: list[_wire.Response] = []
+        taken: list[Any] = []
         while self.messages:
             message = self.messages[0]
             if taken and len(message) >= LONG:
                 break  # who is cancelled while it is read would lose these
-            response = _wire.Response(envelope=True)
+            parsed = incoming.message()
             try:
-                await fed(response, message)
+                await fed(parsed, message)
             except WireError:
                 if taken:
                     break  # it is told when these have been taken
                 self._drop_first()
                 raise
             self._drop_first()
-            taken.append(response)
+            taken.append(parsed)
         _tell(self._room)
         return taken
 

@@ -6,9 +6,7 @@ address, in plain text; everything else is the grpcio channel's.
 
 from __future__ import annotations
 
-import atexit
 import binascii
-import os
 import threading
 import time
 import weakref
@@ -24,7 +22,8 @@ from ...errors import (
     TritonFastError,
     server_error,
 )
-from ..base import Call, CallOptions, Headers, Incoming, Outgoing
+from ..base import Call, CallOptions, Headers, Incoming, Outgoing, StreamIncoming
+from ..lifecycle import Phase, watch
 
 if TYPE_CHECKING:
     from ..._core import _http2
@@ -200,7 +199,9 @@ class NativeChannel:
 
         return self._pool_of_threads().run(native, work, options.deadline_ns)
 
-    def open_stream(self, method: str, options: CallOptions) -> NativeStream:
+    def open_stream(
+        self, method: str, incoming: StreamIncoming[Any], options: CallOptions
+    ) -> NativeStream:
         """Return a call with many messages; see `triton_fast.channels.base.Channel.open_stream`."""
         from .stream import NativeStream  # noqa: PLC0415 - imported on use
 
@@ -209,6 +210,7 @@ class NativeChannel:
             call = self._native.StreamCall(
                 self._pool,
                 method,
+                incoming,
                 metadata(options.headers),
                 options.deadline_ns,
                 self._keepalive,
@@ -338,20 +340,11 @@ def metadata(headers: Headers) -> list[tuple[str, str]]:
     ]
 
 
-_channels: weakref.WeakSet[NativeChannel] = weakref.WeakSet()
+def _abandon_inherited(channel: NativeChannel) -> None:
+    if channel.inherited:  # others that forked children run may have made new ones
+        channel.abandon()
 
 
-@atexit.register
-def _close_all() -> None:
-    # Threads that wait in native code would otherwise be cut off in mid-call.
-    for channel in list(_channels):
-        channel.close()
-
-
-def _abandon_all() -> None:
-    for channel in list(_channels):
-        if channel.inherited:  # others that forked children run may have made new ones
-            channel.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
+# Nothing at exit: the interpreter leaves daemon threads where they wait, and the kernel closes what
+# they wait for. If channels were closed first, programs would end with those threads' tracebacks.
+_channels = watch({Phase.CHILD_CHANNELS: _abandon_inherited})

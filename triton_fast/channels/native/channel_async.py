@@ -21,7 +21,7 @@ from ...errors import (
     Unavailable,
     server_error,
 )
-from ..base import CallOptions, Incoming, Outgoing
+from ..base import CallOptions, Incoming, Outgoing, StreamIncoming
 from ..event_loop import in_thread, running_loop, seconds_left
 from .channel import import_native, metadata, native_address
 from .connection_async import AsyncConnection
@@ -204,14 +204,16 @@ class AsyncNativeChannel:
             borrowed=True,
         )
 
-    def open_stream(self, method: str, options: CallOptions) -> AsyncNativeStream:
+    def open_stream(
+        self, method: str, incoming: StreamIncoming[Any], options: CallOptions
+    ) -> AsyncNativeStream:
         """Return a call with many messages; see `base.AsyncChannel.open_stream`."""
         from .stream_async import AsyncNativeStream  # noqa: PLC0415 - imported on use
 
         if self._closed:
             raise ClosedError(f"{self._name} is closed")
         return AsyncNativeStream(
-            self._stream_connection, method, options, self.target, lambda: self._closed
+            self._stream_connection, method, incoming, options, self.target, lambda: self._closed
         )
 
     async def _stream_connection(self, options: CallOptions) -> AsyncConnection:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ClosedError, DeadlineExceeded, StatusCode, TritonFastError, server_error
 from ..base import CallOptions, Outgoing
 
 if TYPE_CHECKING:
     from ..._core import _http2
-    from ..._core._wire import Response
 
 __all__ = ["NativeStream", "stream_failure"]
 
@@ -71,7 +70,7 @@ class NativeStream:
         self._half_closed = True
         self._call.half_close()
 
-    def receive(self, into: list[Response], deadline_ns: int | None = None) -> None:
+    def receive(self, into: list[Any], deadline_ns: int | None = None) -> None:
         """Wait for messages; see `triton_fast.channels.base.ChannelStream.receive`."""
         self._check_open()
         if not self._call.receive(into, deadline_ns):

@@ -6,17 +6,16 @@ import asyncio
 import functools
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import Cancelled, ClosedError, DeadlineExceeded, TritonFastError, Unavailable
-from ..base import CallOptions, Outgoing
+from ..base import CallOptions, Outgoing, StreamIncoming
 from ..event_loop import seconds_left
 from .channel import metadata
 from .stream import stream_failure
 
 if TYPE_CHECKING:
     from ..._core import _http2
-    from ..._core._wire import Response
     from .connection_async import AsyncConnection
 
 __all__ = ["AsyncNativeStream"]
@@ -31,7 +30,7 @@ class AsyncNativeStream:
     ----------
     connection : coroutine function
         Returns the connection that it is to be on.
-    method, options
+    method, incoming, options
         As in `triton_fast.channels.base.Channel.open_stream`.
     target : str
         For errors.
@@ -43,6 +42,7 @@ class AsyncNativeStream:
         self,
         connection: Callable[[CallOptions], Awaitable[AsyncConnection]],
         method: str,
+        incoming: StreamIncoming[Any],
         options: CallOptions,
         target: str,
         closed: Callable[[], bool],
@@ -51,6 +51,7 @@ class AsyncNativeStream:
         self._target = target
         self._closed = closed
         self._method = method
+        self._incoming = incoming
         self._options = options
         self._connection: AsyncConnection | None = None
         self._exchange: _http2.Exchange | None = None
@@ -101,7 +102,7 @@ class AsyncNativeStream:
         connection.multiplexer.half_close(exchange)
         connection.flush_soon()
 
-    async def receive(self, deadline_ns: int | None = None) -> list[Response]:
+    async def receive(self, deadline_ns: int | None = None) -> list[Any]:
         """Wait for messages; see `triton_fast.channels.base.AsyncChannelStream.receive`."""
         while True:
             if self._exchange is not None and self._connection is not None:
@@ -146,7 +147,7 @@ class AsyncNativeStream:
             exchange = connection.multiplexer.open(
                 self._method,
                 None,
-                None,
+                self._incoming,
                 metadata(self._options.headers),
                 "",
                 self._options.deadline_ns,
