@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from interpreter import run_python
+from support.interpreter import run_python
 
 from triton_fast.channels.lifecycle import Lifecycle, Phase
 
