@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 
 import numpy as np
 import pytest
 from aio_tools import count_threads, every_pair, reset, until_running
 from support.process import segments
+from support.sharing import BIG, array, figures, in_slot, pool
 
 from triton_fast import (
     AlreadyExists,
@@ -24,7 +24,6 @@ from triton_fast import (
 
 pytestmark = pytest.mark.server
 
-BIG = 1 << 18  # elements: a mebibyte of FP32
 MIB = 1 << 20
 
 
@@ -45,23 +44,6 @@ def open_client(aio_server, aio_channel):
             assert not await witness.shared_memory.registered()
 
     return open_client
-
-
-def array(seed, size=BIG):
-    return np.random.default_rng(seed).standard_normal(size, np.float32)
-
-
-def pool(client):
-    return client._endpoint._shared.inner.pool
-
-
-def figures(client):
-    gc.collect()
-    return pool(client)._arenas.figures()
-
-
-def in_slot(client, tensor):
-    return pool(client).locate(tensor.ctypes.data, tensor.nbytes) is not None
 
 
 async def echo(client, data, **options):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from support.model_calls import counts
 from support.process import segments
+from support.sharing import BIG, array, figures, in_slot, pool
 from support.waiting import until
 
 from triton_fast import (
@@ -39,7 +40,6 @@ from triton_fast import (
 
 pytestmark = pytest.mark.server
 
-BIG = 1 << 18  # elements: a mebibyte of FP32
 OURS = {os.getpid()}  # processes whose files are these tests' business
 
 
@@ -66,19 +66,6 @@ def output_of(program):
         program, "-W", "error", "-W", "ignore::DeprecationWarning", stderr=subprocess.STDOUT
     ) as process:
         return process.communicate(timeout=60)[0]
-
-
-def array(seed, size=BIG):
-    return np.random.default_rng(seed).standard_normal(size, np.float32)
-
-
-def figures(client):
-    gc.collect()
-    return client._endpoint._shared.pool._arenas.figures()
-
-
-def in_slot(client, tensor):
-    return client._endpoint._shared.pool.locate(tensor.ctypes.data, tensor.nbytes) is not None
 
 
 MODELS = ["identity_cpp", "identity_cpp_bytes", "identity_batched", "identity_mixed", "variable"]
@@ -424,7 +411,7 @@ def test_no_room_in_dev_shm(sharing_client):
     # More than there can ever be: what is only more than is free would be allocated first.
     there_is = os.statvfs("/dev/shm")
     too_much = there_is.f_blocks * there_is.f_frsize + (64 << 20)
-    sharing_client._endpoint._shared.pool._limit = 1 << 60
+    pool(sharing_client)._limit = 1 << 60
     with pytest.raises(SharedMemoryError, match="No space left") as raised:
         sharing_client.empty(too_much, np.uint8)
     assert isinstance(raised.value, OSError)
@@ -625,10 +612,10 @@ def test_processes_of_multiprocessing_leave_nothing(sharing_server):
             return len(client.shared_memory.registered()), os.getpid()
         client = Client({sharing_server.grpc_url!r}, channel="native", shared_memory=True)
         work(0)
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            told = pool.map(work, range(6), chunksize=1)
-            pool.close()
-            pool.join()
+        with multiprocessing.get_context("fork").Pool(2) as workers:
+            told = workers.map(work, range(6), chunksize=1)
+            workers.close()
+            workers.join()
         assert min(registered for registered, _ in told) > 1
         print(len(client.shared_memory.registered()), *{{pid for _, pid in told}})
         """
