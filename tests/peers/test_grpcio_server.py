@@ -271,7 +271,7 @@ def test_connections_that_the_server_ages_out(start_server, open_caller):
 def test_pings_that_the_server_does_not_want(start_server, open_caller):
     """Two are forgiven; then the connection ends, and the error says why."""
     server = start_server(**{"http2.min_ping_interval_without_data_ms": 300_000})
-    keepalive = Keepalive(time=0.1, timeout=30, max_pings_without_data=0)
+    keepalive = Keepalive(time=0.1, timeout=30)
     call = open_caller(server, keepalive=keepalive)
     with pytest.raises(errors.Unavailable, match="(?i)too.many.pings"):
         call("Sleep", b"20")
@@ -283,5 +283,5 @@ def test_pings_that_the_server_wants(start_server, open_caller):
     server = start_server(
         **{"http2.min_ping_interval_without_data_ms": 1, "http2.max_ping_strikes": 0}
     )
-    call = open_caller(server, keepalive=Keepalive(time=0.05, timeout=30, max_pings_without_data=0))
+    call = open_caller(server, keepalive=Keepalive(time=0.05, timeout=30))
     assert call("Sleep", b"0.5") == b"slept"

@@ -8,7 +8,7 @@ decoupled, else with one call.
 from __future__ import annotations
 
 from collections.abc import Generator
-from types import GeneratorType, TracebackType
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from ..errors import Unimplemented
@@ -72,12 +72,7 @@ class Generation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -7,7 +7,7 @@ decoupled, else with one call.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from types import AsyncGeneratorType, TracebackType
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from ..errors import Unimplemented
@@ -75,12 +75,7 @@ class AsyncGeneration:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 

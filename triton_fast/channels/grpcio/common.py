@@ -246,13 +246,11 @@ def _checked_options(
 
 def _keepalive_options(keepalive: Keepalive) -> dict[str, ChannelOption]:
     """Return the settings as grpcio channel options."""
-    options: dict[str, ChannelOption] = {
+    return {
         "grpc.keepalive_time_ms": round(keepalive.time * 1000),
         "grpc.keepalive_timeout_ms": round(keepalive.timeout * 1000),
         # What grpcio goes by in fact, and 60 s unless set (tried with 1.60, 1.73 and 1.85).
         "grpc.http2.ping_timeout_ms": round(keepalive.timeout * 1000),
-        "grpc.keepalive_permit_without_calls": int(keepalive.permit_without_calls),
+        # As many as it takes: grpcio's own limit is two, and a call may take longer than that.
+        "grpc.http2.max_pings_without_data": 0,
     }
-    if keepalive.max_pings_without_data is not None:
-        options["grpc.http2.max_pings_without_data"] = keepalive.max_pings_without_data
-    return options
