@@ -18,9 +18,7 @@ from triton_fast.channels.native.channel import why_not_native
 # What the tests take of it with three processes, about (389 MB was seen), in bytes.
 SHARED_MEMORY = 400 << 20
 
-pytest_plugins = [
-    f"support.{name}" for name in ("event_loops", "leftovers", "mortal_servers", "server_level")
-]
+pytest_plugins = [f"support.{name}" for name in ("event_loops", "leftovers", "mortal_servers")]
 
 # How long an example takes says nothing on a busy machine.
 hypothesis.settings.register_profile(

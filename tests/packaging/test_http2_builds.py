@@ -131,7 +131,7 @@ def test_a_package_with_it_built_in(tmp_path, new_environment, request):
         if no_source is None:
             raise
         pytest.skip(" ".join(no_source[0].split()))
-    # Asked for now: without the source this is no test of the real-server level that was skipped.
+    # Asked for now: without the source this is nothing to test.
     triton_server = request.getfixturevalue("triton_server")
     environment = new_environment("built in")
     environment.install(wheel)
