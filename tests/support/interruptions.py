@@ -11,6 +11,7 @@ import dis
 import functools
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -18,7 +19,10 @@ from typing import Any
 
 import triton_fast
 
-__all__ = ["Interrupt", "interrupted", "is_in_package"]
+__all__ = ["SLOW_S", "Interrupt", "interrupted", "is_in_package"]
+
+SLOW_S = 15.0
+"""What no work takes, on a busy machine either, if its server is well. Deadlines are longer."""
 
 _FOLDER = str(Path(triton_fast.__file__).parent)
 _HANDLED_AFTER = ("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RESUME")
@@ -40,14 +44,18 @@ def interrupted(number: int, work: Callable[[], Any]) -> bool:
     Raises
     ------
     AssertionError
-        If the work has swallowed the exception.
+        If the work has swallowed the exception, or has waited for a server that does not answer: on
+        its way back from a deadline there are places too, and each would take as long to come to.
     """
     tracer = _Tracer(number)
     before = sys.gettrace()
+    began = time.monotonic()
     sys.settrace(tracer.enter)
     try:
         work()
     except Interrupt:
+        took = time.monotonic() - began
+        assert took < SLOW_S, f"place {number} was come to after {took:.0f} s: nobody answers"
         return True
     finally:
         sys.settrace(before)
