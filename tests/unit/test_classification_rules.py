@@ -9,6 +9,7 @@ import pytest
 
 from triton_fast import Class, InferResult, InvalidOption, RequestedOutput, WireError
 from triton_fast.inference.request import prepare
+from triton_fast.protocol.grpc.codec import GRPC
 
 
 def answer(elements, shape=None):
@@ -19,7 +20,7 @@ def answer(elements, shape=None):
 
 def test_asking():
     asked = [RequestedOutput("y", {"a": "b"}, class_count=3), RequestedOutput("z", class_count=1)]
-    prepared = prepare("m", "", asked, None, 0, None)
+    prepared = prepare(GRPC, "m", "", asked, None, 0, None)
     assert prepared.requested == [
         ("y", {"a": "b", "classification": 3}),
         ("z", {"classification": 1}),

@@ -18,6 +18,7 @@ from triton_fast.channels.base import CallOptions
 from triton_fast.inference.request import RequestedOutput, encode_request, prepare
 from triton_fast.inference.result import InferResult
 from triton_fast.inference.tensor import input_tensor
+from triton_fast.protocol.grpc.codec import GRPC
 from triton_fast.protocol.messages import decode
 from triton_fast.shared_memory import placement as placements_module
 from triton_fast.shared_memory import pool as pools
@@ -27,7 +28,7 @@ from triton_fast.shared_memory.registration import Registry
 
 OPTIONS = CallOptions(call="ModelInfer('m')")
 LARGE = 64 << 10  # bytes: from here up a tensor goes into a slot
-MODEL = prepare("m", "", None, None, 0, None)
+MODEL = prepare(GRPC, "m", "", None, None, 0, None)
 
 
 class Sharing:
@@ -180,7 +181,10 @@ def test_outputs_go_where_the_last_ones_would_have(sharing: Sharing) -> None:
     slot = placement.outputs["y"]
     assert places == {"y": (slot.region, slot.offset, 2 * LARGE), "s": None, "t": None}
     # Of another version, or where others are asked for, nothing is known.
-    for other in (prepare("m", "2", None, None, 0, None), prepare("m", "", ["y"], None, 0, None)):
+    for other in (
+        prepare(GRPC, "m", "2", None, None, 0, None),
+        prepare(GRPC, "m", "", ["y"], None, 0, None),
+    ):
         assert sharing.placed(inputs, prepared=other).outputs == {}
 
 
@@ -196,10 +200,10 @@ def test_outputs_grow_with_the_batch(sharing: Sharing) -> None:
 def test_outputs_that_are_left_alone(sharing: Sharing) -> None:
     inputs = {"a": array(10)}
     answer = {"y": array(LARGE)}
-    state = prepare("m", "", None, {"sequence_id": 1}, 0, None)
+    state = prepare(GRPC, "m", "", None, {"sequence_id": 1}, 0, None)
     sharing.learn(inputs, answer, state)
     assert sharing.place(inputs, prepared=state) is None  # it must not run twice
-    own = prepare("m", "", [RequestedOutput("y", class_count=3)], None, 0, None)
+    own = prepare(GRPC, "m", "", [RequestedOutput("y", class_count=3)], None, 0, None)
     sharing.learn(inputs, answer, own)
     assert sharing.place(inputs, prepared=own) is None
     sharing.learn(inputs, answer)
@@ -281,7 +285,7 @@ def test_a_model_that_was_replaced(sharing: Sharing) -> None:
     """By one that has not the outputs we asked for; if the caller asked, it is the caller's."""
     inputs = {"a": array(10)}
     error = errors.InvalidArgument("unexpected inference output 'y'")
-    asked = prepare("m", "", ["y"], None, 0, None)
+    asked = prepare(GRPC, "m", "", ["y"], None, 0, None)
     for prepared, again in ((MODEL, True), (asked, False)):
         sharing.learn(inputs, {"y": array(LARGE)}, prepared)
         placement = sharing.placed(inputs, prepared=prepared)

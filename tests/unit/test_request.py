@@ -7,6 +7,7 @@ import pytest
 from triton_fast.errors import InvalidOption
 from triton_fast.inference import request as requests
 from triton_fast.inference.request import PreparedCalls, RequestedOutput, prepare, prepare_streamed
+from triton_fast.protocol.grpc.codec import GRPC
 
 
 @pytest.mark.parametrize(
@@ -40,14 +41,14 @@ def test_options_that_cannot_be_sent(changes, message):
         "queue_timeout": None,
     }
     with pytest.raises(InvalidOption, match=message):
-        prepare(**{**fields, **changes})
+        prepare(GRPC, **{**fields, **changes})
 
 
 PLAIN = (None, None, 0, None)
 
 
 def test_plain_calls_are_prepared_once():
-    calls = PreparedCalls()
+    calls = PreparedCalls(GRPC)
     kept = calls.get("m", "", *PLAIN)
     assert calls.get("m", "", *PLAIN) is kept
     for other in (
@@ -65,7 +66,7 @@ def test_plain_calls_are_prepared_once():
 
 def test_names_that_never_come_again_are_not_kept_for_ever(monkeypatch):
     monkeypatch.setattr(requests, "_MOST_PREPARED", 3)
-    calls = PreparedCalls()
+    calls = PreparedCalls(GRPC)
     for number in range(10):
         calls.get(f"m{number}", "", *PLAIN)
     assert 0 < len(calls._plain) <= 3
@@ -75,7 +76,7 @@ def test_a_name_is_checked_also_if_it_is_an_equal_of_one_that_is_known():
     class Name(str):
         __slots__ = ()
 
-    calls = PreparedCalls()
+    calls = PreparedCalls(GRPC)
     kept = calls.get("m", "", *PLAIN)
     assert calls.get(Name("m"), "", *PLAIN) is not kept
     with pytest.raises(InvalidOption):
@@ -84,16 +85,16 @@ def test_a_name_is_checked_also_if_it_is_an_equal_of_one_that_is_known():
 
 def test_requests_of_a_stream():
     """They ask for a last answer with nothing in it, and have no output in shared memory."""
-    prepared = prepare_streamed("m", "", None, {"a": 1}, 0, None)
+    prepared = prepare_streamed(GRPC, "m", "", None, {"a": 1}, 0, None)
     assert prepared.settings["parameters"] == {"triton_enable_empty_final_response": True, "a": 1}
     assert prepared.call == "ModelStreamInfer('m')"
     there = RequestedOutput("y", {"shared_memory_region": "r", "shared_memory_byte_size": 4})
     with pytest.raises(InvalidOption, match="output 'y' of a stream cannot be in shared memory"):
-        prepare_streamed("m", "", [there], None, 0, None)
+        prepare_streamed(GRPC, "m", "", [there], None, 0, None)
 
 
 def test_the_outputs_of_a_prepared_call_can_be_replaced():
-    prepared = prepare("m", "2", ["y"], {"a": 1}, 3, 0.5)
+    prepared = prepare(GRPC, "m", "2", ["y"], {"a": 1}, 3, 0.5)
     assert prepared.output_names == ("y",)
     assert prepared.asking_for(prepared.requested).byte_size == prepared.header.byte_size
     placed = prepared.asking_for([("y", {"shared_memory_region": "r"})])

@@ -18,6 +18,7 @@ from triton_fast import (
     Tensor,
 )
 from triton_fast.inference.request import UNSET
+from triton_fast.protocol.grpc.codec import GRPC
 from triton_fast.streaming.sequence_requests import (
     NO_SEQUENCE,
     SequenceRequests,
@@ -41,6 +42,7 @@ def requests(
     streamed=False,
 ):
     return SequenceRequests(
+        GRPC,
         model,
         model_version,
         outputs,

@@ -12,6 +12,7 @@ from triton_fast.inference.request import prepare
 from triton_fast.inference.signatures import Signatures
 from triton_fast.inference.tensor import input_tensor
 from triton_fast.management.metadata import ModelInput
+from triton_fast.protocol.grpc.codec import GRPC
 
 METADATA = ModelMetadata(
     "m",
@@ -85,7 +86,7 @@ def test_what_the_server_did_not_say_is_not_judged():
 def test_what_is_known_of_models():
     """By the name and version that calls use; more is not replaced by less."""
     signatures = Signatures()
-    call, other = (prepare("m", version, None, None, 0, None) for version in ("", "2"))
+    call, other = (prepare(GRPC, "m", version, None, None, 0, None) for version in ("", "2"))
     assert signatures.get(call) is None
     signatures.remember(METADATA, "m", "")
     assert signatures.get(call).optional is None

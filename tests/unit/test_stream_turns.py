@@ -21,6 +21,7 @@ from triton_fast.channels import waiting as thread_waiting
 from triton_fast.channels.base import CallOptions
 from triton_fast.inference.request import prepare_streamed
 from triton_fast.inference.tensor import input_tensor
+from triton_fast.protocol.grpc.codec import GRPC
 from triton_fast.protocol.messages import message_class
 from triton_fast.streaming import stream_state
 from triton_fast.streaming.stream import Stream
@@ -121,7 +122,7 @@ def forget(stream):
 
 @pytest.fixture
 def stream(played_channel):
-    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE) as stream:
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC) as stream:
         yield stream
     forget(stream)
 
@@ -370,8 +371,8 @@ def test_a_request_that_is_not_sent(played_channel, stream):
 
 
 def test_requests_of_their_own_see_the_end(played_channel):
-    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE) as alone:
-        prepared = prepare_streamed("m", "", None, None, 0, None)
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC) as alone:
+        prepared = prepare_streamed(GRPC, "m", "", None, None, 0, None)
         made = alone._make(prepared, ONE, "", last=True)
         assert played_channel.half_closed
         played_channel.put([message(played_channel.ids[0], 1, final=True)], [])
@@ -421,7 +422,7 @@ def on_a_loop(test):
             async def inputs(*arguments):
                 return tensors(*arguments)
 
-            async with AsyncStream(opening, "host:1", inputs, 10 * SIZE) as stream:
+            async with AsyncStream(opening, "host:1", inputs, 10 * SIZE, GRPC) as stream:
                 await asyncio.wait_for(test(channel, stream), LONG)
 
         asyncio.run(main())

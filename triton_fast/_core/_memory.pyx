@@ -2,7 +2,8 @@
 
 `Gather`, `Landing` and `StreamLanding` are the fast, optional part of the contract in
 `triton_fast.channels.base`: a channel in C++ sends a message from where its pieces lie, and has
-those that it receives parsed as they arrive, without a Python call. A codec's classes are derived from them; a channel knows no other of their names.
+those that it receives parsed as they arrive, without a Python call. A codec's classes are derived
+from them; a channel knows no other of their names.
 """
 
 from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer

@@ -41,7 +41,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._prepared = PreparedCalls()
+        self._prepared = PreparedCalls(endpoint.codec)
         self._text_models: KnownTextModels = {}
 
     @property
@@ -367,6 +367,7 @@ class Client:
         from ..streaming.sequence_requests import SequenceRequests  # noqa: PLC0415
 
         requests = SequenceRequests(
+            self._endpoint.codec,
             model,
             model_version,
             outputs,
@@ -407,7 +408,9 @@ class Client:
         """
         from .model import Model  # noqa: PLC0415 - for those who make one
 
-        prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
+        prepared = prepare(
+            self._endpoint.codec, name, version, outputs, parameters, priority, queue_timeout
+        )
         return Model(self._endpoint, prepared)
 
     def health(self, *, timeout: float | None = 5.0, headers: HeaderSource | None = None) -> Health:

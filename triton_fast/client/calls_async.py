@@ -40,7 +40,7 @@ class AsyncClient:
 
     def __init__(self, endpoint: AsyncEndpoint) -> None:
         self._endpoint = endpoint
-        self._prepared = PreparedCalls()
+        self._prepared = PreparedCalls(endpoint.codec)
         self._text_models: KnownTextModels = {}
 
     @property
@@ -366,6 +366,7 @@ class AsyncClient:
         from ..streaming.sequence_requests import SequenceRequests  # noqa: PLC0415
 
         requests = SequenceRequests(
+            self._endpoint.codec,
             model,
             model_version,
             outputs,
@@ -406,7 +407,9 @@ class AsyncClient:
         """
         from .model_async import AsyncModel  # noqa: PLC0415 - for those who make one
 
-        prepared = prepare(name, version, outputs, parameters, priority, queue_timeout)
+        prepared = prepare(
+            self._endpoint.codec, name, version, outputs, parameters, priority, queue_timeout
+        )
         return AsyncModel(self._endpoint, prepared)
 
     async def health(

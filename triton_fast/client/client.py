@@ -263,7 +263,7 @@ class Client(calls.Client):
         inference.proto, ModelStreamInfer.
         """
         prepared = prepare_streamed(
-            model, model_version, outputs, parameters, priority, queue_timeout
+            self._endpoint.codec, model, model_version, outputs, parameters, priority, queue_timeout
         )
         stream = self._open_stream(prepared.call, timeout, headers, 1 << 30)
         try:

@@ -171,7 +171,7 @@ class AsyncClient(calls_async.AsyncClient):
         from ..streaming.stream_async import AsyncResponseStream  # noqa: PLC0415 - imported on use
 
         prepared = prepare_streamed(
-            model, model_version, outputs, parameters, priority, queue_timeout
+            self._endpoint.codec, model, model_version, outputs, parameters, priority, queue_timeout
         )
         stream = self._open_stream(prepared.call, timeout, headers, 1 << 30)
         return AsyncResponseStream(lambda: stream, prepared, inputs, request_id, None, own=True)

@@ -227,53 +227,23 @@ class Endpoint:
         out: Out | None,
     ) -> Future[InferResult]:
         """Run a model without waiting; see `triton_fast.Client.submit`."""
-        from .future import CallFuture  # noqa: PLC0415 - concurrent.futures takes its time
+        from .submission import Submission  # noqa: PLC0415 - concurrent.futures takes its time
 
         channel = self._open_channel()
         tensors = self._inputs(prepared, inputs, options)
         shared = self._shared
         placement = None if shared is None else shared.place(prepared, tensors, out, options)
-        attempt = Attempt(prepared, tensors, request_id, out, placement)
-        future: CallFuture[InferResult] = CallFuture()
-        repeats = Repeats()
-
-        def on_done(error: BaseException | None) -> None:
-            result = None
-            again = False
-            if error is None:
-                try:
-                    result = attempt.result()
-                except Exception as failure:  # noqa: BLE001 - it is the future's now
-                    error = failure
-            else:
-                again = repeats.after(error, shared, prepared, placement)
-            attempt.release()
-            if again:
-                # Rare, and on a thread of its own: the channel's, which tell the end of calls,
-                # must not wait for one.
-                threading.Thread(target=repeat, name="triton_fast", daemon=True).start()
-                return
-            if shared is not None and result is not None:
-                shared.learn(prepared, tensors, result)
-            future.settle(result, error)
-
-        def repeat() -> None:
-            result, error = None, None
-            try:
-                result = self._infer(channel, prepared, tensors, request_id, options, out, repeats)
-            except BaseException as failure:  # noqa: BLE001 - it is the future's now
-                error = failure
-            future.settle(result, error)
-
-        try:
-            call = channel.start(
-                self.codec.infer_method, attempt.request, attempt.response, options, on_done
-            )
-            future.attach(call)
-        except BaseException:
-            attempt.release()
-            raise
-        return future
+        submission = Submission(
+            Attempt(prepared, tensors, request_id, out, placement),
+            prepared,
+            tensors,
+            shared,
+            lambda repeats: self._infer(
+                channel, prepared, tensors, request_id, options, out, repeats
+            ),
+        )
+        submission.start(channel, self.codec.infer_method, options)
+        return submission.future
 
     def open_stream(self, options: CallOptions, buffer_size: int) -> Stream:
         """Return a stream for requests; see `triton_fast.Client.open_stream`."""
@@ -282,7 +252,7 @@ class Endpoint:
         channel_stream = self._open_channel().open_stream(
             self.codec.stream_method, self.codec.stream_responses(), options
         )
-        return Stream(channel_stream, options, self.url, self._inputs, buffer_size)
+        return Stream(channel_stream, options, self.url, self._inputs, buffer_size, self.codec)
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.Client.empty`."""

@@ -336,7 +336,7 @@ class AsyncEndpoint:
             responses = self.codec.stream_responses()
             return channel.open_stream(self.codec.stream_method, responses, options), options
 
-        return AsyncStream(opening, self.url, self.inputs, buffer_size)
+        return AsyncStream(opening, self.url, self.inputs, buffer_size, self.codec)
 
     async def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.AsyncClient.empty`."""

@@ -35,41 +35,62 @@ async def infer_split(
     signature = endpoint.signatures.get(prepared)
     if signature is None or signature.max_batch_size is None:
         signature = await endpoint.fetch_signature(prepared, options)
-
-    async def beside(function: Callable[..., T], *arguments: Any) -> T:
-        # Copies batches, or makes room for them.
-        return await in_thread(options, endpoint.url, function, *arguments, borrowed=True)
-
+    call = _SplitCall(endpoint, prepared, request_id, options)
     empty = endpoint.empty_soon(options)
-    batch = await beside(Split, signature, prepared, inputs, out, empty)
-
-    async def part_of(number: int) -> dict[str, Any]:
-        return await beside(batch.part, number) if batch.gathers else batch.part(number)
-
+    batch = await call.beside(Split, signature, prepared, inputs, out, empty)
     if len(batch.pieces) == 1:
-        part = await part_of(0)
+        part = await call.part(batch, 0)
         return await endpoint.infer(prepared, part, request_id, options, out)
-
-    async def run(number: int) -> None:
-        try:
-            part = await part_of(number)
-            result = await endpoint.infer(prepared, part, request_id, options, batch.out(number))
-            if batch.ready:
-                batch.put(number, result)
-            else:
-                await beside(batch.put, number, result)
-        except TritonFastError as error:
-            raise batch.error(number, error) from error
-
     left = deque(range(len(batch.pieces)))
     if not batch.ready:
-        await run(left.popleft())  # from which is learnt what the outputs are like
+        await call.run(batch, left.popleft())  # from which is learnt what the outputs are like
 
     async def worker() -> None:
         while left:
-            await run(left.popleft())
+            await call.run(batch, left.popleft())
 
-    workers = [asyncio.create_task(worker()) for _ in range(min(IN_FLIGHT, len(batch.pieces)))]
+    count = min(IN_FLIGHT, len(batch.pieces))
+    await _all_of([asyncio.create_task(worker()) for _ in range(count)], left)
+    return batch.result()
+
+
+class _SplitCall:
+    """What the pieces of one call have in common."""
+
+    def __init__(
+        self, endpoint: AsyncEndpoint, prepared: Prepared, request_id: str, options: CallOptions
+    ) -> None:
+        self._endpoint = endpoint
+        self._prepared = prepared
+        self._request_id = request_id
+        self._options = options
+
+    async def beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Copy a batch, or make room for one, beside the event loop."""
+        url = self._endpoint.url
+        return await in_thread(self._options, url, function, *arguments, borrowed=True)
+
+    async def part(self, batch: Split, number: int) -> dict[str, Any]:
+        """Return the inputs of a piece."""
+        return await self.beside(batch.part, number) if batch.gathers else batch.part(number)
+
+    async def run(self, batch: Split, number: int) -> None:
+        """Make the call for a piece, and put its answer where it belongs."""
+        try:
+            part = await self.part(batch, number)
+            result = await self._endpoint.infer(
+                self._prepared, part, self._request_id, self._options, batch.out(number)
+            )
+            if batch.ready:
+                batch.put(number, result)
+            else:
+                await self.beside(batch.put, number, result)
+        except TritonFastError as error:
+            raise batch.error(number, error) from error
+
+
+async def _all_of(workers: list[asyncio.Task[None]], left: deque[int]) -> None:
+    """Wait until workers have done all that is left; raise the first one's error when all ended."""
     try:
         await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         # If one has failed, no more are sent, and those that are on their way end by themselves.
@@ -90,4 +111,3 @@ async def infer_split(
                 task.exception()
     for task in workers:
         task.result()
-    return batch.result()

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InvalidOption, InvalidTensor
 from ..options.deadline import microseconds
-from ..protocol.grpc.codec import GRPC
 from .tensor import InputTensor, input_tensor
 
 if TYPE_CHECKING:
-    from ..protocol.codec import Header, RequestEncoder
+    from ..protocol.codec import Codec, Header, RequestEncoder
 
 __all__ = [
     "UNSET",
@@ -164,6 +163,8 @@ class Prepared:
         The outputs that are asked for, with their parameters.
     settings : mapping
         What else the header was made of.
+    codec : Codec
+        What made it.
     """
 
     model_name: str
@@ -173,21 +174,30 @@ class Prepared:
     call: str
     requested: Sequence[RequestedPair]
     settings: Mapping[str, Any]
+    codec: Codec
 
     def asking_for(self, outputs: Sequence[RequestedPair]) -> Header:
         """Return a header like this one's, but for the outputs."""
-        return GRPC.header(self.model_name, self.model_version, outputs=outputs, **self.settings)
+        return self.codec.header(
+            self.model_name, self.model_version, outputs=outputs, **self.settings
+        )
 
 
 class PreparedCalls:
     """What stays the same of calls by name, kept from call to call where it is plain.
 
     Thread-safe.
+
+    Parameters
+    ----------
+    codec : Codec
+        The protocol that the calls are in.
     """
 
-    __slots__ = ("_plain",)
+    __slots__ = ("_codec", "_plain")
 
-    def __init__(self) -> None:
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
         self._plain: dict[tuple[str, str], Prepared] = {}
 
     def get(
@@ -205,7 +215,9 @@ class PreparedCalls:
             known = self._plain.get((model, version))
             if known is not None:
                 return known
-        prepared = prepare(model, version, outputs, parameters, priority, queue_timeout)
+        prepared = prepare(
+            self._codec, model, version, outputs, parameters, priority, queue_timeout
+        )
         if plain:
             if len(self._plain) >= _MOST_PREPARED:
                 self._plain.clear()
@@ -214,6 +226,7 @@ class PreparedCalls:
 
 
 def prepare(
+    codec: Codec,
     model_name: str,
     model_version: str,
     outputs: Outputs | None,
@@ -224,7 +237,14 @@ def prepare(
 ) -> Prepared:
     """Encode what a request has beside its id and its tensors.
 
-    ``method`` is what errors call it.
+    Parameters
+    ----------
+    codec : Codec
+        The protocol that the request is in.
+    model_name, model_version, outputs, parameters, priority, queue_timeout
+        As in `triton_fast.Client.infer`.
+    method : str
+        What errors call it.
 
     Raises
     ------
@@ -242,7 +262,7 @@ def prepare(
         "priority": priority,
         "queue_timeout_us": microseconds(queue_timeout, "queue_timeout"),
     }
-    header = GRPC.header(model_name, model_version, outputs=requested, **settings)
+    header = codec.header(model_name, model_version, outputs=requested, **settings)
     return Prepared(
         model_name,
         model_version,
@@ -251,6 +271,7 @@ def prepare(
         f"{method}({model_name!r})",
         requested,
         settings,
+        codec,
     )
 
 
@@ -260,6 +281,7 @@ _FINAL_ANSWER = {"triton_enable_empty_final_response": True}
 
 
 def prepare_streamed(
+    codec: Codec,
     model_name: str,
     model_version: str,
     outputs: Outputs | None,
@@ -279,6 +301,7 @@ def prepare_streamed(
     Triton's "decoupled models": triton_enable_empty_final_response, triton_final_response.
     """
     prepared = prepare(
+        codec,
         model_name,
         model_version,
         outputs,

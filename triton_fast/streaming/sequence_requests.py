@@ -6,6 +6,7 @@ flags of the next one depend.
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Mapping
 from types import TracebackType
@@ -28,6 +29,7 @@ from ..options.deadline import seconds
 from ..protocol.datatypes import datatype_of, dtype_of
 
 if TYPE_CHECKING:
+    from ..protocol.codec import Codec
     from .demux import Pending
 
 __all__ = [
@@ -115,6 +117,8 @@ class SequenceRequests:
 
     Parameters
     ----------
+    codec : Codec
+        The protocol that they are in.
     model, model_version, outputs, parameters, priority, queue_timeout
         As in `triton_fast.Client.infer`.
     sequence_id : int or str, optional
@@ -143,6 +147,7 @@ class SequenceRequests:
 
     def __init__(
         self,
+        codec: Codec,
         model: str,
         model_version: str,
         outputs: Outputs | None,
@@ -160,7 +165,7 @@ class SequenceRequests:
         self._form: _Form = []  # of the last request that was answered, or was the only one made
         self._in_doubt = False  # whether the last request failed
         self._ended = False
-        self._prepare = prepare_streamed if streamed else prepare
+        self._prepare = functools.partial(prepare_streamed if streamed else prepare, codec)
         for name in parameters or ():
             if name in _OWN:
                 raise InvalidOption(f"parameter {name!r} is set by the sequence itself")

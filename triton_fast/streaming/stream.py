@@ -25,7 +25,7 @@ from .stream_state import CLOSE_TIMEOUT_NS, StreamState, answers_repr
 if TYPE_CHECKING:
     from ..channels.base import CallOptions, ChannelStream
     from ..inference.tensor import InputTensor
-    from ..protocol.codec import ResponseDecoder
+    from ..protocol.codec import Codec, ResponseDecoder
 
 __all__ = ["ResponseStream", "Stream"]
 
@@ -139,7 +139,9 @@ class Stream:
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
         buffer_size: int,
+        codec: Codec,
     ) -> None:
+        self._codec = codec
         self._channel_stream = channel_stream
         self._inputs = inputs
         self._lock = threading.RLock()  # guards what follows
@@ -187,7 +189,7 @@ class Stream:
             If the stream is over.
         """
         prepared = prepare_streamed(
-            model, model_version, outputs, parameters, priority, queue_timeout
+            self._codec, model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
         return self._make(prepared, inputs, request_id, deadline_ns)
@@ -225,7 +227,7 @@ class Stream:
         server must have taken the request. After that the stream is over.
         """
         prepared = prepare_streamed(
-            model, model_version, outputs, parameters, priority, queue_timeout
+            self._codec, model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
         self._send(prepared, inputs, request_id, self._state.inbox, deadline_ns)

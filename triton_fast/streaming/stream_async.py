@@ -25,7 +25,7 @@ from .stream_state import CLOSE_TIMEOUT_NS, StreamState, answers_repr, described
 if TYPE_CHECKING:
     from ..channels.base import AsyncChannelStream
     from ..inference.tensor import InputTensor
-    from ..protocol.codec import ResponseDecoder
+    from ..protocol.codec import Codec, ResponseDecoder
 
 __all__ = ["AsyncResponseStream", "AsyncStream"]
 
@@ -177,7 +177,9 @@ class AsyncStream:
         target: str,
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], Awaitable[list[InputTensor]]],
         buffer_size: int,
+        codec: Codec,
     ) -> None:
+        self._codec = codec
         self._opening = opening
         # None until the first request.
         self._channel_stream: AsyncChannelStream[ResponseDecoder] | None = None
@@ -210,7 +212,7 @@ class AsyncStream:
         answer.
         """
         prepared = prepare_streamed(
-            model, model_version, outputs, parameters, priority, queue_timeout
+            self._codec, model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
         return AsyncResponseStream(
@@ -246,7 +248,7 @@ class AsyncStream:
     ) -> None:
         """Make a request whose answers `receive` gives; see `triton_fast.Stream.send`."""
         prepared = prepare_streamed(
-            model, model_version, outputs, parameters, priority, queue_timeout
+            self._codec, model, model_version, outputs, parameters, priority, queue_timeout
         )
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
         await self._send_prepared(prepared, inputs, request_id, self._state.inbox, deadline_ns)

@@ -337,55 +337,23 @@ class TritonServer:
             arguments.append("--disable-auto-complete-config")
         elif not repository.is_dir():
             raise InvalidOption(f"the model repository {repository} is not a folder")
+        if self._allow_failing_models:
+            arguments += ["--exit-on-error=false", "--strict-readiness=false"]
         needed = _backends_of(repository)
-
-        env = {**os.environ, **self._env}
         backends = self._folder / "backends"
-        backends.mkdir()
-        for folder in [*self._backend_folders, installation.backends]:
-            for backend in [] if folder is None else sorted(folder.iterdir()):
-                # The wheel's Python backend is not complete: its stub lies elsewhere.
-                incomplete = folder is installation.backends and installation.stubs is not None
-                taken = (backends / backend.name).exists()
-                if not taken and not (incomplete and backend.name == "python"):
-                    (backends / backend.name).symlink_to(backend)
-        if installation.stubs is not None and not (backends / "python").exists():
-            try:
-                python = PythonBackend.of(installation, env.get("PYTHONPATH", ""))
-            except PythonBackendUnavailable as error:
-                if "python" in needed:
-                    raise
-                # Not needed as far as we can see. If it is, the server's complaint gets this note.
-                self._note = f"The Python backend was left out: {error}"
-            else:
-                env = python.put_together(self._folder, env)
+        self._link_backends(installation, backends)
+        env = self._add_python_backend(installation, backends, needed)
         if installation.libraries is not None:
             env["LD_LIBRARY_PATH"] = os.pathsep.join(
                 filter(None, [str(installation.libraries), env.get("LD_LIBRARY_PATH")])
             )
-        for name in BACKENDS:
-            if name in needed and not (backends / name).exists():
-                library = build_backend(name, self._folder)
-                (backends / name).mkdir()
-                (backends / name / f"libtriton_{name}.so").symlink_to(library)
-
-        grpc_address = _HOST
-        if self._unix_socket:
-            grpc_address = self.grpc_url.rpartition(":")[0]
-            length = len(os.fsencode(self.grpc_url.removeprefix("unix:")))
-            if length > _MAX_SOCKET_PATH:
-                raise InvalidOption(
-                    f"{self.grpc_url} has {length} bytes, too many for a Unix socket (at most "
-                    f"{_MAX_SOCKET_PATH}): set TMPDIR to a shorter folder"
-                )
-        if self._allow_failing_models:
-            arguments += ["--exit-on-error=false", "--strict-readiness=false"]
+        self._build_backends(backends, needed)
         argv = [
             str(installation.executable),
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            f"--grpc-address={grpc_address}",
+            f"--grpc-address={self._grpc_address()}",
             f"--grpc-port={self._port('grpc')}",
             f"--http-address={_HOST}",
             f"--http-port={self._port('http')}",
@@ -395,6 +363,53 @@ class TritonServer:
             *self._extra_args,
         ]
         return argv, env
+
+    def _link_backends(self, installation: Installation, backends: Path) -> None:
+        """Gather the backends that there are in one folder; the caller's come first."""
+        backends.mkdir()
+        for folder in [*self._backend_folders, installation.backends]:
+            for backend in [] if folder is None else sorted(folder.iterdir()):
+                # The wheel's Python backend is not complete: its stub lies elsewhere.
+                incomplete = folder is installation.backends and installation.stubs is not None
+                taken = (backends / backend.name).exists()
+                if not taken and not (incomplete and backend.name == "python"):
+                    (backends / backend.name).symlink_to(backend)
+
+    def _add_python_backend(
+        self, installation: Installation, backends: Path, needed: set[str]
+    ) -> dict[str, str]:
+        """Put the wheel's Python backend together, if there is no other; return the environment."""
+        env = {**os.environ, **self._env}
+        if installation.stubs is None or (backends / "python").exists():
+            return env
+        try:
+            python = PythonBackend.of(installation, env.get("PYTHONPATH", ""))
+        except PythonBackendUnavailable as error:
+            if "python" in needed:
+                raise
+            # Not needed as far as we can see. If it is, the server's complaint gets this note.
+            self._note = f"The Python backend was left out: {error}"
+            return env
+        return python.put_together(self._folder, env)
+
+    def _build_backends(self, backends: Path, needed: set[str]) -> None:
+        """Build our own backends that the models need."""
+        for name in BACKENDS:
+            if name in needed and not (backends / name).exists():
+                library = build_backend(name, self._folder)
+                (backends / name).mkdir()
+                (backends / name / f"libtriton_{name}.so").symlink_to(library)
+
+    def _grpc_address(self) -> str:
+        if not self._unix_socket:
+            return _HOST
+        length = len(os.fsencode(self.grpc_url.removeprefix("unix:")))
+        if length > _MAX_SOCKET_PATH:
+            raise InvalidOption(
+                f"{self.grpc_url} has {length} bytes, too many for a Unix socket (at most "
+                f"{_MAX_SOCKET_PATH}): set TMPDIR to a shorter folder"
+            )
+        return self.grpc_url.rpartition(":")[0]
 
     def _reported_pid(self, executable: Path) -> int:
         word, _, rest = self._reply(_SUPERVISOR_SECONDS).partition(" ")

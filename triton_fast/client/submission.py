@@ -1,0 +1,105 @@
+"""An inference that nobody waits for: from its start until its future is settled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..inference.result import InferResult
+from .future import CallFuture
+from .repeats import Repeats
+
+if TYPE_CHECKING:
+    from ..channels.base import CallOptions, Channel
+    from ..inference.request import Prepared
+    from ..inference.tensor import InputTensor
+    from ..shared_memory.placement import SharedMemory
+    from .attempt import Attempt
+
+__all__ = ["Submission"]
+
+
+class Submission:
+    """One inference on its way.
+
+    Parameters
+    ----------
+    attempt : Attempt
+        Its first try; released here.
+    prepared : Prepared
+        What was asked for.
+    tensors : list of InputTensor
+        The inputs.
+    shared : SharedMemory or None
+        The client's use of shared memory.
+    make_again : callable
+        Makes the call again and waits, by the rules that it is given.
+
+    Attributes
+    ----------
+    future : CallFuture
+        Of the result.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        shared: SharedMemory | None,
+        make_again: Callable[[Repeats], InferResult],
+    ) -> None:
+        self.future: CallFuture[InferResult] = CallFuture()
+        self._attempt = attempt
+        self._prepared = prepared
+        self._tensors = tensors
+        self._shared = shared
+        self._make_again = make_again
+        self._repeats = Repeats()
+
+    def start(self, channel: Channel, method: str, options: CallOptions) -> None:
+        """Start the call; see `triton_fast.channels.base.Channel.start`.
+
+        Raises
+        ------
+        ClosedError
+            If the channel is closed.
+        """
+        attempt = self._attempt
+        try:
+            call = channel.start(method, attempt.request, attempt.response, options, self._on_done)
+            self.future.attach(call)
+        except BaseException:
+            attempt.release()
+            raise
+
+    def _on_done(self, error: BaseException | None) -> None:
+        """Take the call's end, on a thread that must not wait."""
+        result = None
+        again = False
+        attempt = self._attempt
+        if error is None:
+            try:
+                result = attempt.result()
+            except Exception as failure:  # noqa: BLE001 - it is the future's now
+                error = failure
+        else:
+            again = self._repeats.after(error, self._shared, self._prepared, attempt.placement)
+        attempt.release()
+        if again:
+            # Rare, and on a thread of its own: the channel's, which tell the end of calls, must not
+            # wait for one.
+            threading.Thread(target=self._repeat, name="triton_fast", daemon=True).start()
+            return
+        if self._shared is not None and result is not None:
+            self._shared.learn(self._prepared, self._tensors, result)
+        self.future.settle(result, error)
+
+    def _repeat(self) -> None:
+        result, error = None, None
+        try:
+            result = self._make_again(self._repeats)
+        except BaseException as failure:  # noqa: BLE001 - it is the future's now
+            error = failure
+        self.future.settle(result, error)
