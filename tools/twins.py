@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "triton_fast"
 SOURCES = [
     "client/calls_async",
     "client/model_calls_async",
+    "client/policies_async",
     "management/health_check_async",
     "shared_memory/regions_async",
     "streaming/sequence_async",

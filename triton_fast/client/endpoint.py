@@ -15,7 +15,7 @@ import numpy as np
 from ..channels.base import CallOptions, Channel, Compression
 from ..channels.factory import ChannelFactory
 from ..channels.lifecycle import inherit, renew_after_fork
-from ..errors import ClosedError, InvalidTensor, TritonFastError, Unimplemented
+from ..errors import ClosedError
 from ..inference.request import UNSET, Prepared, input_tensors
 from ..inference.result import InferResult
 from ..inference.signatures import Signatures
@@ -24,16 +24,15 @@ from ..protocol.grpc.codec import GRPC
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import Attempt, Out
 from .call_settings import CallSettings
-from .repeats import Repeats, repeated
+from .policies import Policies
+from .repeats import repeated
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from google.protobuf.message import Message
 
-    from ..inference.signature import Signature
     from ..inference.tensor import InputTensor
-    from ..protocol.operations import Query
     from ..shared_memory.placement import SharedMemory
     from ..streaming.stream import Stream
 
@@ -46,7 +45,7 @@ T = TypeVar("T")
 CLOSE_TIMEOUT_S = 2.0
 
 
-class Endpoint:
+class Endpoint(Policies):
     """One server, as a client and its models see it.
 
     Parameters
@@ -158,16 +157,6 @@ class Endpoint:
         hooked = None if hook is None else hook(call)
         return settings.options(call, deadline_ns, hooked, headers, compression)
 
-    def ask(self, query: Query[T], options: CallOptions) -> T:
-        """Make a management call.
-
-        Raises
-        ------
-        ServerError, WireError, ClosedError
-            As `triton_fast.channels.base.Channel.call`.
-        """
-        return query.ask(self.exchange, options)
-
     def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
         """Make a management call, and return the answer's message; see `ask`."""
         from ..protocol.grpc.queries import exchange  # noqa: PLC0415 - management only
@@ -187,36 +176,8 @@ class Endpoint:
         tensors = self._inputs(prepared, inputs, options)
         return self._infer(channel, prepared, tensors, request_id, options, out, None)
 
-    def _infer(
-        self,
-        channel: Channel,
-        prepared: Prepared,
-        tensors: list[InputTensor],
-        request_id: str,
-        options: CallOptions,
-        out: Out | None,
-        repeats: Repeats | None,
-    ) -> InferResult:
-        shared = self._shared
-        while True:
-            placement = None if shared is None else shared.place(prepared, tensors, out, options)
-            attempt = Attempt(prepared, tensors, request_id, out, placement)
-            try:
-                try:
-                    channel.call(
-                        self.codec.infer_method, attempt.request, attempt.response, options
-                    )
-                except BaseException as error:
-                    repeats = repeats or Repeats()
-                    if not repeats.after(error, shared, prepared, placement):
-                        raise
-                    continue
-                result = attempt.result()
-            finally:
-                attempt.release()
-            if shared is not None:
-                shared.learn(prepared, tensors, result)
-            return result
+    def _result_of(self, attempt: Attempt, options: CallOptions) -> InferResult:  # noqa: ARG002
+        return attempt.result()
 
     def submit(
         self,
@@ -271,35 +232,3 @@ class Endpoint:
         if signature is not None:
             self._check(signature, prepared, tensors, options)
         return tensors
-
-    def _check(
-        self,
-        signature: Signature,
-        prepared: Prepared,
-        tensors: list[InputTensor],
-        options: CallOptions,
-    ) -> None:
-        try:
-            signature.check(tensors, prepared.output_names)
-        except InvalidTensor as refusal:
-            # The model may have been replaced since: ask again before refusing.
-            try:
-                current = self.fetch_signature(prepared, options)
-            except TritonFastError:
-                raise refusal from None
-            if current == signature:
-                raise
-            if current is not None:
-                current.check(tensors, prepared.output_names)
-
-    def fetch_signature(self, prepared: Prepared, options: CallOptions) -> Signature | None:
-        """Ask the server for a signature, within the deadline of the call that wants it."""
-        from ..management.server import model_config, model_metadata  # noqa: PLC0415 - management only
-
-        name, version = prepared.model_name, prepared.model_version
-        metadata = self.ask(model_metadata(name, version), options)
-        try:
-            config = self.ask(model_config(name, version), options)
-        except Unimplemented:
-            config = None  # not a Triton: the metadata is all there is
-        return self.signatures.learn(prepared, metadata, config)

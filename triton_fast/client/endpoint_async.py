@@ -21,32 +21,26 @@ from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import (
     ClosedError,
     DeadlineExceeded,
-    InvalidTensor,
-    ServerError,
-    TritonFastError,
-    Unimplemented,
 )
 from ..inference.request import UNSET, Prepared, input_tensors
 from ..inference.result import InferResult
 from ..inference.signatures import Signatures
 from ..inference.tensor import copied_bytes, memory_of
-from ..management.server import model_config, model_metadata
 from ..options.headers import HeaderSource
 from ..protocol.grpc.codec import GRPC
 from ..protocol.grpc.queries import exchange, message_ends
 from ..protocol.messages import are_loaded, message_class, method_path
-from ..protocol.operations import Query
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import Attempt, Out
-from .repeats import Repeats, repeated, repeated_async
+from .policies_async import AsyncPolicies
+from .repeats import repeated, repeated_async
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from ..inference.signature import Signature
     from ..inference.tensor import InputTensor
     from ..protocol.codec import ResponseDecoder
-    from ..shared_memory.sharing_async import AsyncSharedMemory
+    from ..shared_memory.placement_async import AsyncSharedMemory
     from ..streaming.stream_async import AsyncStream
     from .admission import Admission
     from .call_settings import CallSettings
@@ -64,7 +58,7 @@ _LONG = 2 << 20
 _SHORT = 16 << 10
 
 
-class AsyncEndpoint:
+class AsyncEndpoint(AsyncPolicies):
     """One server, as a client for coroutines and its models see it.
 
     Parameters
@@ -143,7 +137,7 @@ class AsyncEndpoint:
     def _open_shared(self) -> AsyncSharedMemory | None:
         if self._new_shared is None:
             return None
-        from ..shared_memory.sharing_async import AsyncSharedMemory  # noqa: PLC0415 - only where it is used
+        from ..shared_memory.placement_async import AsyncSharedMemory  # noqa: PLC0415 - only where it is used
 
         return AsyncSharedMemory(
             self._new_shared,
@@ -225,14 +219,6 @@ class AsyncEndpoint:
         """Return when a call must be over that begins now; see `CallSettings.deadline_ns`."""
         return self._settings.deadline_ns(timeout)
 
-    async def ask(self, query: Query[T], options: CallOptions) -> T:
-        """Make a management call; see `triton_fast.client.endpoint.Endpoint.ask`."""
-        try:
-            message = await self.exchange(query.method, query.fields, options)
-        except ServerError as error:
-            return query.failed(error)
-        return query.read(message)
-
     async def exchange(
         self, method: str, fields: Mapping[str, Any], options: CallOptions
     ) -> Message:
@@ -269,52 +255,20 @@ class AsyncEndpoint:
                 tensors = input_tensors(inputs)
             else:
                 tensors = await self.inputs(prepared, inputs, options)
-            return await self._infer(channel, prepared, tensors, request_id, options, out)
+            return await self._infer(channel, prepared, tensors, request_id, options, out, None)
         finally:
             admission.leave(byte_size)
 
-    async def _infer(
-        self,
-        channel: AsyncChannel,
-        prepared: Prepared,
-        tensors: list[InputTensor],
-        request_id: str,
-        options: CallOptions,
-        out: Out | None,
-    ) -> InferResult:
-        shared = self._shared
-        repeats: Repeats | None = None
-        while True:
-            placement = None
-            if shared is not None:
-                placement = await shared.place(prepared, tensors, out, options)
-            attempt = Attempt(prepared, tensors, request_id, out, placement)
-            try:
-                try:
-                    await channel.call(
-                        self.codec.infer_method, attempt.request, attempt.response, options
-                    )
-                except BaseException as error:
-                    repeats = repeats or Repeats()
-                    inner = None if shared is None else shared.inner
-                    if not repeats.after(error, inner, prepared, placement):
-                        raise
-                    continue
-                if attempt.takes_long:
-                    result = await in_thread(
-                        options,
-                        self.url,
-                        attempt.result,
-                        borrowed=True,
-                        phase="before the result was made",
-                    )
-                else:
-                    result = attempt.result()
-            finally:
-                attempt.release()
-            if shared is not None:
-                shared.inner.learn(prepared, tensors, result)
-            return result
+    async def _result_of(self, attempt: Attempt, options: CallOptions) -> InferResult:
+        if not attempt.takes_long:
+            return attempt.result()
+        return await in_thread(
+            options,
+            self.url,
+            attempt.result,
+            borrowed=True,
+            phase="before the result was made",
+        )
 
     def open_stream(
         self,
@@ -369,33 +323,3 @@ class AsyncEndpoint:
         if signature is not None:
             await self._check(signature, prepared, tensors, options)
         return tensors
-
-    async def _check(
-        self,
-        signature: Signature,
-        prepared: Prepared,
-        tensors: list[InputTensor],
-        options: CallOptions,
-    ) -> None:
-        try:
-            signature.check(tensors, prepared.output_names)
-        except InvalidTensor as refusal:
-            # The model may have been replaced since: ask again before refusing.
-            try:
-                current = await self.fetch_signature(prepared, options)
-            except TritonFastError:
-                raise refusal from None
-            if current == signature:
-                raise
-            if current is not None:
-                current.check(tensors, prepared.output_names)
-
-    async def fetch_signature(self, prepared: Prepared, options: CallOptions) -> Signature | None:
-        """Ask the server for a signature, within the deadline of the call that wants it."""
-        name, version = prepared.model_name, prepared.model_version
-        metadata = await self.ask(model_metadata(name, version), options)
-        try:
-            config = await self.ask(model_config(name, version), options)
-        except Unimplemented:
-            config = None  # not a Triton: the metadata is all there is
-        return self.signatures.learn(prepared, metadata, config)

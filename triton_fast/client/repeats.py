@@ -16,17 +16,25 @@ Everything else is the caller's to decide. Channels make a call once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import ServerError
 
 if TYPE_CHECKING:
     from ..inference.request import Prepared
-    from ..shared_memory.placement import Placement, SharedMemory
+    from ..shared_memory.placement import Placement
 
 __all__ = ["Repeats", "repeated", "repeated_async"]
 
 T = TypeVar("T")
+
+
+class Concluding(Protocol):
+    """A client's use of shared memory, of either face."""
+
+    def conclude(self, prepared: Prepared, placement: Placement, error: BaseException) -> bool:
+        """Draw the conclusions of a failed call; say whether another placement may do better."""
+
 
 # With a fresh connection; if that one breaks too, it is not for having idled.
 _MOST_UNSEEN = 1
@@ -59,7 +67,7 @@ class Repeats:
     def after(
         self,
         error: BaseException,
-        shared: SharedMemory | None,
+        shared: Concluding | None,
         prepared: Prepared,
         placement: Placement | None,
     ) -> bool:
@@ -69,7 +77,7 @@ class Repeats:
         ----------
         error : BaseException
             What the channel has raised.
-        shared : SharedMemory or None
+        shared : SharedMemory, AsyncSharedMemory or None
             The client's use of shared memory.
         prepared : Prepared
             What was asked for.

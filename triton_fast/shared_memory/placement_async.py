@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from .pool import WaitPolicy, WouldBlock
 if TYPE_CHECKING:
     from ..client.attempt import Out
     from ..inference.request import Prepared
+    from ..inference.result import InferResult
     from ..inference.tensor import InputTensor
     from .placement import Placement, SharedMemory
     from .sharing import SharedFactory
@@ -84,6 +85,16 @@ class AsyncSharedMemory:
             return place(prepared, tensors, out, options, WaitPolicy.NONE)
         except WouldBlock:
             return await self._patiently(options, place, prepared, tensors, out, options)
+
+    def learn(
+        self, prepared: Prepared, tensors: Sequence[InputTensor], result: InferResult
+    ) -> None:
+        """Take note of how large a model's outputs are."""
+        self.inner.learn(prepared, tensors, result)
+
+    def conclude(self, prepared: Prepared, placement: Placement, error: BaseException) -> bool:
+        """Draw the conclusions of a failed call; see `SharedMemory.conclude`."""
+        return self.inner.conclude(prepared, placement, error)
 
     async def empty(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], options: CallOptions
