@@ -369,7 +369,7 @@ def test_nothing_is_left_of_those_given_up(echo_server, kind, last):
 
 PROGRAM = """
     import os, signal, sys, threading, time
-    from support.channel_ends import Message, received
+    from support.channel_ends import Answer, Message, received
     from support.waiting import until_blocked
     from channel_calls import ids
     from test_channel_streams import KINDS, all_ids
@@ -401,6 +401,8 @@ def test_ctrl_c(echo_server, kind, way):
         PROGRAM
         + """
     def interrupt():
+        # Only of a stream that has reached the server does that see the end.
+        channel.call("/test.Echo/Saw", Message(b"held 1"), Answer(), CallOptions())
         until_blocked(threading.main_thread())
         os.kill(os.getpid(), signal.SIGINT)
 
