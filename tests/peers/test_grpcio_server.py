@@ -179,7 +179,7 @@ def test_what_the_server_has_not(call):
         call("Raise", "no, größer".encode())
 
 
-@pytest.mark.parametrize("byte_size", [6000, 20_000, 60_000, 1_000_000])
+@pytest.mark.parametrize("byte_size", [6000, 20_000, 60_000])
 def test_large_headers(call, byte_size):
     for _ in range(2):
         assert call("Headers", str(byte_size).encode()) == b"fine"

@@ -18,10 +18,9 @@ constexpr std::uint32_t kLargestFrame = 0xffffff;
 constexpr std::uint32_t kSharedWindow = std::uint32_t{1} << 20;
 // Pieces that are queued before the peer has taken some; keeps the list short on large payloads.
 constexpr std::size_t kMostQueued = 1024;
-// What HeaderBlocks makes of a header block of the largest size, and then some.
-constexpr std::size_t kMostContinuations = 2048;
 constexpr std::size_t kBodyExcerpt = 200;
 constexpr std::string_view kGrpc = "application/grpc";
+constexpr const char* kManyHeaders = "the server sends more than 128 KiB of headers";
 
 nghttp2_nv field(std::string_view name, std::string_view value, bool secret = false) {
   nghttp2_nv nv{};
@@ -218,7 +217,7 @@ struct Session::Callbacks {
       if (frame->hd.type == NGHTTP2_HEADERS && stream != nullptr && !stream->done_ &&
           (error == NGHTTP2_ERR_FRAME_SIZE_ERROR || error == NGHTTP2_ERR_HEADER_COMP)) {
         session.fail(*stream, Status::kResourceExhausted,
-                     "the request's headers are more than 16 MiB");
+                     "the request's headers are more than 64 KiB");
       }
       return 0;
     });
@@ -275,8 +274,6 @@ Session::Session(std::string authority, Sharing sharing)
   nghttp2_option* option = nullptr;
   int rv = nghttp2_option_new(&option);
   if (rv == 0) {
-    nghttp2_option_set_max_send_header_block_length(option, kMostHeaderBytes);
-    allow_continuations(option, kMostContinuations);
     if (sharing == Sharing::kManyCalls) nghttp2_option_set_no_auto_window_update(option, 1);
     rv = nghttp2_session_client_new2(&session_, callbacks, this, option);
     nghttp2_option_del(option);
@@ -289,8 +286,11 @@ Session::Session(std::string authority, Sharing sharing)
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE,
        sharing == Sharing::kManyCalls ? kSharedWindow : kLargestWindow},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, kLargestFrame},
+      // gRPC's servers answer with an error of their own in place of longer headers. nghttp2, when
+      // such come, cannot but end the connection.
+      {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, kLongestHeader},
   };
-  if (nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings, 3) != 0 ||
+  if (nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings, 4) != 0 ||
       nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, 0,
                                             static_cast<std::int32_t>(kLargestWindow)) != 0) {
     nghttp2_session_del(session_);
@@ -444,22 +444,31 @@ void Session::feed(ConstBuffer bytes) {
     opening_[received_ + i] = bytes.data[i];
   }
   received_ += bytes.size;
-  try {
-    for (ConstBuffer piece; (piece = header_blocks_.next(bytes)).size != 0;) take(piece);
-  } catch (const HeaderBlockError& error) {
-    fault_ = error.what();
-    Stream* const stream = error.too_large() ? find(error.stream_id()) : nullptr;
-    if (stream != nullptr && !stream->done_) {
-      fail(*stream, Status::kResourceExhausted, error.what());
-    }
-    throw ConnectionError(complaint());
+  const std::size_t sound = heads_.walk(bytes);
+  take({bytes.data, sound});
+  if (sound != bytes.size) refuse();
+}
+
+/// Gives up a connection for a frame that nghttp2 is not to see.
+void Session::refuse() {
+  switch (heads_.fault()) {
+    case FrameHeads::Fault::kPush:
+      fault_ = "it pushes, and was told not to";
+      break;
+    case FrameHeads::Fault::kLongGoaway:
+      fault_ = "a GOAWAY of its is longer than 16 KiB";
+      break;
+    default:
+      fault_ = kManyHeaders;
+      Stream* const stream = find(heads_.stream_id());
+      if (stream != nullptr && !stream->done_) fail(*stream, Status::kResourceExhausted, fault_);
   }
+  throw ConnectionError(complaint());
 }
 
 MutableBuffer Session::landing() noexcept {
-  std::int32_t id = 0;
-  const std::size_t left = header_blocks_.data_left(id);
-  const Stream* const stream = left == 0 ? nullptr : find(id);
+  const std::size_t left = heads_.data_left();
+  const Stream* const stream = left == 0 ? nullptr : find(heads_.stream_id());
   if (stream == nullptr || stream->done_ || stream->message_left_ == 0) return {};
   MutableBuffer place = stream->sink_->landing();
   place.size = std::min(place.size, left);
@@ -599,15 +608,14 @@ Stream* Session::find(std::int32_t id) noexcept {
 }
 
 void Session::on_header(Stream& stream, std::string_view name, std::string_view value, bool last) {
-  if (const std::string* const whole = header_blocks_.taken_out(value)) value = *whole;
+  if (stream.done_) return;
   stream.header_size_ += name.size() + value.size() + 32;
   if (stream.header_size_ > kMostHeaderBytes) {
-    // There is no other way to stop a block than to give up the connection.
-    const char* const text = "the server sends more than 16 MiB of headers";
-    if (!stream.done_) fail(stream, Status::kResourceExhausted, text);
-    throw ConnectionError(text);
+    // A few bytes can stand for many headers. The rest of the block is decoded and dropped.
+    cancel(&stream);
+    fail(stream, Status::kResourceExhausted, kManyHeaders);
+    return;
   }
-  if (stream.done_) return;
   if (name == ":status") {
     stream.http_status_ = 0;
     for (const char c : value) stream.http_status_ = 10 * stream.http_status_ + (c - '0');
@@ -693,6 +701,13 @@ void Session::finish_message(Stream& stream) {
 
 void Session::on_close(Stream& stream, std::uint32_t error_code) {
   Outcome& outcome = stream.outcome_;
+  if (error_code == NGHTTP2_COMPRESSION_ERROR && !stream.reset_by_peer_ &&
+      heads_.had_long_block()) {
+    // Even if the status came whole: whoever reads it would miss what it says.
+    fail(stream, Status::kResourceExhausted,
+         "the server sends a header of more than 64 KiB, or headers that cannot be decoded");
+    return;
+  }
   if (error_code != NGHTTP2_NO_ERROR && !stream.has_grpc_status_) {
     if (stream.reset_by_peer_ && !left_out(stream)) {
       outcome.safe_to_retry = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "triton_fast/error.hpp"
-#include "triton_fast/http2/header_blocks.hpp"
+#include "triton_fast/http2/frame_heads.hpp"
 #include "triton_fast/http2/message.hpp"
 
 struct nghttp2_session;
@@ -172,6 +172,7 @@ class Session {
   friend struct Callbacks;
 
   void take(ConstBuffer bytes);
+  [[noreturn]] void refuse();
   void pump();
   bool pump_one();
   void push_owned(const std::uint8_t* data, std::size_t size);
@@ -191,7 +192,7 @@ class Session {
 
   const Sharing sharing_;
   nghttp2_session* session_ = nullptr;
-  HeaderBlocks header_blocks_;
+  FrameHeads heads_;
   std::string authority_;
   std::unordered_map<std::int32_t, std::unique_ptr<Stream>> streams_;
   std::deque<Piece> queue_;
