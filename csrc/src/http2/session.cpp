@@ -209,15 +209,23 @@ struct Session::Callbacks {
     });
   }
 
-  // Only our own HEADERS can fail so in a way that matters.
+  // Of what fails so, two things matter: our own HEADERS, and the reset of a stream whose headers
+  // nghttp2 cannot decode. That is never sent, because it gives up the connection as well.
   static int not_sent(nghttp2_session*, const nghttp2_frame* frame, int error, void* user_data) {
     Session& session = self(user_data);
     return session.guard([&] {
       Stream* const stream = session.find(frame->hd.stream_id);
-      if (frame->hd.type == NGHTTP2_HEADERS && stream != nullptr && !stream->done_ &&
+      if (stream == nullptr || stream->done_) return 0;
+      if (frame->hd.type == NGHTTP2_HEADERS &&
           (error == NGHTTP2_ERR_FRAME_SIZE_ERROR || error == NGHTTP2_ERR_HEADER_COMP)) {
         session.fail(*stream, Status::kResourceExhausted,
                      "the request's headers are more than 64 KiB");
+      } else if (frame->hd.type == NGHTTP2_RST_STREAM &&
+                 frame->rst_stream.error_code == NGHTTP2_COMPRESSION_ERROR &&
+                 session.heads_.had_long_block()) {
+        session.fail(*stream, Status::kResourceExhausted,
+                     "the server sends a header of more than 64 KiB, or headers that cannot be "
+                     "decoded");
       }
       return 0;
     });
@@ -701,13 +709,6 @@ void Session::finish_message(Stream& stream) {
 
 void Session::on_close(Stream& stream, std::uint32_t error_code) {
   Outcome& outcome = stream.outcome_;
-  if (error_code == NGHTTP2_COMPRESSION_ERROR && !stream.reset_by_peer_ &&
-      heads_.had_long_block()) {
-    // Even if the status came whole: whoever reads it would miss what it says.
-    fail(stream, Status::kResourceExhausted,
-         "the server sends a header of more than 64 KiB, or headers that cannot be decoded");
-    return;
-  }
   if (error_code != NGHTTP2_NO_ERROR && !stream.has_grpc_status_) {
     if (stream.reset_by_peer_ && !left_out(stream)) {
       outcome.safe_to_retry = error_code == NGHTTP2_REFUSED_STREAM && !stream.answered();
