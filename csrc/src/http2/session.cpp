@@ -240,6 +240,9 @@ struct Session::Callbacks {
       session.fault_ = nghttp2_http2_strerror(frame->goaway.error_code);
       if (text != nullptr && frame->goaway.opaque_data_len != 0) {
         session.fault_ += " (" + std::string(text, frame->goaway.opaque_data_len) + ")";
+      } else if (frame->goaway.error_code == NGHTTP2_COMPRESSION_ERROR &&
+                 session.heads_.had_long_block()) {
+        session.fault_ += " (a header of more than 64 KiB, maybe another call's)";
       }
       return 0;
     });
@@ -294,8 +297,8 @@ Session::Session(std::string authority, Sharing sharing)
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE,
        sharing == Sharing::kManyCalls ? kSharedWindow : kLargestWindow},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, kLargestFrame},
-      // gRPC's servers answer with an error of their own in place of longer headers. nghttp2, when
-      // such come, cannot but end the connection.
+      // Many servers keep to it and answer with a short error in place of a long one; gRPC's own,
+      // and so Triton, do not any more. When more comes, nghttp2 cannot but end the connection.
       {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, kLongestHeader},
   };
   if (nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings, 4) != 0 ||
