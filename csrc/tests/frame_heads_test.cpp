@@ -91,15 +91,3 @@ TEST_CASE("frame heads stop at header blocks without end") {
   const std::string block = frame(1, 0, 1, std::string(1000, 'x')) + frame(9, 4, 1, "");
   for (int i = 0; i < 1000; ++i) REQUIRE(walk(heads, block, 100) == block.size());
 }
-
-TEST_CASE("frame heads know whether a long header may have come") {
-  const std::size_t longest = std::size_t{64} << 10;
-  FrameHeads heads;
-  walk(heads, frame(1, 4, 1, std::string(longest, 'x')) + frame(0, 0, 1, "x"), 1000);
-  CHECK(!heads.had_long_block());
-  FrameHeads split = heads;
-  walk(split, frame(1, 0, 1, ""), 9);
-  CHECK(split.had_long_block());
-  walk(heads, frame(1, 4, 1, std::string(longest + 1, 'x')) + frame(1, 4, 3, "x"), 1000);
-  CHECK(heads.had_long_block());
-}

@@ -13,7 +13,6 @@ constexpr std::uint8_t kHeaders = 1;
 constexpr std::uint8_t kPushPromise = 5;
 constexpr std::uint8_t kGoaway = 7;
 constexpr std::uint8_t kContinuation = 9;
-constexpr std::uint8_t kEndHeaders = 0x4;
 constexpr std::uint8_t kPadded = 0x8;
 // What a peer may always send, whether or not it has seen our settings.
 constexpr std::size_t kFrameSize = 16384;
@@ -60,9 +59,8 @@ bool FrameHeads::begin(const std::uint8_t* head) noexcept {
   stream_id_ = static_cast<std::int32_t>(read_number(head + 5, 4) & 0x7fffffff);
   data_ = type == kData && (flags & kPadded) == 0;
   if (type == kHeaders || type == kContinuation) {
-    // Older releases of nghttp2 take CONTINUATION without end; with its head, an empty one counts.
+    // nghttp2 would take CONTINUATION without end. With its head, an empty one counts too.
     block_size_ = (type == kHeaders ? 0 : block_size_) + kHead + length;
-    had_long_block_ |= length > kLongestHeader || (flags & kEndHeaders) == 0;
     if (block_size_ > kMostHeaderBytes) fault_ = Fault::kLongBlock;
   } else if (type == kPushPromise) {
     fault_ = Fault::kPush;

@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::uint32_t kLargestWindow = 0x7fffffff;
 constexpr std::uint32_t kLargestFrame = 0xffffff;
+// The longest header that nghttp2 takes, as it is sent.
+constexpr std::uint32_t kLongestHeader = std::uint32_t{64} << 10;
 // What a stream among others may have sent that nobody has read.
 constexpr std::uint32_t kSharedWindow = std::uint32_t{1} << 20;
 // Pieces that are queued before the peer has taken some; keeps the list short on large payloads.
@@ -114,6 +116,14 @@ struct Session::Callbacks {
       // nghttp2 would go on for as long as there is a window.
       return session.queue_.size() < kMostQueued ? 0 : NGHTTP2_ERR_PAUSE;
     });
+  }
+
+  static int begin_frame(nghttp2_session*, const nghttp2_frame_hd* head, void* user_data) {
+    if (head->type == NGHTTP2_HEADERS) {
+      self(user_data).in_long_block_ =
+          head->length > kLongestHeader || (head->flags & NGHTTP2_FLAG_END_HEADERS) == 0;
+    }
+    return 0;
   }
 
   static int header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,
@@ -222,7 +232,7 @@ struct Session::Callbacks {
                      "the request's headers are more than 64 KiB");
       } else if (frame->hd.type == NGHTTP2_RST_STREAM &&
                  frame->rst_stream.error_code == NGHTTP2_COMPRESSION_ERROR &&
-                 session.heads_.had_long_block()) {
+                 session.in_long_block_) {
         session.fail(*stream, Status::kResourceExhausted,
                      "the server sends a header of more than 64 KiB, or headers that cannot be "
                      "decoded");
@@ -240,8 +250,7 @@ struct Session::Callbacks {
       session.fault_ = nghttp2_http2_strerror(frame->goaway.error_code);
       if (text != nullptr && frame->goaway.opaque_data_len != 0) {
         session.fault_ += " (" + std::string(text, frame->goaway.opaque_data_len) + ")";
-      } else if (frame->goaway.error_code == NGHTTP2_COMPRESSION_ERROR &&
-                 session.heads_.had_long_block()) {
+      } else if (frame->goaway.error_code == NGHTTP2_COMPRESSION_ERROR && session.in_long_block_) {
         session.fault_ += " (a header of more than 64 KiB, maybe another call's)";
       }
       return 0;
@@ -273,6 +282,7 @@ Session::Session(std::string authority, Sharing sharing)
   if (nghttp2_session_callbacks_new(&callbacks) != 0) throw std::bad_alloc();
   nghttp2_session_callbacks_set_send_data_callback(callbacks, Callbacks::send_data);
   nghttp2_session_callbacks_set_data_source_read_length_callback2(callbacks, Callbacks::frame_size);
+  nghttp2_session_callbacks_set_on_begin_frame_callback(callbacks, Callbacks::begin_frame);
   nghttp2_session_callbacks_set_on_header_callback(callbacks, Callbacks::header);
   nghttp2_session_callbacks_set_on_invalid_header_callback(callbacks, Callbacks::invalid_header);
   nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, Callbacks::data);
@@ -285,6 +295,9 @@ Session::Session(std::string authority, Sharing sharing)
   nghttp2_option* option = nullptr;
   int rv = nghttp2_option_new(&option);
   if (rv == 0) {
+    // FrameHeads limits header blocks by their size. nghttp2 allows eight frames, and counts one anew
+    // for each piece that its head comes in.
+    allow_continuations(option);
     if (sharing == Sharing::kManyCalls) nghttp2_option_set_no_auto_window_update(option, 1);
     rv = nghttp2_session_client_new2(&session_, callbacks, this, option);
     nghttp2_option_del(option);

@@ -16,9 +16,6 @@ namespace triton_fast::http2 {
 /// longest list that the peer is told to send: an answer has two.
 inline constexpr std::size_t kMostHeaderBytes = std::size_t{128} << 10;
 
-/// The longest header that nghttp2 takes, as it is sent.
-inline constexpr std::size_t kLongestHeader = std::size_t{64} << 10;
-
 class FrameHeads {
  public:
   /// Why walk() stopped.
@@ -37,10 +34,6 @@ class FrameHeads {
   /// stream_id(), without padding. 0 if it is no such frame.
   std::size_t data_left() const noexcept { return data_ ? left_ : 0; }
 
-  /// Whether a header of more than kLongestHeader may have come: a block that was as long, or
-  /// whose first frame did not say how long it is.
-  bool had_long_block() const noexcept { return had_long_block_; }
-
  private:
   bool begin(const std::uint8_t* head) noexcept;
 
@@ -50,7 +43,6 @@ class FrameHeads {
   bool data_ = false;     // it is DATA without padding
   std::int32_t stream_id_ = 0;
   std::size_t block_size_ = 0;  // of the header block at hand, with the heads of its frames
-  bool had_long_block_ = false;
   Fault fault_ = Fault::kNone;
 };
 

@@ -12,3 +12,28 @@ using nghttp2_data_provider2 = nghttp2_data_provider;
 #define nghttp2_session_callbacks_set_data_source_read_length_callback2 \
   nghttp2_session_callbacks_set_data_source_read_length_callback
 #endif
+
+// Since 1.61, and since the same security fix in distributions that have an older release: no
+// version number tells, so whether it is there is asked of the library that is loaded.
+#ifdef __linux__
+extern "C" void nghttp2_option_set_max_continuations(nghttp2_option* option, std::size_t most)
+    __attribute__((weak));
+#endif
+
+namespace triton_fast::http2 {
+
+/// Has nghttp2 take any number of CONTINUATION frames, if it counts them at all.
+inline void allow_continuations(nghttp2_option* option) {
+  constexpr auto most = static_cast<std::size_t>(-1);
+#ifdef __linux__
+  if (nghttp2_option_set_max_continuations != nullptr) {
+    nghttp2_option_set_max_continuations(option, most);
+  }
+#elif NGHTTP2_VERSION_NUM >= 0x013d00
+  nghttp2_option_set_max_continuations(option, most);
+#else
+  static_cast<void>(option), static_cast<void>(most);
+#endif
+}
+
+}  // namespace triton_fast::http2
