@@ -158,9 +158,6 @@ void Session::fail(")
   # A head that has not come whole.
   triton_fast_planted_bug(
     head fuzz_session ${heads} "rest >= kHead)" "rest >= kHead - 1)")
-  # Padding, taken for the tensor's.
-  triton_fast_planted_bug(
-    padding fuzz_session ${heads} "type == kData && (flags & kPadded) == 0" "type == kData")
 endif()
 
 get_property(planted_list GLOBAL PROPERTY planted_list)
