@@ -295,8 +295,8 @@ Session::Session(std::string authority, Sharing sharing)
   nghttp2_option* option = nullptr;
   int rv = nghttp2_option_new(&option);
   if (rv == 0) {
-    // FrameHeads limits header blocks by their size. nghttp2 allows eight frames, and counts one anew
-    // for each piece that its head comes in.
+    // FrameHeads limits header blocks by their size. nghttp2 allows eight frames, and counts one
+    // anew for each piece that its head comes in.
     allow_continuations(option);
     if (sharing == Sharing::kManyCalls) nghttp2_option_set_no_auto_window_update(option, 1);
     rv = nghttp2_session_client_new2(&session_, callbacks, this, option);

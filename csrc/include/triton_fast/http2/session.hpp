@@ -199,7 +199,7 @@ class Session {
   std::deque<std::vector<std::uint8_t>> blocks_;  // memory of the pieces that are not borrowed
   std::size_t borrowed_ = 0;
   std::vector<std::int32_t> news_;  // has room for all streams
-  bool in_long_block_ = false;  // of the headers at hand one may be longer than nghttp2 takes
+  bool in_long_block_ = false;      // of the headers at hand one may be longer than nghttp2 takes
   bool goaway_ = false;
   std::int32_t last_stream_id_ = 0x7fffffff;
   std::string goaway_reason_;
