@@ -3,9 +3,8 @@
 // An input is eight bytes of setting and then the bytes:
 //   0    how they are cut into pieces
 //   1    the calls: two bits for how many, then, one bit each: compressed, large payloads, parsed
-//   by
-//        ResponseReader, a sink that throws, the last call is given up half-way, the session is one
-//        of many calls and every other call is a stream
+//        by ResponseReader, a sink that throws, the last call is given up half-way, the session is
+//        one of many calls and every other call is a stream
 //   2    how much of what the session has to send is taken at a time
 //   3    seed of the cuts, where they are at random
 //   4-7  what the streams do between the pieces; see Run::act()
@@ -294,8 +293,7 @@ struct Result {
   bool operator==(const Result& other) const {
     return status == other.status && text == other.text && encoding == other.encoding &&
            message == other.message && thrown == other.thrown &&
-           safe_to_retry == other.safe_to_retry &&
-           compressed == other.compressed;
+           safe_to_retry == other.safe_to_retry && compressed == other.compressed;
   }
 };
 

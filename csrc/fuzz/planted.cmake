@@ -89,7 +89,7 @@ triton_fast_planted_bug(
 
 if(TARGET triton_fast_nghttp2)
   set(session src/http2/session.cpp)
-  set(blocks src/http2/header_blocks.cpp)
+  set(heads src/http2/frame_heads.cpp)
 
   # A prefix that is cut in two is read past its piece.
   triton_fast_planted_bug(
@@ -155,19 +155,9 @@ void Session::fail(")
   triton_fast_planted_bug(
     escape fuzz_session src/http2/status.cpp "text[i] == '%' && i + 2 < text.size()"
     "text[i] == '%' && i < text.size()")
-  # Padding that is longer than its frame.
+  # A head that has not come whole.
   triton_fast_planted_bug(
-    padding fuzz_session ${blocks} "if (front + back > block_.size()) {" "if (false) {")
-  # Values that came in Huffman code, cut off in the middle of a byte.
-  triton_fast_planted_bug(
-    huffman fuzz_headers ${blocks} "while (bits <= 56 &&" "while (bits <= 58 &&")
-  # A long value that should have emptied the table.
-  triton_fast_planted_bug(
-    table fuzz_headers ${blocks} "mark.append(kTableSize, '.');"
-    "mark.append(kTableSize / 2, '.');")
-  # Frames that are cut at the wrong place.
-  triton_fast_planted_bug(
-    head fuzz_headers ${blocks} "bytes.size - at < kHead ||" "bytes.size - at < kHead - 1 ||")
+    head fuzz_session ${heads} "rest >= kHead)" "rest >= kHead - 1)")
 endif()
 
 get_property(planted_list GLOBAL PROPERTY planted_list)

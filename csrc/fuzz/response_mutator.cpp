@@ -1,7 +1,7 @@
-// A mutator that knows the shape of ModelInferResponse, and of the envelope that it has in a stream:
-// it takes a message apart, changes one or two fields, and puts it together with lengths that are
-// right again, mostly. Left to libFuzzer's own mutations alone, nearly every input dies of its first
-// broken length.
+// A mutator that knows the shape of ModelInferResponse, and of the envelope that it has in a
+// stream: it takes a message apart, changes one or two fields, and puts it together with lengths
+// that are right again, mostly. Left to libFuzzer's own mutations alone, nearly every input dies of
+// its first broken length.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>

@@ -74,13 +74,10 @@ compile() {
   }
 }
 
-# Options that every run shares: inputs of 1 KiB reach all there is, and the choices of fuzz_headers
-# need less; a single block of more than 64 MiB, an input of more than 10 seconds, and 2 GiB in all
-# are findings.
+# Options that every run shares: inputs of 1 KiB reach all there is; a single block of more than
+# 64 MiB, an input of more than 10 seconds, and 2 GiB in all are findings.
 common() {
-  local length=1024
-  if [ "$1" = fuzz_headers ]; then length=256; fi
-  echo "-max_len=$length -malloc_limit_mb=64 -rss_limit_mb=2048 -timeout=10 -print_final_stats=1"
+  echo "-max_len=1024 -malloc_limit_mb=64 -rss_limit_mb=2048 -timeout=10 -print_final_stats=1"
   if [ -n "${FUZZ_SEED:-}" ]; then echo "-seed=$FUZZ_SEED"; fi
   case "$1" in
     fuzz_response | fuzz_strings) echo "-dict=$here/inference.dict" ;;

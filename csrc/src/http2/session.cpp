@@ -14,14 +14,15 @@ namespace {
 
 constexpr std::uint32_t kLargestWindow = 0x7fffffff;
 constexpr std::uint32_t kLargestFrame = 0xffffff;
+// The longest header that nghttp2 takes, as it is sent.
+constexpr std::uint32_t kLongestHeader = std::uint32_t{64} << 10;
 // What a stream among others may have sent that nobody has read.
 constexpr std::uint32_t kSharedWindow = std::uint32_t{1} << 20;
 // Pieces that are queued before the peer has taken some; keeps the list short on large payloads.
 constexpr std::size_t kMostQueued = 1024;
-// What HeaderBlocks makes of a header block of the largest size, and then some.
-constexpr std::size_t kMostContinuations = 2048;
 constexpr std::size_t kBodyExcerpt = 200;
 constexpr std::string_view kGrpc = "application/grpc";
+constexpr const char* kManyHeaders = "the server sends more than 128 KiB of headers";
 
 nghttp2_nv field(std::string_view name, std::string_view value, bool secret = false) {
   nghttp2_nv nv{};
@@ -117,6 +118,14 @@ struct Session::Callbacks {
     });
   }
 
+  static int begin_frame(nghttp2_session*, const nghttp2_frame_hd* head, void* user_data) {
+    if (head->type == NGHTTP2_HEADERS) {
+      self(user_data).in_long_block_ =
+          head->length > kLongestHeader || (head->flags & NGHTTP2_FLAG_END_HEADERS) == 0;
+    }
+    return 0;
+  }
+
   static int header(nghttp2_session*, const nghttp2_frame* frame, const std::uint8_t* name,
                     std::size_t name_size, const std::uint8_t* value, std::size_t value_size,
                     std::uint8_t, void* user_data) {
@@ -210,15 +219,23 @@ struct Session::Callbacks {
     });
   }
 
-  // Only our own HEADERS can fail so in a way that matters.
+  // Of what fails so, two things matter: our own HEADERS, and the reset of a stream whose headers
+  // nghttp2 cannot decode. That is never sent, because it gives up the connection as well.
   static int not_sent(nghttp2_session*, const nghttp2_frame* frame, int error, void* user_data) {
     Session& session = self(user_data);
     return session.guard([&] {
       Stream* const stream = session.find(frame->hd.stream_id);
-      if (frame->hd.type == NGHTTP2_HEADERS && stream != nullptr && !stream->done_ &&
+      if (stream == nullptr || stream->done_) return 0;
+      if (frame->hd.type == NGHTTP2_HEADERS &&
           (error == NGHTTP2_ERR_FRAME_SIZE_ERROR || error == NGHTTP2_ERR_HEADER_COMP)) {
         session.fail(*stream, Status::kResourceExhausted,
-                     "the request's headers are more than 16 MiB");
+                     "the request's headers are more than 64 KiB");
+      } else if (frame->hd.type == NGHTTP2_RST_STREAM &&
+                 frame->rst_stream.error_code == NGHTTP2_COMPRESSION_ERROR &&
+                 session.in_long_block_) {
+        session.fail(*stream, Status::kResourceExhausted,
+                     "the server sends a header of more than 64 KiB, or headers that cannot be "
+                     "decoded");
       }
       return 0;
     });
@@ -233,6 +250,8 @@ struct Session::Callbacks {
       session.fault_ = nghttp2_http2_strerror(frame->goaway.error_code);
       if (text != nullptr && frame->goaway.opaque_data_len != 0) {
         session.fault_ += " (" + std::string(text, frame->goaway.opaque_data_len) + ")";
+      } else if (frame->goaway.error_code == NGHTTP2_COMPRESSION_ERROR && session.in_long_block_) {
+        session.fault_ += " (a header of more than 64 KiB, maybe another call's)";
       }
       return 0;
     });
@@ -263,6 +282,7 @@ Session::Session(std::string authority, Sharing sharing)
   if (nghttp2_session_callbacks_new(&callbacks) != 0) throw std::bad_alloc();
   nghttp2_session_callbacks_set_send_data_callback(callbacks, Callbacks::send_data);
   nghttp2_session_callbacks_set_data_source_read_length_callback2(callbacks, Callbacks::frame_size);
+  nghttp2_session_callbacks_set_on_begin_frame_callback(callbacks, Callbacks::begin_frame);
   nghttp2_session_callbacks_set_on_header_callback(callbacks, Callbacks::header);
   nghttp2_session_callbacks_set_on_invalid_header_callback(callbacks, Callbacks::invalid_header);
   nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, Callbacks::data);
@@ -275,8 +295,9 @@ Session::Session(std::string authority, Sharing sharing)
   nghttp2_option* option = nullptr;
   int rv = nghttp2_option_new(&option);
   if (rv == 0) {
-    nghttp2_option_set_max_send_header_block_length(option, kMostHeaderBytes);
-    allow_continuations(option, kMostContinuations);
+    // FrameHeads limits header blocks by their size. nghttp2 allows eight frames, and counts one
+    // anew for each piece that its head comes in.
+    allow_continuations(option);
     if (sharing == Sharing::kManyCalls) nghttp2_option_set_no_auto_window_update(option, 1);
     rv = nghttp2_session_client_new2(&session_, callbacks, this, option);
     nghttp2_option_del(option);
@@ -289,8 +310,11 @@ Session::Session(std::string authority, Sharing sharing)
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE,
        sharing == Sharing::kManyCalls ? kSharedWindow : kLargestWindow},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, kLargestFrame},
+      // Many servers keep to it and answer with a short error in place of a long one; gRPC's own,
+      // and so Triton, do not any more. When more comes, nghttp2 cannot but end the connection.
+      {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, kLongestHeader},
   };
-  if (nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings, 3) != 0 ||
+  if (nghttp2_submit_settings(session_, NGHTTP2_FLAG_NONE, settings, 4) != 0 ||
       nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, 0,
                                             static_cast<std::int32_t>(kLargestWindow)) != 0) {
     nghttp2_session_del(session_);
@@ -444,22 +468,31 @@ void Session::feed(ConstBuffer bytes) {
     opening_[received_ + i] = bytes.data[i];
   }
   received_ += bytes.size;
-  try {
-    for (ConstBuffer piece; (piece = header_blocks_.next(bytes)).size != 0;) take(piece);
-  } catch (const HeaderBlockError& error) {
-    fault_ = error.what();
-    Stream* const stream = error.too_large() ? find(error.stream_id()) : nullptr;
-    if (stream != nullptr && !stream->done_) {
-      fail(*stream, Status::kResourceExhausted, error.what());
-    }
-    throw ConnectionError(complaint());
+  const std::size_t sound = heads_.walk(bytes);
+  take({bytes.data, sound});
+  if (sound != bytes.size) refuse();
+}
+
+/// Gives up a connection for a frame that nghttp2 is not to see.
+void Session::refuse() {
+  switch (heads_.fault()) {
+    case FrameHeads::Fault::kPush:
+      fault_ = "it pushes, and was told not to";
+      break;
+    case FrameHeads::Fault::kLongGoaway:
+      fault_ = "a GOAWAY of its is longer than 16 KiB";
+      break;
+    default:
+      fault_ = kManyHeaders;
+      Stream* const stream = find(heads_.stream_id());
+      if (stream != nullptr && !stream->done_) fail(*stream, Status::kResourceExhausted, fault_);
   }
+  throw ConnectionError(complaint());
 }
 
 MutableBuffer Session::landing() noexcept {
-  std::int32_t id = 0;
-  const std::size_t left = header_blocks_.data_left(id);
-  const Stream* const stream = left == 0 ? nullptr : find(id);
+  const std::size_t left = heads_.data_left();
+  const Stream* const stream = left == 0 ? nullptr : find(heads_.stream_id());
   if (stream == nullptr || stream->done_ || stream->message_left_ == 0) return {};
   MutableBuffer place = stream->sink_->landing();
   place.size = std::min(place.size, left);
@@ -599,15 +632,14 @@ Stream* Session::find(std::int32_t id) noexcept {
 }
 
 void Session::on_header(Stream& stream, std::string_view name, std::string_view value, bool last) {
-  if (const std::string* const whole = header_blocks_.taken_out(value)) value = *whole;
+  if (stream.done_) return;
   stream.header_size_ += name.size() + value.size() + 32;
   if (stream.header_size_ > kMostHeaderBytes) {
-    // There is no other way to stop a block than to give up the connection.
-    const char* const text = "the server sends more than 16 MiB of headers";
-    if (!stream.done_) fail(stream, Status::kResourceExhausted, text);
-    throw ConnectionError(text);
+    // A few bytes can stand for many headers. The rest of the block is decoded and dropped.
+    cancel(&stream);
+    fail(stream, Status::kResourceExhausted, kManyHeaders);
+    return;
   }
-  if (stream.done_) return;
   if (name == ":status") {
     stream.http_status_ = 0;
     for (const char c : value) stream.http_status_ = 10 * stream.http_status_ + (c - '0');

@@ -398,90 +398,124 @@ void ResponseReader::on_length() {
          std::to_string(frame_end() - position_) + " are left");
   }
   token_end_ = position_ + size;
-  state_ = State::kSkip;
-  if (groups_.empty()) {
-    switch (message()) {
-      case Message::kEnvelope:
-        if (field_ == envelope::kErrorMessage) return begin_text(error_message_, size);
-        if (field_ == envelope::kInferResponse) return push(Message::kResponse, size);
-        break;
-      case Message::kResponse:
-        switch (field_) {
-          case response::kModelName:
-            return begin_text(model_name_, size);
-          case response::kModelVersion:
-            return begin_text(model_version_, size);
-          case response::kId:
-            return begin_text(id_, size);
-          case response::kParameters:
-            entry_ = Parameter{};
-            return push(Message::kEntry, size);
-          case response::kOutputs:
-            if (outputs_.size() == kMaxEntries) fail(too_many());
-            outputs_.emplace_back();
-            contents_ = Contents{};
-            return push(Message::kOutput, size);
-          case response::kRawContents:
-            return begin_raw(size, at_hand_);
-          default:
-            break;
-        }
-        break;
-      case Message::kOutput:
-        switch (field_) {
-          case output::kName:
-            return begin_text(outputs_.back().name, size);
-          case output::kDatatype:
-            return begin_text(outputs_.back().datatype_name, size);
-          case output::kShape:
-            state_ = State::kPackedVarint;
-            break;
-          case output::kParameters:
-            entry_ = Parameter{};
-            return push(Message::kEntry, size);
-          case output::kContents:
-            return push(Message::kContents, size);
-          default:
-            break;
-        }
-        break;
-      case Message::kContents:
-        if (field_ == contents::kBytes) {
-          begin_contents(field_);
-          const std::uint8_t prefix[4] = {
-              static_cast<std::uint8_t>(size), static_cast<std::uint8_t>(size >> 8),
-              static_cast<std::uint8_t>(size >> 16), static_cast<std::uint8_t>(size >> 24)};
-          contents_.elements.append(prefix, sizeof prefix);
-          ++contents_.count;
-          state_ = State::kElement;
-        } else if (field_ >= contents::kBool && field_ <= contents::kFp64) {
-          if (size != 0) begin_contents(field_);
-          if (is_varint_content(field_)) {
-            state_ = State::kPackedVarint;
-          } else {
-            fixed_size_ = static_cast<unsigned>(content_size(field_));
-            if (size % fixed_size_ != 0) {
-              fail("has " + std::to_string(size) + " bytes, not a multiple of " +
-                   std::to_string(fixed_size_));
-            }
-            state_ = State::kPackedFixed;
-          }
-        }
-        break;
-      case Message::kEntry:
-        if (field_ == entry::kKey) return begin_text(entry_.key, size);
-        if (field_ == entry::kValue) return push(Message::kValue, size);
-        break;
-      case Message::kValue:
-        if (field_ == value::kString) {
-          entry_.kind = Parameter::Kind::kString;
-          entry_.bits = 0;
-          return begin_text(entry_.text, size);
-        }
-        break;
-    }
+  if (!groups_.empty()) return begin_token(State::kSkip);
+  switch (message()) {
+    case Message::kEnvelope:
+      return begin_envelope_field(size);
+    case Message::kResponse:
+      return begin_response_field(size);
+    case Message::kOutput:
+      return begin_output_field(size);
+    case Message::kContents:
+      return begin_contents_field(size);
+    case Message::kEntry:
+      return begin_entry_field(size);
+    case Message::kValue:
+      return begin_value_field(size);
   }
-  if (size == 0) end_token();
+}
+
+void ResponseReader::begin_envelope_field(std::uint64_t size) {
+  switch (field_) {
+    case envelope::kErrorMessage:
+      return begin_text(error_message_, size);
+    case envelope::kInferResponse:
+      return push(Message::kResponse, size);
+    default:
+      return begin_token(State::kSkip);
+  }
+}
+
+void ResponseReader::begin_response_field(std::uint64_t size) {
+  switch (field_) {
+    case response::kModelName:
+      return begin_text(model_name_, size);
+    case response::kModelVersion:
+      return begin_text(model_version_, size);
+    case response::kId:
+      return begin_text(id_, size);
+    case response::kParameters:
+      return begin_parameter(size);
+    case response::kOutputs:
+      if (outputs_.size() == kMaxEntries) fail(too_many());
+      outputs_.emplace_back();
+      contents_ = Contents{};
+      return push(Message::kOutput, size);
+    case response::kRawContents:
+      return begin_raw(size);
+    default:
+      return begin_token(State::kSkip);
+  }
+}
+
+void ResponseReader::begin_output_field(std::uint64_t size) {
+  switch (field_) {
+    case output::kName:
+      return begin_text(outputs_.back().name, size);
+    case output::kDatatype:
+      return begin_text(outputs_.back().datatype_name, size);
+    case output::kShape:
+      return begin_token(State::kPackedVarint);
+    case output::kParameters:
+      return begin_parameter(size);
+    case output::kContents:
+      return push(Message::kContents, size);
+    default:
+      return begin_token(State::kSkip);
+  }
+}
+
+void ResponseReader::begin_contents_field(std::uint64_t size) {
+  if (field_ == contents::kBytes) return begin_element(size);
+  if (field_ < contents::kBool || field_ > contents::kFp64) return begin_token(State::kSkip);
+  if (size != 0) begin_contents(field_);
+  if (is_varint_content(field_)) return begin_token(State::kPackedVarint);
+  fixed_size_ = static_cast<unsigned>(content_size(field_));
+  if (size % fixed_size_ != 0) {
+    fail("has " + std::to_string(size) + " bytes, not a multiple of " +
+         std::to_string(fixed_size_));
+  }
+  begin_token(State::kPackedFixed);
+}
+
+void ResponseReader::begin_entry_field(std::uint64_t size) {
+  switch (field_) {
+    case entry::kKey:
+      return begin_text(entry_.key, size);
+    case entry::kValue:
+      return push(Message::kValue, size);
+    default:
+      return begin_token(State::kSkip);
+  }
+}
+
+void ResponseReader::begin_value_field(std::uint64_t size) {
+  if (field_ != value::kString) return begin_token(State::kSkip);
+  entry_.kind = Parameter::Kind::kString;
+  entry_.bits = 0;
+  begin_text(entry_.text, size);
+}
+
+/// What is up to token_end_ is to be taken in this state; at once if it is nothing.
+void ResponseReader::begin_token(State state) {
+  state_ = state;
+  if (position_ == token_end_) end_token();
+}
+
+void ResponseReader::begin_parameter(std::uint64_t size) {
+  entry_ = Parameter{};
+  push(Message::kEntry, size);
+}
+
+void ResponseReader::begin_element(std::uint64_t size) {
+  begin_contents(field_);
+  // As it is in the payload of a BYTES tensor: after its length, in four bytes.
+  const std::uint8_t prefix[4] = {
+      static_cast<std::uint8_t>(size), static_cast<std::uint8_t>(size >> 8),
+      static_cast<std::uint8_t>(size >> 16), static_cast<std::uint8_t>(size >> 24)};
+  contents_.elements.append(prefix, sizeof prefix);
+  ++contents_.count;
+  begin_token(State::kElement);
 }
 
 void ResponseReader::push(Message message, std::uint64_t size) {
@@ -535,7 +569,7 @@ void ResponseReader::end_text() {
   }
 }
 
-void ResponseReader::begin_raw(std::uint64_t size, std::size_t at_hand) {
+void ResponseReader::begin_raw(std::uint64_t size) {
   state_ = State::kRaw;
   raw_.clear();
   raw_target_ = nullptr;
@@ -555,7 +589,7 @@ void ResponseReader::begin_raw(std::uint64_t size, std::size_t at_hand) {
   }
   if (raw_target_ == nullptr && size != 0) {
     const auto whole = static_cast<std::size_t>(size);
-    raw_.reserve(whole <= at_hand ? whole : std::min(whole, kEagerSize));  // see grow_raw()
+    raw_.reserve(whole <= at_hand_ ? whole : std::min(whole, kEagerSize));  // see grow_raw()
   }
   if (size == 0) {
     end_raw();

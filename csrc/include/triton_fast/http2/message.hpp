@@ -49,7 +49,7 @@ struct Outcome {
   std::string message;
   bool compressed = false;       // the sink was given a compressed message
   std::string encoding;          // grpc-encoding of the response
-  bool safe_to_retry = false;           // the server cannot have acted on it: safe to send again
+  bool safe_to_retry = false;    // the server cannot have acted on it: safe to send again
   std::exception_ptr exception;  // thrown by the sink
 };
 

@@ -22,8 +22,9 @@ extern "C" void nghttp2_option_set_max_continuations(nghttp2_option* option, std
 
 namespace triton_fast::http2 {
 
-/// Has nghttp2 take header blocks of that many CONTINUATION frames, if it counts them at all.
-inline void allow_continuations(nghttp2_option* option, std::size_t most) {
+/// Has nghttp2 take any number of CONTINUATION frames, if it counts them at all.
+inline void allow_continuations(nghttp2_option* option) {
+  constexpr auto most = static_cast<std::size_t>(-1);
 #ifdef __linux__
   if (nghttp2_option_set_max_continuations != nullptr) {
     nghttp2_option_set_max_continuations(option, most);

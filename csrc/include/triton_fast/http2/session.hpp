@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "triton_fast/error.hpp"
-#include "triton_fast/http2/header_blocks.hpp"
+#include "triton_fast/http2/frame_heads.hpp"
 #include "triton_fast/http2/message.hpp"
 
 struct nghttp2_session;
@@ -172,6 +172,7 @@ class Session {
   friend struct Callbacks;
 
   void take(ConstBuffer bytes);
+  [[noreturn]] void refuse();
   void pump();
   bool pump_one();
   void push_owned(const std::uint8_t* data, std::size_t size);
@@ -191,13 +192,14 @@ class Session {
 
   const Sharing sharing_;
   nghttp2_session* session_ = nullptr;
-  HeaderBlocks header_blocks_;
+  FrameHeads heads_;
   std::string authority_;
   std::unordered_map<std::int32_t, std::unique_ptr<Stream>> streams_;
   std::deque<Piece> queue_;
   std::deque<std::vector<std::uint8_t>> blocks_;  // memory of the pieces that are not borrowed
   std::size_t borrowed_ = 0;
   std::vector<std::int32_t> news_;  // has room for all streams
+  bool in_long_block_ = false;      // of the headers at hand one may be longer than nghttp2 takes
   bool goaway_ = false;
   std::int32_t last_stream_id_ = 0x7fffffff;
   std::string goaway_reason_;
