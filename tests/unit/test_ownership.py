@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -95,7 +96,7 @@ def test_numbers_that_no_process_has(
     space = name_parts[0]
     for name in (
         f"triton_fast-{space}-{number}-1000000000-0a",
-        f"triton_fast-{space}-1-{number}-0a",
+        f"triton_fast-{space}-{os.getpid()}-{number}9999999999-0a",
         f"triton_fast-{number}-1-1000000000-0a",
     ):
         assert stale_region(region(name)) is None, name
