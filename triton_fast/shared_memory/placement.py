@@ -315,6 +315,10 @@ class SharedMemory:
             return self._answers.pop(_key(prepared), None) is not None
         return False
 
+    def is_used(self) -> bool:
+        """Whether the server may know regions of ours."""
+        return self._pool.is_used
+
     def close(self) -> None:
         """Have the server let go of our regions; see `SlotPool.close`."""
         self._pool.close()

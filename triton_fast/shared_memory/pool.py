@@ -347,6 +347,11 @@ class SlotPool:
             if name not in known:
                 del self._leaving[name]
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the server may know regions of ours."""
+        return bool(self._regions or self._leaving)
+
     def summary(self) -> str:
         """Say how much there is, and who has it."""
         figures = self._arenas.figures()
@@ -365,9 +370,12 @@ class SlotPool:
     def close(self) -> None:
         """Have the server let go of all regions. Arrays in them stay as they are. Idempotent."""
         closed, self._closed = self._closed, True
-        if closed or not self._lock.acquire(timeout=_FAREWELL_S):
+        # Also if another thread is at it: who comes later waits for its end.
+        if not self._lock.acquire(timeout=_FAREWELL_S):
             return
         try:
+            if closed:
+                return
             for region in self._regions.values():
                 self._arenas.retire(region.arena)
                 if not region.lost:
