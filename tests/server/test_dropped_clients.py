@@ -53,9 +53,14 @@ def test_a_client(url, channel, witness, nothing_is_left):
 
 
 def test_an_async_client(url, channel, witness):
-    with pytest.warns(ResourceWarning, match="without close"):
-        kept = [asyncio.run(dropped(url, channel)) for _ in range(5)]
+    kept = []
+
+    def drop_some():
+        kept.extend(asyncio.run(dropped(url, channel)) for _ in range(5))
         gc.collect()
+
+    with pytest.warns(ResourceWarning, match="without close"):
+        drop_some()
     until(lambda: not witness.shared_memory.registered())
     for array in kept:
         np.testing.assert_array_equal(array, LARGE)
@@ -71,11 +76,15 @@ def test_its_parts_keep_a_client(url, witness):
     with pytest.warns(ResourceWarning, match="without close"):
         del model
     until(lambda: not witness.shared_memory.registered())
-    with pytest.warns(ResourceWarning, match="without close"):
+
+    def submit():
         future = Client(url, timeout=60).submit("identity_cpp", {"INPUT0": LARGE})
         np.testing.assert_array_equal(future.result(60)["OUTPUT0"], LARGE)
         del future
         until(lambda: not witness.shared_memory.registered())
+
+    with pytest.warns(ResourceWarning, match="without close"):
+        submit()
 
 
 def test_a_closed_client_says_nothing(url, witness, recwarn):

@@ -32,6 +32,7 @@ from ..errors import (
     TritonFastError,
     Unimplemented,
 )
+from .fork_copies import ForkCopies
 from .ownership import region_name, remove_orphans
 from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, Registry
 
@@ -133,6 +134,7 @@ class SlotPool:
         self._limit = limit
         self._closing_options = closing_options
         self._arenas = Arenas()
+        _copies.add(self._arenas)
         self._regions: dict[int, _Region] = {}  # by arena
         self._leaving: dict[str, int] = {}  # bytes of those that the server still has, by name
         self._lock = threading.Lock()  # of the two above, and of growing
@@ -305,6 +307,13 @@ class SlotPool:
                 self._arenas.retire(region.arena)
                 region.retired = True
 
+    def retire_all(self) -> None:
+        """Lease nothing more of what there is, for a forked child may still look at it."""
+        for region in list(self._regions.values()):
+            with contextlib.suppress(KeyError):  # dropped just now
+                self._arenas.retire(region.arena)
+            region.retired = True
+
     def _drop_unused(self, options: CallOptions) -> bool:
         """Give up regions that are of no more use; say whether there were any."""
         unused = [
@@ -397,7 +406,14 @@ def _close_own(pool: SlotPool) -> None:
         pool.close()
 
 
+def _retire_all() -> None:
+    for pool in list(_pools):
+        if not pool._arenas.inherited:
+            pool.retire_all()
+
+
 _pools = watch({Phase.EXIT_SHARED_MEMORY: _close_own})
+_copies = ForkCopies(_retire_all)
 
 
 def _left(options: CallOptions) -> float:
