@@ -74,7 +74,7 @@ class Placement:
         All of them.
     """
 
-    __slots__ = ("header", "outputs", "slots", "tensors")
+    __slots__ = ("__weakref__", "header", "outputs", "slots", "tensors")
 
     def __init__(
         self,
@@ -188,7 +188,9 @@ class SharedMemory:
             slot = next(fresh) if found is None else found
             written[name] = slot
             slots.append(slot)
-        return Placement(placed, self._header(prepared, written), written, slots)
+        placement = Placement(placed, self._header(prepared, written), written, slots)
+        self._pool.calls.add(placement)
+        return placement
 
     def _header(self, prepared: Prepared, written: Mapping[str, Slot]) -> Header:
         """Return a header that asks for some outputs in slots, and for all that is wanted."""
