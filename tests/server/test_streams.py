@@ -155,7 +155,7 @@ def test_the_request_that_failed_is_not_cancelled(stream_client):
 @pytest.mark.server_may_die
 def test_a_deadline(stream_client):
     started = time.monotonic()
-    stream = stream_client.stream("repeat_int32", ENDLESS, timeout=1)
+    stream = stream_client.stream("repeat_int32", ENDLESS, timeout=3)
     assert next(stream)["OUT"].item() == 1
     with pytest.raises(DeadlineExceeded) as caught:
         next(stream)
