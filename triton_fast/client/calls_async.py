@@ -133,9 +133,10 @@ class AsyncClient:
             are received into without another copy. Their contents are undefined if the call fails.
         split : bool, default False
             Cut a batch that is larger than the model takes along its first axis, and join the
-            answers in place. Several pieces are on their way at a time. An input may be a list of
-            samples then, arrays without the batch dimension. If a piece fails, its number is in the
-            error, which is raised when no piece is running any more.
+            answers in place. Several pieces are on their way at a time. Inputs mean what they mean
+            otherwise; and one may be a list of samples, arrays without the batch dimension. If a
+            piece fails, its number is in the error, which is raised when no piece is running any
+            more.
 
         Returns
         -------

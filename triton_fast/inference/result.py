@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..protocol.codec import Header, ResponseDecoder
     from ..shared_memory.pool import Slot
 
-__all__ = ["InferResult", "Receiver", "result_of"]
+__all__ = ["InferResult", "Places", "Receiver", "check_out", "result_of"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 # What can be done in a millisecond or two, in bytes: copied, and decoded to bytes objects.
@@ -170,6 +170,29 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
         return f"InferResult({self.model_name} {self.model_version}, {{{arrays}}})"
 
 
+class Places(dict[str, np.ndarray[Any, Any]]):
+    """Arrays that outputs are written to if they come, in place of ``out``, which must come."""
+
+    __slots__ = ()
+
+
+def check_out(name: str, array: np.ndarray[Any, Any]) -> None:
+    """Refuse an array in ``out`` that can take no output.
+
+    Raises
+    ------
+    InvalidTensor
+        If it is no array, or read-only, or of a dtype that no output has.
+    """
+    if not isinstance(array, np.ndarray):
+        raise InvalidTensor(f"out[{name!r}] is a {type(array).__name__}; it must be a numpy array")
+    if not array.flags.writeable:
+        raise InvalidTensor(f"out[{name!r}] is read-only")
+    dtype = array.dtype
+    if datatype_of(dtype) is None and datatype_of(dtype.newbyteorder("=")) is None:
+        raise InvalidTensor(f"out[{name!r}] has dtype {dtype}, which no output can have")
+
+
 class Receiver:
     """Receives one response, into arrays of its own or into the caller's.
 
@@ -178,7 +201,7 @@ class Receiver:
     header : Header
         Of the request: it knows which outputs will be in shared memory.
     out : mapping of str to numpy.ndarray, optional
-        See `triton_fast.Client.infer`.
+        See `triton_fast.Client.infer`; or `Places`.
     placed : mapping of str to Slot, optional
         Outputs that the server writes to slots of ours; those without a lease are in ``out``.
 
@@ -209,15 +232,8 @@ class Receiver:
             raise
 
     def _place(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        if not isinstance(array, np.ndarray):
-            raise InvalidTensor(
-                f"out[{name!r}] is a {type(array).__name__}; it must be a numpy array"
-            )
-        if not array.flags.writeable:
-            raise InvalidTensor(f"out[{name!r}] is read-only")
+        check_out(name, array)
         datatype = datatype_of(array.dtype)
-        if datatype is None and datatype_of(array.dtype.newbyteorder("=")) is None:
-            raise InvalidTensor(f"out[{name!r}] has dtype {array.dtype}, which no output can have")
         if name in self._placed:
             if self._placed[name].lease is not None:
                 self._copied.add(name)
@@ -263,7 +279,7 @@ class Receiver:
                 array = _array(datatype, shape, payload)
                 arrays[name] = self._copy(name, array) if name in self._copied else array
         for name in self._out:
-            if name not in arrays:
+            if name not in arrays and not isinstance(self._out, Places):
                 raise InvalidTensor(
                     f"out[{name!r}]: model {model_name!r} gave no such output to write there; it "
                     f"gave {', '.join(map(repr, arrays)) or 'none'}"
