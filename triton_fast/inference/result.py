@@ -12,6 +12,7 @@ import numpy as np
 from .._core import _wire
 from ..errors import InvalidOption, InvalidTensor, WireError
 from ..protocol.datatypes import datatype_of, dtype_of
+from .request import shared_memory_parameters
 
 if TYPE_CHECKING:
     from ..management.metadata import TensorMetadata
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["InferResult", "Places", "Receiver", "check_out", "result_of"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+# The parameters that say where in shared memory a tensor is.
+_PLACE = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 # What can be done in a millisecond or two, in bytes: copied, and decoded to bytes objects.
 _MUCH = 2 << 20
 _MANY = 256 << 10
@@ -204,6 +207,8 @@ class Receiver:
         See `triton_fast.Client.infer`; or `Places`.
     placed : mapping of str to Slot, optional
         Outputs that the server writes to slots of ours; those without a lease are in ``out``.
+    own : mapping of str to mapping, optional
+        Outputs that it writes to shared memory of the caller's, and the parameters that say where.
 
     Raises
     ------
@@ -211,17 +216,19 @@ class Receiver:
         If an array in ``out`` can take no output: it is read-only, or of a dtype that none has.
     """
 
-    __slots__ = ("_copied", "_out", "_placed", "response")
+    __slots__ = ("_copied", "_out", "_own", "_placed", "response")
 
     def __init__(
         self,
         header: Header,
         out: Mapping[str, np.ndarray[Any, Any]] | None = None,
         placed: Mapping[str, Slot] = _NOTHING,
+        own: Mapping[str, Mapping[str, Any]] = _NOTHING,
     ) -> None:
         self.response = header.response()
         self._out = out or {}
         self._placed = placed
+        self._own = own
         # Arrays that the bytes cannot be written to as they come.
         self._copied: set[str] = set()
         try:
@@ -257,6 +264,9 @@ class Receiver:
         ------
         InvalidTensor
             If an output is not what the caller's array for it takes, or did not come.
+        WireError
+            If an output is not where in shared memory it was to be written, as far as the answer
+            says.
         """
         model_name, model_version, request_id, parameters, outputs = self.response.take()
         arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -266,9 +276,13 @@ class Receiver:
             if own:
                 output_parameters[name] = own
             if payload is None and name in self._placed:
-                array = self._written(name, datatype, shape)
+                slot = self._placed[name]
+                place = (slot.region, slot.offset, slot.byte_size)
+                _check_place(name, datatype, shape, own, shared_memory_parameters(*place))
+                array = self._written(name, slot, datatype, shape)
                 arrays[name] = self._copy(name, array) if name in self._copied else array
             elif payload is None:
+                _check_place(name, datatype, shape, own, self._own.get(name, _NOTHING))
                 from ..management.metadata import TensorMetadata  # noqa: PLC0415 - rare
 
                 shared_memory[name] = TensorMetadata(name, datatype, shape)
@@ -277,7 +291,7 @@ class Receiver:
             else:
                 assert isinstance(payload, _wire.Payload)
                 array = _array(datatype, shape, payload)
-                arrays[name] = self._copy(name, array) if name in self._copied else array
+                arrays[name] = self._copy(name, array) if name in self._out else array
         for name in self._out:
             if name not in arrays and not isinstance(self._out, Places):
                 raise InvalidTensor(
@@ -294,15 +308,15 @@ class Receiver:
             shared_memory or _NOTHING,
         )
 
-    def _written(self, name: str, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _written(
+        self, name: str, slot: Slot, datatype: str, shape: tuple[int, ...]
+    ) -> np.ndarray[Any, Any]:
         """Return what the server has written to a slot."""
-        slot = self._placed[name]
         dtype = dtype_of(datatype)
-        byte_size = math.prod(shape) * dtype.itemsize
-        if datatype == "BYTES" or byte_size > slot.byte_size:
+        if datatype == "BYTES":
             raise WireError(
-                f"output {name!r} is {datatype} {list(shape)}, and it was to be written to "
-                f"{slot.byte_size} bytes of shared memory"
+                f"output {name!r} is BYTES {list(shape)}, and it was to be written to "
+                f"{slot.byte_size} bytes of shared memory: its elements have no size"
             )
         if slot.lease is not None:
             return np.ndarray(shape, dtype, slot.lease)  # type: ignore[arg-type]  # has a buffer
@@ -332,6 +346,58 @@ class Receiver:
     def release(self) -> None:
         """Let go of the caller's arrays. Idempotent."""
         self.response.release()
+
+
+def _check_place(
+    name: str,
+    datatype: str,
+    shape: tuple[int, ...],
+    answer: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> None:
+    """Refuse an output that is not where in shared memory it was to be written.
+
+    Parameters
+    ----------
+    name, datatype, shape
+        The output, as the answer has it.
+    answer : mapping
+        Its parameters in the answer. Triton 2.51 sends none, and no content either: the output
+        is where it was asked for, then.
+    asked : mapping
+        Those that the request had.
+
+    Raises
+    ------
+    WireError
+        If it is elsewhere, or larger than there was room, or than what the answer says was written.
+
+    Source
+    ------
+    Triton's "system shared memory extension": what an offset is that is not there.
+    """
+    room = asked.get("shared_memory_byte_size")
+    needed = 0 if datatype == "BYTES" else math.prod(shape) * dtype_of(datatype).itemsize
+    if isinstance(room, int) and needed > room:
+        raise WireError(
+            f"output {name!r} is {datatype} {list(shape)}, which takes {needed} bytes, and it was "
+            f"to be written to {room} bytes of shared memory"
+        )
+    if answer.keys().isdisjoint(_PLACE) or not asked:
+        return
+    region, offset = asked.get("shared_memory_region"), asked.get("shared_memory_offset", 0)
+    there = answer.get("shared_memory_region", region)
+    at = answer.get("shared_memory_offset", 0 if "shared_memory_region" in answer else offset)
+    size = answer.get("shared_memory_byte_size", room)
+    if (there, at) == (region, offset) and (
+        size == room or (isinstance(size, int) and needed <= size and (room is None or size < room))
+    ):
+        return
+    raise WireError(
+        f"output {name!r} ({datatype} {list(shape)}, {needed} bytes) was to be written to "
+        f"{room} bytes at offset {offset} of the shared memory region {region!r}, and the answer "
+        f"has {size!r} bytes at offset {at!r} of region {there!r}"
+    )
 
 
 def result_of(response: ResponseDecoder) -> InferResult:
