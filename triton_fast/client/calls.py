@@ -107,8 +107,9 @@ class Client:
         inputs : mapping of str to array_like
             By the model's names. numpy arrays; anything with the buffer protocol, or DLPack on the
             CPU (torch tensors); lists of str or bytes, nested for more dimensions, for BYTES; or a
-            `Tensor`. Shapes have the batch dimension, if the model has one. C-contiguous,
-            little-endian memory is sent as it lies; do not change it during the call.
+            `Tensor`, for raw memory, or for parameters beside one of these. Shapes have the batch
+            dimension, if the model has one. C-contiguous, little-endian memory is sent as it lies;
+            do not change it during the call.
         outputs : iterable of str or RequestedOutput, optional
             Which to return; all of the model's by default.
         model_version : str, optional

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -27,6 +28,8 @@ _PLACE = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_si
 # What can be done in a millisecond or two, in bytes: copied, and decoded to bytes objects.
 _MUCH = 2 << 20
 _MANY = 256 << 10
+# How much of an element an error shows.
+_MOST_SHOWN = 80
 
 
 class InferResult(Mapping[str, np.ndarray[Any, Any]]):
@@ -47,8 +50,11 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
     Notes
     -----
     Arrays are writable, C-contiguous, and own their memory, or are those given as ``out=``. BYTES
-    outputs are arrays of ``bytes`` objects. BF16 outputs are ``bfloat16`` if ml_dtypes is
-    installed, else ``uint16`` with the same bits.
+    outputs are arrays of ``bytes`` objects; `text` has them as ``str``. BF16 outputs are
+    ``bfloat16`` if ml_dtypes is installed, else ``uint16`` with the same bits.
+
+    A result can be pickled and copied. Copies, of `copy.copy` too, have arrays with memory of their
+    own, never shared memory.
     """
 
     __slots__ = (
@@ -123,6 +129,61 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
         """Return the parameters that the response has for one output; empty if there are none."""
         return self._output_parameters.get(name, _NOTHING)
 
+    def text(self, name: str, errors: str = "strict") -> np.ndarray[Any, Any]:
+        """Return an output of BYTES as text, which is read as UTF-8.
+
+        Parameters
+        ----------
+        name : str
+            The output's.
+        errors : str, default "strict"
+            What becomes of bytes that are no UTF-8, as in `bytes.decode`: ``"replace"``, say.
+
+        Returns
+        -------
+        numpy.ndarray of object
+            ``str`` objects, in the output's shape.
+
+        Raises
+        ------
+        KeyError
+            If there is no such output.
+        InvalidOption
+            If it is a tensor of numbers, or there is no such way with errors.
+        InvalidTensor
+            If an element is no UTF-8; it names output and element.
+
+        Examples
+        --------
+        >>> client.infer("namer", inputs).text("name").tolist()  # doctest: +SKIP
+        [['Ada'], ['Grace']]
+        """
+        array = self[name]
+        if not array.dtype.hasobject:
+            raise InvalidOption(
+                f"output {name!r} is {array.dtype} {list(array.shape)} and no text: it must be "
+                "BYTES"
+            )
+        try:
+            codecs.lookup_error(errors)
+        except (LookupError, TypeError) as error:
+            raise InvalidOption(
+                f"errors must be a way with errors that bytes.decode knows, got {errors!r}"
+            ) from error
+        texts = np.empty(array.shape, np.object_)
+        flat = texts.reshape(-1)
+        for number, element in enumerate(array.reshape(-1)):
+            try:
+                flat[number] = str(element, "utf-8", errors)
+            except UnicodeDecodeError as error:
+                place = [int(index) for index in np.unravel_index(number, array.shape)]
+                shown = repr(element[:_MOST_SHOWN]) + ("…" if len(element) > _MOST_SHOWN else "")
+                raise InvalidTensor(
+                    f"output {name!r}, element {place}: {shown} is no UTF-8 ({error.reason} at "
+                    f"byte {error.start}); errors='replace' reads it nevertheless"
+                ) from error
+        return texts
+
     def classes(self, name: str) -> list[Any]:
         """Return the best classes of an output that was asked for with a ``class_count``.
 
@@ -165,6 +226,25 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
         from .classification import parse_classes  # noqa: PLC0415 - only where it is used
 
         return parse_classes(name, array)
+
+    def __copy__(self) -> Self:
+        copied = {name: np.array(array, subok=False) for name, array in self._arrays.items()}
+        return type(self)(*self._fields(copied))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = {name: np.asarray(array) for name, array in self._arrays.items()}
+        return type(self), self._fields(plain)
+
+    def _fields(self, arrays: dict[str, np.ndarray[Any, Any]]) -> tuple[Any, ...]:
+        return (
+            self.model_name,
+            self.model_version,
+            self.id,
+            dict(self.parameters),
+            arrays,
+            {name: dict(own) for name, own in self._output_parameters.items()},
+            dict(self.shared_memory),
+        )
 
     def __repr__(self) -> str:
         arrays = ", ".join(

@@ -46,24 +46,30 @@ class InputTensor(NamedTuple):
 class Tensor:
     """Raw memory with a datatype and a shape of its own, for what numpy has no dtype for.
 
+    Or, without these, any other input: for parameters to be sent beside it.
+
     Parameters
     ----------
-    data : buffer or None
-        The elements in C order, little-endian: ``bytes``, ``memoryview``, an array of any dtype.
-        Borrowed until the call is over. For BYTES, each element is a four-byte length and its
-        bytes. None if ``parameters`` say where in shared memory the elements are.
-    datatype : str
+    data : buffer, array_like, list, or None
+        The elements in C order, little-endian: ``bytes``, ``memoryview``, an array of any dtype,
+        which is converted if it is big-endian. Borrowed until the call is over. For BYTES, each
+        element is a four-byte length and its bytes. None if ``parameters`` say where in shared
+        memory the elements are. Without ``datatype`` and ``shape``: whatever
+        `triton_fast.Client.infer` takes, meaning what it means there.
+    datatype : str, optional
         Triton's spelling, as in ``"BF16"``.
-    shape : sequence of int
-        With the batch dimension, if the model has one.
-    parameters : mapping, optional
-        Parameters of this tensor (``shared_memory_region`` and the like).
+    shape : sequence of int, optional
+        With the batch dimension, if the model has one. Given if ``datatype`` is.
+    parameters : mapping of str to bool, int, float or str, optional
+        Parameters of this tensor, for the server to read (``shared_memory_region`` and the like).
 
     Raises
     ------
     InvalidTensor
         If there is no such datatype, a dimension is negative, or the memory has not the number of
-        bytes that datatype and shape take.
+        bytes that datatype and shape take, or elements of another size in big-endian order; if it
+        has both data and a place in shared memory; or, without datatype and shape, if no tensor
+        can be made of it.
 
     Examples
     --------
@@ -73,6 +79,11 @@ class Tensor:
     >>> bits = (np.array([1.0, 2.5], np.float32).view(np.uint32) >> 16).astype(np.uint16)
     >>> Tensor(bits, "BF16", [2])
     Tensor(BF16, [2], 4 bytes)
+
+    Parameters beside strings:
+
+    >>> Tensor(["yes", "no"], parameters={"language": "en"})
+    Tensor(BYTES, [2], 13 bytes)
 
     Source
     ------
@@ -84,11 +95,35 @@ class Tensor:
     def __init__(
         self,
         data: Any,
-        datatype: str,
-        shape: Sequence[int],
+        datatype: str | None = None,
+        shape: Sequence[int] | None = None,
         *,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise InvalidTensor(
+                f"parameters must be a mapping of name to value, got {type(parameters).__name__}"
+            )
+        placed = parameters is not None and "shared_memory_region" in parameters
+        if placed and data is not None:
+            raise InvalidTensor("a tensor has data or is in shared memory, and not both")
+        self.parameters = parameters
+        if datatype is None and shape is None:
+            if data is None or isinstance(data, Tensor):
+                raise InvalidTensor(
+                    f"a tensor of {'no data' if data is None else 'a Tensor'} must have a datatype "
+                    "and a shape"
+                )
+            made = _input("", data)
+            self.data = _contiguous_buffer(made.payload, made.datatype)
+            self.datatype = made.datatype
+            self.shape = made.shape
+            return
+        if datatype is None or shape is None:
+            raise InvalidTensor(
+                "datatype and shape must both be given, for raw memory, or neither, got only "
+                f"{'shape' if datatype is None else 'datatype'}"
+            )
         if datatype not in DATATYPES:
             raise InvalidTensor(
                 f"unknown datatype {datatype!r}; expected one of {', '.join(DATATYPES)}"
@@ -97,14 +132,13 @@ class Tensor:
         self.data = data
         self.datatype = datatype
         self.shape = dimensions
-        self.parameters = parameters
         if data is None:
-            if not parameters or "shared_memory_region" not in parameters:
+            if not placed:
                 raise InvalidTensor(
                     "a tensor without data needs parameters that say where in shared memory it is"
                 )
             return
-        self.data = _contiguous_buffer(data)
+        self.data = _contiguous_buffer(data, datatype)
         byte_size = self.data.nbytes
         if datatype == "BYTES":
             count = _wire.count_encoded(self.data)
@@ -151,17 +185,21 @@ def input_tensor(name: str, value: Any) -> InputTensor:
         If no tensor can be made of it; the message names the input.
     """
     try:
-        if isinstance(value, np.ndarray):
-            return _from_array(name, value)
-        if isinstance(value, Tensor):
-            return InputTensor(name, value.datatype, value.shape, value.data, value.parameters)
-        if isinstance(value, list | tuple):
-            return _from_list(name, value)
-        array, datatype = _foreign(value)
-        tensor = _from_array(name, array)
-        return tensor if datatype is None else tensor._replace(datatype=datatype)
+        return _input(name, value)
     except InvalidTensor as error:
         raise InvalidTensor(f"input {name!r}: {error}") from error
+
+
+def _input(name: str, value: Any) -> InputTensor:
+    if isinstance(value, np.ndarray):
+        return _from_array(name, value)
+    if isinstance(value, Tensor):
+        return InputTensor(name, value.datatype, value.shape, value.data, value.parameters)
+    if isinstance(value, list | tuple):
+        return _from_list(name, value)
+    array, datatype = _foreign(value)
+    tensor = _from_array(name, array)
+    return tensor if datatype is None else tensor._replace(datatype=datatype)
 
 
 def input_rows(value: Any) -> np.ndarray[Any, Any] | Tensor:
@@ -394,8 +432,8 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     return dimensions
 
 
-def _contiguous_buffer(data: Any) -> Any:
-    """Return the memory as bytes, copied if it is strided; keeps its owner alive."""
+def _contiguous_buffer(data: Any, datatype: str) -> Any:
+    """Return the memory as an array, copied if it is strided or big-endian; it keeps its owner."""
     try:
         array = data if isinstance(data, np.ndarray) else np.asarray(memoryview(data))
     except (TypeError, BufferError, ValueError) as error:
@@ -405,4 +443,11 @@ def _contiguous_buffer(data: Any) -> Any:
         ) from error
     if array.dtype.hasobject:
         raise InvalidTensor("an array of objects holds pointers, not the bytes of a tensor")
+    if not array.dtype.isnative:
+        if array.dtype.kind not in "biuf" or array.itemsize != _wire.datatype_size(datatype):
+            raise InvalidTensor(
+                f"memory of big-endian {array.dtype} is not what {datatype} is sent as, which is "
+                "little-endian; convert it with astype()"
+            )
+        array = array.astype(array.dtype.newbyteorder("="))
     return array if array.flags.c_contiguous else array.copy(order="C")
