@@ -100,15 +100,15 @@ def place_of(parameters):
 
 
 @pytest.fixture
-def sharing_server():
+def lying_server():
     with SharingServer() as server:
         yield server
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
-def client(request, sharing_server, channel):
+def lied_to(request, lying_server, channel):
     kind = Client if request.param == "blocking" else BlockingFace
-    with kind(sharing_server.url, channel=channel, shared_memory=True, timeout=60) as client:
+    with kind(lying_server.url, channel=channel, shared_memory=True, timeout=60) as client:
         yield client
 
 
@@ -162,61 +162,61 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_answers_that_are_elsewhere(client, sharing_server, lie):
+def test_answers_that_are_elsewhere(lied_to, lying_server, lie):
     """They are refused, and their slots are never leased again; the client stays usable."""
-    sharing_server.lie, says = LIES[lie]
-    np.testing.assert_array_equal(echo(client, array(0)), array(0))  # how large its answers are
+    lying_server.lie, says = LIES[lie]
+    np.testing.assert_array_equal(echo(lied_to, array(0)), array(0))  # how large its answers are
     with pytest.raises(WireError, match=rf"^output 'y' .*{says}"):
-        echo(client, array(1))
+        echo(lied_to, array(1))
     gc.collect()
-    assert figures(pool_of(client))["quarantined"] == 2
-    sharing_server.lie = lambda answer, asked: None
+    assert figures(pool_of(lied_to))["quarantined"] == 2
+    lying_server.lie = lambda answer, asked: None
     for seed in range(3):
-        answer = echo(client, array(seed))
+        answer = echo(lied_to, array(seed))
         np.testing.assert_array_equal(answer, array(seed))
-    assert in_slot(pool_of(client), answer)
-    assert figures(pool_of(client))["quarantined"] == 2
+    assert in_slot(pool_of(lied_to), answer)
+    assert figures(pool_of(lied_to))["quarantined"] == 2
 
 
-def test_a_submitted_call(sharing_server, channel):
-    with Client(sharing_server.url, channel=channel, shared_memory=True, timeout=60) as client:
+def test_a_submitted_call(lying_server, channel):
+    with Client(lying_server.url, channel=channel, shared_memory=True, timeout=60) as client:
         echo(client, array(0))
-        sharing_server.lie = LIES["region"][0]
+        lying_server.lie = LIES["region"][0]
         with pytest.raises(WireError, match="region 'x'"):
             client.submit("m", {"x": array(1)}).result(60)
         assert figures(client)["quarantined"] == 2
 
 
-def test_answers_that_are_where_they_were_asked_for(client, sharing_server):
+def test_answers_that_are_where_they_were_asked_for(lied_to, lying_server):
     """Triton does not say so; others may, with the room or with what they have written."""
     for lie in (
         place,
         lambda a, asked: place(a, asked, size=4 * a.outputs[0].shape[0]),
         lambda a, asked: None,
     ):
-        sharing_server.lie = lie
+        lying_server.lie = lie
         for seed in range(3):
-            answer = echo(client, array(seed))
+            answer = echo(lied_to, array(seed))
             np.testing.assert_array_equal(answer, array(seed))
-        smaller = echo(client, array(5, BIG - 100))
+        smaller = echo(lied_to, array(5, BIG - 100))
         np.testing.assert_array_equal(smaller, array(5, BIG - 100))
-        echo(client, array(0))
-    assert in_slot(pool_of(client), answer)
+        echo(lied_to, array(0))
+    assert in_slot(pool_of(lied_to), answer)
     del answer, smaller
-    assert figures(pool_of(client))["quarantined"] == 0
+    assert figures(pool_of(lied_to))["quarantined"] == 0
 
 
-def test_a_server_that_answers_on_the_wire_nevertheless(sharing_server, channel):
+def test_a_server_that_answers_on_the_wire_nevertheless(lying_server, channel):
     """What was given as out= is written to, wherever it lies."""
 
     def on_the_wire(answer, asked):
         region, offset, _ = place_of(asked)
-        answer.raw_output_contents[0] = sharing_server.regions[region][offset : offset + BYTES]
-        sharing_server.regions[region][offset : offset + BYTES] = bytes(BYTES)
+        answer.raw_output_contents[0] = lying_server.regions[region][offset : offset + BYTES]
+        lying_server.regions[region][offset : offset + BYTES] = bytes(BYTES)
 
-    with Client(sharing_server.url, channel=channel, shared_memory=True, timeout=60) as client:
+    with Client(lying_server.url, channel=channel, shared_memory=True, timeout=60) as client:
         echo(client, array(0))
-        sharing_server.lie = on_the_wire
+        lying_server.lie = on_the_wire
         for out in (None, np.empty(BIG, np.float32), client.empty(BIG, np.float32)):
             answer = echo(client, array(1), out=None if out is None else {"y": out})
             np.testing.assert_array_equal(answer, array(1))
@@ -227,15 +227,15 @@ def test_a_server_that_answers_on_the_wire_nevertheless(sharing_server, channel)
 
 
 @pytest.mark.parametrize("lie", ["region", "offset", "fewer_bytes", "more_bytes", "larger"])
-def test_outputs_in_memory_of_the_callers_own(client, sharing_server, lie):
-    sharing_server.regions["mine"] = mmap.mmap(-1, 3 * BYTES)
+def test_outputs_in_memory_of_the_callers_own(lied_to, lying_server, lie):
+    lying_server.regions["mine"] = mmap.mmap(-1, 3 * BYTES)
     there = {REGION: "mine", OFFSET: BYTES, SIZE: BYTES}
-    sharing_server.lie = lambda answer, asked: None
+    lying_server.lie = lambda answer, asked: None
 
     def infer():
-        return client.infer("m", {"x": array(1)}, outputs=[RequestedOutput("y", there)])
+        return lied_to.infer("m", {"x": array(1)}, outputs=[RequestedOutput("y", there)])
 
     assert infer().shared_memory["y"].shape == (BIG,)
-    sharing_server.lie, says = LIES[lie]
+    lying_server.lie, says = LIES[lie]
     with pytest.raises(WireError, match=rf"^output 'y' .*{says}"):
         infer()

@@ -14,6 +14,7 @@ from triton_fast import (
     InvalidOption,
     InvalidTensor,
     RequestedOutput,
+    SharedMemoryRegion,
     Tensor,
     TritonFastError,
 )
@@ -97,8 +98,8 @@ def test_what_cannot_be_split(client):
     with pytest.raises(InvalidTensor, match="different batch sizes"):
         client.infer("add_sub", {**pair(20), "INPUT1": pair(19)["INPUT1"]}, split=True)
     there = {"shared_memory_region": "r", "shared_memory_byte_size": 1280}
-    tensor = Tensor(None, "FP32", [20, 16], parameters=there)
-    with pytest.raises(InvalidTensor, match="'INPUT0' is in shared memory, and cannot be split"):
+    tensor = Tensor(None, "BYTES", [20, 16], parameters=there)
+    with pytest.raises(InvalidTensor, match="'INPUT0' cannot be split: it is BYTES in shared mem"):
         client.infer("add_sub", {**pair(20), "INPUT0": tensor}, split=True)
     with pytest.raises(InvalidOption, match="'OUTPUT0' of a call with split=True cannot be in sha"):
         client.infer("add_sub", pair(20), split=True, outputs=[RequestedOutput("OUTPUT0", there)])
@@ -113,6 +114,17 @@ def test_an_out_array_of_the_wrong_shape(client):
         client.infer(
             "add_sub", pair(20), split=True, out={"OUTPUT0": np.zeros((19, 16), np.float32)}
         )
+
+
+def test_an_input_in_shared_memory(client):
+    inputs = pair(20)
+    with SharedMemoryRegion.create(3000) as region:
+        region.register(client)
+        region.array((20, 16), np.float32, 640)[:] = inputs["INPUT1"]
+        there = region.tensor((20, 16), np.float32, 640)
+        result = client.infer("add_sub", {**inputs, "INPUT1": there}, split=True)
+        np.testing.assert_array_equal(result["OUTPUT1"], inputs["INPUT0"] - inputs["INPUT1"])
+        region.unregister(client)
 
 
 # --- The same input means the same, with and without split ----------------------------------------

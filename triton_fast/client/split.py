@@ -249,7 +249,7 @@ class _Strings:
 
 
 class _RawRows:
-    """A `Tensor`: its parts are views."""
+    """A `Tensor`, of memory or in shared memory: its parts are views."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -259,22 +259,29 @@ class _RawRows:
 
     def cut(self, pieces: Sequence[slice]) -> Parts:
         tensor = self._tensor
-        data = _bytes_of(tensor.data)
         row_shape = tensor.shape[1:]
         if tensor.datatype == "BYTES":
-            ends = _ends(data, [piece.stop * math.prod(row_shape) for piece in pieces])
+            counts = [piece.stop * math.prod(row_shape) for piece in pieces]
+            ends = _ends(_bytes_of(tensor.data), counts)
         else:
-            size = len(data) // len(self)
+            size = math.prod(row_shape) * dtype_of(tensor.datatype).itemsize
             ends = [piece.stop * size for piece in pieces]
 
         def part(number: int) -> Tensor:
             piece = pieces[number]
-            return Tensor(
-                data[ends[number - 1] if number else 0 : ends[number]],
-                tensor.datatype,
-                (piece.stop - piece.start, *row_shape),
-                parameters=tensor.parameters,
-            )
+            start, end = ends[number - 1] if number else 0, ends[number]
+            shape = (piece.stop - piece.start, *row_shape)
+            parameters = tensor.parameters
+            if tensor.data is None:
+                assert parameters is not None
+                first = parameters.get("shared_memory_offset", 0)
+                place = {
+                    "shared_memory_offset": first + start,
+                    "shared_memory_byte_size": end - start,
+                }
+                return Tensor(None, tensor.datatype, shape, parameters={**parameters, **place})
+            data = _bytes_of(tensor.data)[start:end]
+            return Tensor(data, tensor.datatype, shape, parameters=parameters)
 
         return part
 
@@ -364,8 +371,11 @@ def _batch(empty: Empty, name: str, value: Any) -> _Batch:
         rows = input_rows(value)
     except InvalidTensor as error:
         raise InvalidTensor(f"input {name!r}: {error}") from error
-    if isinstance(rows, Tensor) and rows.data is None:
-        raise InvalidTensor(f"input {name!r} is in shared memory, and cannot be split")
+    if isinstance(rows, Tensor) and rows.data is None and rows.datatype == "BYTES":
+        raise InvalidTensor(
+            f"input {name!r} cannot be split: it is BYTES in shared memory, where its rows end is "
+            "not known"
+        )
     if not rows.shape:
         raise InvalidTensor(f"input {name!r} is a scalar, and has no rows to split")
     if isinstance(rows, Tensor):
