@@ -108,6 +108,9 @@ def test_a_request_that_is_alone_has_answers_to_the_end_of_the_call(answers):
     assert pending.over
     assert values(pending.inbox) == [1, 2]
     assert not len(answers)
+    refused = answers.add("y", CALL, deque(), alone=True)
+    answers.deliver([message("y", error="no such model", final=None)])
+    assert refused.over
 
 
 @pytest.mark.parametrize("messages", [[], [False], [None, False]])

@@ -25,7 +25,6 @@ cdef extern from "triton_fast/shm/segment.hpp" namespace "triton_fast::shm" nogi
         cbool inherited() noexcept
         void unlink() except +translate
 
-
     void make_private(uintptr_t address, size_t size) except +translate
 
 

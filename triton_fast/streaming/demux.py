@@ -151,8 +151,9 @@ class ResponseDemux:
                 )
             # A server that does not say whether more come (Triton before 2.35, others) may end the
             # call when there are none. On a stream that many requests share it does not: there, one
-            # answer to each is what can be told apart.
-            final = result.parameters.get(_FINAL, not pending.alone)
+            # answer to each is what can be told apart. After an error of which it says nothing more
+            # comes nothing, as the model has not had the request.
+            final = result.parameters.get(_FINAL, bool(error) or not pending.alone)
             pending.unmarked = _FINAL not in result.parameters
             result.id = pending.id
             pending.answered = pending.answered or not error
