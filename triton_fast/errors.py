@@ -36,8 +36,12 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "WireError",
+    "printable",
     "server_error",
 ]
+
+# How much of a server's text an error shows as a str: some are whole tracebacks, or worse.
+_MOST_SHOWN = 2000
 
 
 class StatusCode(enum.IntEnum):
@@ -111,6 +115,18 @@ class SharedMemoryError(TritonFastError, OSError):
     """
 
 
+def printable(text: str, most: int = _MOST_SHOWN) -> str:
+    """Return a server's text as it may go into an error or a log: escaped, and not too long."""
+    if len(text) <= most and text.isprintable():
+        return text
+    shown = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[:most]
+    )
+    if len(text) > most or len(shown) > most:
+        return f"{shown[:most]}… ({len(text):,} characters in all)"
+    return shown
+
+
 class ServerError(TritonFastError):
     """The call failed with a gRPC status, sent by the server or made by the channel.
 
@@ -118,6 +134,8 @@ class ServerError(TritonFastError):
     ----------
     message : str
         What the server said, unchanged; or the channel, with a hint where no server was reached.
+        The error as a str has the first 2,000 characters of it, with those escaped that do not
+        print.
     status : StatusCode, optional
         The status; the subclass's own when left out.
     call : str, default ""
@@ -158,7 +176,7 @@ class ServerError(TritonFastError):
 
     def __str__(self) -> str:
         where = f"{self.call} at {self.target}" if self.call and self.target else self.call
-        text = f"{self.status.name}: {self.message}"
+        text = f"{self.status.name}: {printable(self.message)}"
         return f"{where}: {text}" if where else text
 
     def __reduce__(self) -> tuple[Callable[..., ServerError], tuple[object, ...]]:

@@ -24,6 +24,24 @@ def test_every_status_has_its_error():
     assert isinstance(errors.server_error(4, ""), TimeoutError)
 
 
+def test_what_a_server_says_is_escaped_and_cut():
+    text = "no\r\n\x1b[31mERROR root: \0\u202ethat\u2028 is so: é"
+    error = errors.server_error(13, text, call="ModelInfer('m')", target="host:1")
+    assert error.message == text
+    shown = r"no\r\n\x1b[31mERROR root: \x00\u202ethat\u2028 is so: é"
+    assert str(error) == f"ModelInfer('m') at host:1: INTERNAL: {shown}"
+    for one, most in (
+        ("x" * 2000, "x" * 2000),
+        ("x" * 2001, "x" * 2000),
+        ("\n" * 1500, r"\n" * 1000),
+    ):
+        error = errors.server_error(13, one)
+        rest = "" if one == most else f"… ({len(one):,} characters in all)"
+        assert str(error) == f"INTERNAL: {most}{rest}"
+        assert error.message == one
+        assert pickle.loads(pickle.dumps(error)).message == one
+
+
 def test_one_tree():
     for name in errors.__all__:
         kind = getattr(errors, name)
