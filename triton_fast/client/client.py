@@ -15,7 +15,7 @@ from ..inference.request import UNSET, Outputs, prepare_streamed
 from ..options.headers import HeaderSource
 from ..shared_memory.sharing import shared_factory
 from . import calls
-from .attempt import Out
+from .attempt import Out, checked_out
 from .call_settings import CallSettings
 from .endpoint import Endpoint, HeaderHook
 
@@ -39,7 +39,8 @@ class Client(calls.Client):
         The server's gRPC address: ``"host:port"``, ``"unix:/path"``, ``"dns:///host:port"``,
         ``"ipv4:address:port,address:port"``.
     timeout : float, seconds, optional
-        For every call that does not say otherwise; none by default.
+        For every call that does not say otherwise, with a ``timeout`` of its own: infinity for
+        none there, and None for this one. None by default.
     channel : {"auto", "native", "grpc"}, default "auto"
         How bytes travel: ``"native"`` over HTTP/2 sockets of our own, ``"grpc"`` through the grpcio
         package. ``"auto"`` is native for one address in plain text, and grpcio for TLS, several
@@ -186,7 +187,7 @@ class Client(calls.Client):
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
@@ -213,7 +214,7 @@ class Client(calls.Client):
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         options = self._endpoint.options(prepared.call, timeout, headers, compression)
-        return self._endpoint.submit(prepared, inputs, request_id, options, out)
+        return self._endpoint.submit(prepared, inputs, request_id, options, checked_out(out))
 
     def stream(
         self,
@@ -226,7 +227,7 @@ class Client(calls.Client):
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> ResponseStream:
         """Run a model that may give many answers (a decoupled one), and iterate over them.
@@ -237,8 +238,7 @@ class Client(calls.Client):
         headers
             As in `infer`. Inputs may be changed once this has returned.
         timeout : float, seconds, optional
-            When the last answer must have come. The client's by default; None or infinity for no
-            limit.
+            When the last answer must have come. The client's by default; infinity for no limit.
 
         Returns
         -------
