@@ -117,7 +117,5 @@ class CallSettings(Generic[Hook]):
 
 
 def _checked(compression: Any) -> Compression | None:
-    if compression is None:
-        return None
-    checked: Compression = one_of(compression, "compression", ("gzip", "deflate"))
+    checked: Compression | None = one_of(compression, "compression", ("gzip", "deflate", None))
     return checked

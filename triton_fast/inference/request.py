@@ -260,8 +260,8 @@ def prepare(
     InvalidOption
         If a value cannot be sent, or a parameter has an argument of its own.
     """
-    checked_text(model_name, "the model's name")
-    checked_text(model_version, "the model's version", empty=True)
+    model_name = checked_text(model_name, "the model's name")
+    model_version = checked_text(model_version, "the model's version", empty=True)
     own = plain_parameters(parameters)
     for name in own or ():
         if name in _RESERVED:

@@ -85,7 +85,7 @@ def whole_number(
 
 
 def checked_text(value: Any, what: str, *, empty: bool = False) -> str:
-    """Return an argument that is a str which can be sent.
+    """Return an argument that is a str which can be sent; what is derived of str, as a plain one.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def checked_text(value: Any, what: str, *, empty: bool = False) -> str:
             raise InvalidOption(
                 f"{what} must be a str that can be written as UTF-8, got one with a lone surrogate"
             ) from None
-    return value
+    return str.__str__(value)
 
 
 def checked_flag(value: Any, what: str) -> bool:
@@ -121,15 +121,15 @@ def checked_flag(value: Any, what: str) -> bool:
     raise InvalidOption(f"{what} must be True or False, got {instead(value)}")
 
 
-def one_of(value: Any, what: str, choices: Collection[str]) -> Any:
-    """Return an argument that is one of some texts.
+def one_of(value: Any, what: str, choices: Collection[str | None]) -> Any:
+    """Return an argument that is one of some texts, or None if that is among them.
 
     Raises
     ------
     InvalidOption
         If it is none of them.
     """
-    if isinstance(value, str) and value in choices:
+    if (value is None or isinstance(value, str)) and value in choices:
         return value
     *first, last = map(repr, choices)
     raise InvalidOption(f"{what} must be {', '.join(first)} or {last}, got {instead(value)}")

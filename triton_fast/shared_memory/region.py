@@ -107,12 +107,13 @@ class SharedMemoryRegion:
         InvalidOption
             If an argument is not of its type.
         """
-        if "\0" in checked_text(key, "key"):
+        posix_name = checked_text(key, "key")
+        if "\0" in posix_name:
             raise InvalidOption("key must be a POSIX name, and no such name has a NUL in it")
         size = whole_number(byte_size, "byte_size must be a number of bytes", 1)
         first = whole_number(offset, "offset must be a number of bytes", 0)
         named = _named(name)
-        return cls(Segment.attach(key, size, first), named, first, owned=False)
+        return cls(Segment.attach(posix_name, size, first), named, first, owned=False)
 
     @property
     def key(self) -> str:

@@ -18,7 +18,7 @@ from ..errors import (
     TritonFastError,
     Unavailable,
 )
-from ..options.values import whole_number
+from ..options.values import checked_text, whole_number
 from .demux import Inbox, Pending, ResponseDemux
 
 if TYPE_CHECKING:
@@ -96,11 +96,14 @@ class StreamState:
             How the stream ended, if it did.
         ClosedError
             If it takes no more requests.
+        InvalidOption
+            If the id is no str.
         """
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         if self.half_closed:
             raise ClosedError("the stream is half closed, and takes no more requests")
+        checked_text(request_id, "request_id", empty=True)
         pending = self._demux.add(request_id, described(prepared, request_id), inbox)
         if inbox is self.inbox:
             self._by_hand[pending] = None

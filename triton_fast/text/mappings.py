@@ -277,9 +277,7 @@ def checked_options(
             raise InvalidOption(
                 f"stop must be one text or several at which to stop, got {instead(stop)}"
             )
-        for word in words:
-            checked_text(word, "stop")
-        checked["stop"] = words
+        checked["stop"] = [checked_text(word, "stop") for word in words]
     if options is not None and not isinstance(options, Mapping):
         raise InvalidOption(f"options must be a mapping of name to value, got {instead(options)}")
     for name, value in (options or {}).items():
@@ -308,7 +306,10 @@ def _number(name: str, value: Any, most: float) -> float:
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Iterable) else []
+    try:
+        return list(value)
+    except TypeError:
+        return []
 
 
 def _plain(value: Any) -> Any:
