@@ -245,7 +245,7 @@ def test_a_hook_that_fails_or_takes_too_long(aio_run, new_client):
 def test_a_hook_that_is_refused(aio_run, new_client):
     async def work():
         async with new_client(header_hook=lambda call: {"a b": call}) as client:
-            with pytest.raises(InvalidOption, match="header name 'a b'"):
+            with pytest.raises(InvalidOption, match="name of header 1 .* ' '"):
                 await echo(client)
 
     aio_run(work())
