@@ -169,7 +169,7 @@ def test_what_goes_to_other_processes(new_client):
     [
         ({"timeout": -1}, "timeout"),
         ({"channel": "http"}, "channel must be"),
-        ({"headers": {"a b": "x"}}, "header name"),
+        ({"headers": {"a b": "x"}}, "name of header 1"),
         ({"header_hook": 3}, "header_hook must be callable"),
         ({"compression": "zip"}, "compression must be"),
         ({"shared_memory": "yes"}, "shared_memory must be"),

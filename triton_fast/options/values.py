@@ -67,7 +67,7 @@ def whole_number(
 
     Raises
     ------
-    InvalidOption
+    InvalidOption, or ``kind``
         If it is none, a bool say, or too small or large.
     """
     number = None

@@ -225,12 +225,12 @@ class SharedMemoryRegion:
         return f"SharedMemoryRegion({self.name!r}, {self.byte_size} bytes at {self.key!r})"
 
     def _parameters(self, byte_size: int, offset: int) -> dict[str, str | int]:
-        size = whole_number(byte_size, "byte_size must be a number of bytes", 0)
+        size = whole_number(byte_size, "byte_size must be a number of bytes", 0, kind=InvalidTensor)
         return shared_memory_parameters(self.name, self._check(size, offset), size)
 
     def _check(self, byte_size: int, offset: int) -> int:
         """Return an offset at which the region has so many bytes."""
-        first = whole_number(offset, "offset must be a number of bytes", 0)
+        first = whole_number(offset, "offset must be a number of bytes", 0, kind=InvalidTensor)
         if first + byte_size > self.byte_size:
             raise InvalidTensor(
                 f"{byte_size} bytes at offset {first} do not lie in the region {self.name!r}, "
