@@ -116,7 +116,7 @@ FAULTS = [
     Fault(
         "shared_memory/pool",
         "what the server has not let go of does not count",
-        "return live + sum(self._leaving.values())",
+        "return live + sum(region.byte_size for region in self._leaving.values())",
         "return live",
         "tests/unit/test_slot_pool.py",
     ),

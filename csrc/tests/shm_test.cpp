@@ -500,6 +500,52 @@ TEST_CASE("arenas let go of what is idle") {
   CHECK(arenas.find(kBase, 1)->arena == 2);
 }
 
+TEST_CASE("arenas tell the pages of what somebody has") {
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  Arenas arenas;
+  CHECK(arenas.leased_pages(true)->empty());
+  const std::uint32_t arena = arenas.add(kBase, kMiB);
+  const Slot small = *arenas.take(64);
+  const Slot one = *arenas.take(page);
+  const Slot other = *arenas.take(page);
+  const Slot last = *arenas.take(3 * page);
+  REQUIRE(one.offset == page);
+  arenas.give(other);
+  const auto pages = arenas.leased_pages(true);
+  REQUIRE(pages->size() == 2);
+  CHECK((*pages)[0].address == kBase);
+  CHECK((*pages)[0].size == 2 * page);  // two neighbours, as one
+  CHECK((*pages)[1].address == kBase + last.offset);
+  CHECK((*pages)[1].size == 3 * page);
+  arenas.quarantine({arena, last.offset});
+  CHECK(arenas.leased_pages(false)->size() == 2);  // an array may be on it still
+  arenas.give(last);
+  CHECK(arenas.leased_pages(false)->size() == 1);
+  arenas.give(small);
+  arenas.give(one);
+  CHECK(arenas.leased_pages(false)->empty());
+}
+
+TEST_CASE("pages that are made private are as they were, and nobody else's") {
+  Segment segment = Segment::create(3 * kMiB);
+  std::memset(segment.data(), 1, segment.size());
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::string wrong = in_child(BesideThreads::kNo, [&](Report& report) {
+    std::uint8_t* const data = segment.data();
+    const std::size_t size = 2 * kMiB + page;
+    make_private(reinterpret_cast<std::uintptr_t>(data + page), size);
+    for (std::size_t at = 0; at < segment.size(); at += page / 2) {
+      if (data[at] != 1) report.say("something has changed");
+    }
+    std::memset(data + page, 2, size);
+    data[0] = 3;
+    report.expect(data[page] == 2 && data[page + size - 1] == 2, "it cannot be written to");
+  });
+  CHECK(wrong == "");
+  CHECK(segment.data()[0] == 3);  // a page that is shared still
+  for (std::size_t at = page; at < segment.size(); at += page / 2) CHECK(segment.data()[at] == 1);
+}
+
 TEST_CASE("arenas tell those who wait") {
   Arenas arenas;
   const std::uint64_t empty = arenas.generation();

@@ -177,6 +177,7 @@ class Relay:
         self.ended = 0  # by the client
         self.bytes_up = 0
         self.frozen = False  # whether nothing is passed on any more
+        self._dead: set[socket.socket] = set()  # from which nothing is
         self._upstream = ("127.0.0.1", port)
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -193,6 +194,10 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue  # closed by its peer
+
+    def forget(self) -> None:
+        """Pass nothing on any more of the connections that there are, as a router may."""
+        self._dead.update(self._sockets)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -225,7 +230,7 @@ class Relay:
         try:
             while chunk := source.recv(1 << 16):
                 self.bytes_up += len(chunk) if up else 0
-                if not self.frozen:
+                if not self.frozen and source not in self._dead:
                     sink.sendall(chunk)
             self.ended += up
             sink.shutdown(socket.SHUT_WR)

@@ -289,6 +289,20 @@ def test_a_timeout_of_asyncios(run, make_async, echo_server):
     run(work())
 
 
+def test_a_connection_on_which_nothing_comes_is_not_used_again(run, relay):
+    async def work():
+        async with closing(AsyncNativeChannel(relay.target)) as channel:
+            await call_async(channel, "Echo")
+            relay.forget()
+            with pytest.raises(errors.DeadlineExceeded):
+                await call_async(channel, "Echo", deadline_ns=within(0.3))
+            answer = await call_async(channel, "Echo", b"again", deadline_ns=within(30))
+            assert answer == b"again"
+        assert relay.accepted == 2
+
+    run(work())
+
+
 # --- closing, and event loops ---------------------------------------------------------------------
 
 

@@ -317,3 +317,15 @@ def test_idle_connections_are_closed_after_a_while(monkeypatch, relay):
     assert call(channel, "Echo", b"again") == b"again"
     assert relay.accepted == 2
     channel.close()
+
+
+def test_a_connection_on_which_nothing_comes_is_not_used_again(relay):
+    """A router has forgotten it, say; calls that end sooner than any ping would never notice."""
+    channel = NativeChannel(relay.target)
+    call(channel, "Echo")
+    relay.forget()
+    with pytest.raises(errors.DeadlineExceeded):
+        call(channel, "Echo", options=CallOptions(within(0.3)))
+    assert call(channel, "Echo", b"again", CallOptions(within(30))) == b"again"
+    assert relay.accepted == 2
+    channel.close()

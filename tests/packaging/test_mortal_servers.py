@@ -59,6 +59,25 @@ def test(server):
         0,
         1,
     ),
+    "stands as it starts": (
+        """
+@pytest.fixture
+def hanging(monkeypatch):
+    from triton_fast.testing import TritonServer, TritonServerFailed
+    start = TritonServer.start
+    def start_or_not(self):
+        if turn() == 1:
+            raise TritonServerFailed("not ready in time", timed_out=True)
+        return start(self)
+    monkeypatch.setattr(TritonServer, "start", start_or_not)
+
+def test(hanging, shared_server):
+    ask(shared_server(models=["identity_fp32"]))
+""",
+        2,
+        0,
+        1,
+    ),
     "hangs once": (
         """
 def test(server):
@@ -249,7 +268,11 @@ def test_repeats(planted_run, name):
     assert len(deaths) == died, output
     for death in deaths:
         assert f"test_{number}.py::" in output
-        start = {"hangs": "it hangs (", "killed": "its process ended, and not of a crash; "}
+        start = {
+            "hangs": "it hangs (",
+            "killed": "its process ended, and not of a crash; ",
+            "stands": "it hung as it started",
+        }
         assert death.startswith(
             start.get(name.split(",")[0].split()[0], "its process ended (Signal")
         )

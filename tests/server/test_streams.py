@@ -148,17 +148,18 @@ def test_the_request_that_failed_is_not_cancelled(stream_client):
             next(stream)
         with pytest.raises(StopIteration):
             next(stream)
+    until(lambda: counts(stream_client)[1] == 0)
     assert counts(stream_client) == (0, 0)
 
 
 @pytest.mark.server_may_die
 def test_a_deadline(stream_client):
     started = time.monotonic()
-    stream = stream_client.stream("repeat_int32", ENDLESS, timeout=1)
+    stream = stream_client.stream("repeat_int32", ENDLESS, timeout=3)
     assert next(stream)["OUT"].item() == 1
     with pytest.raises(DeadlineExceeded) as caught:
         next(stream)
-    assert 0.99 <= time.monotonic() - started < SOON  # the server keeps to milliseconds
+    assert 2.99 <= time.monotonic() - started < SOON  # the server keeps to milliseconds
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.call == "ModelStreamInfer('repeat_int32')"
     with pytest.raises(StopIteration):
@@ -395,17 +396,15 @@ def test_a_deadline_of_one_request_leaves_the_others_alone(stream_client):
                 outs(hasty)
         hasty.close()
         assert other.result(SOON) == [2]
-        assert counts(stream_client) == (
-            0,
-            1,
-        )  # on a shared stream it goes on, and what comes is dropped
+        # On a shared stream it goes on, and what comes is dropped.
+        until(lambda: counts(stream_client) == (0, 1))
     until(lambda: counts(stream_client) == (1, 0))
 
 
 @pytest.mark.server_may_die
 def test_a_deadline_of_the_stream_ends_all(stream_client):
     started = time.monotonic()
-    stream = stream_client.open_stream(timeout=1)
+    stream = stream_client.open_stream(timeout=3)
     requests = [stream.stream("repeat_int32", ENDLESS) for _ in range(3)]
     stream.send("repeat_int32", ENDLESS)
     until(lambda: counts(stream_client) == (0, 4))
@@ -419,7 +418,7 @@ def test_a_deadline_of_the_stream_ends_all(stream_client):
     with pytest.raises(DeadlineExceeded):
         stream.receive()
     assert stream.receive() is None
-    assert 0.99 <= time.monotonic() - started < SOON  # the server keeps to milliseconds
+    assert 2.99 <= time.monotonic() - started < SOON  # the server keeps to milliseconds
     with pytest.raises(DeadlineExceeded):
         stream.send("repeat_int32", repeat([1]))
     until(lambda: counts(stream_client) == (4, 0))

@@ -149,6 +149,8 @@ class RegisterScript:
         Regions that it does not let go of.
     refusal : exception or None
         How registering fails.
+    version : str
+        What it says of itself; or how it fails to.
     before : callable
         Called before it answers; for tests of what others do meanwhile.
     """
@@ -157,6 +159,7 @@ class RegisterScript:
         self.regions: dict[str, Any] = {}
         self.in_use: set[str] = set()
         self.refusal: BaseException | None = None
+        self.version: str | BaseException = "2.51.0"
         self.before: Callable[[str, Any], None] = lambda method, request: None
         self._lock = threading.Lock()
 
@@ -172,6 +175,10 @@ class RegisterScript:
                 if request.name in self.in_use:
                     return Internal(f"region '{request.name}', it is currently in use.")
                 self.regions.pop(request.name, None)
+            elif method == "ServerMetadata":
+                if isinstance(self.version, BaseException):
+                    return self.version
+                answer.version = self.version
             else:
                 assert method == "SystemSharedMemoryStatus"
                 for name, region in self.regions.items():

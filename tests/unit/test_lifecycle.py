@@ -17,6 +17,7 @@ MOMENTS = {
     "child": [Phase.CHILD_STREAMS, Phase.CHILD_CHANNELS, Phase.CHILD_ENDPOINTS],
     "late in child": [Phase.CHILD_GRPCIO],
     "exit": [Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY],
+    "arrays": [Phase.BEFORE_FORK_ARRAYS, Phase.AFTER_FORK_ARRAYS, Phase.CHILD_ARRAYS],
 }
 
 # Each script runs in an interpreter of its own.
@@ -119,7 +120,7 @@ def test_around_a_fork():
     """Those for grpcio enclose the hooks that were there when they were first asked for."""
     script = """
     for phase in reversed(Phase):
-        if phase.name.startswith("CHILD") and phase is not Phase.CHILD_GRPCIO:
+        if phase.name.startswith("CHILD") and not phase.name.endswith(("GRPCIO", "ARRAYS")):
             watch({phase: saying(phase)}).add(thing)
     os.register_at_fork(
         before=lambda: say("before"),
@@ -142,6 +143,17 @@ def test_around_a_fork():
         "in parent",
         "AFTER_FORK_IN_PARENT",
     ]
+
+
+def test_arrays_around_a_fork():
+    script = """
+    watch({phase: saying(phase) for phase in Phase if phase.name.endswith("ARRAYS")}).add(thing)
+    forked(lambda: say("child"))
+    """
+    told = run(script, quiet=True)
+    assert told[0] == "BEFORE_FORK_ARRAYS"
+    assert [line for line in told if "CHILD" in line.upper()] == ["CHILD_ARRAYS", "child"]
+    assert "AFTER_FORK_ARRAYS" in told
 
 
 # Who is there -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -81,3 +82,37 @@ def test_only_orphans_files_are_removed(
     assert {path.name for path in tmp_path.iterdir()} == others
     monkeypatch.setattr(ownership, "_FILES", tmp_path / "none")
     remove_orphans()
+
+
+# What somebody else may call a file or a region.
+NUMBERS = ["99999999999999999999", "4294967297", "2147483648", "0", "٣", "9" * 5000, "-1", ""]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_that_no_process_has(
+    name_parts: tuple[str, str], number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are nobody's: not stale, not removed, and no error for a call that looks."""
+    space = name_parts[0]
+    for name in (
+        f"triton_fast-{space}-{number}-1000000000-0a",
+        f"triton_fast-{space}-{os.getpid()}-{number}9999999999-0a",
+        f"triton_fast-{number}-1-1000000000-0a",
+    ):
+        assert stale_region(region(name)) is None, name
+    names = {f"triton_fast-{space}-{number}-ab", f"triton_fast-{number}-1-ab"}
+    for name in [name for name in names if len(name.encode()) < 256]:
+        (tmp_path / name).touch()
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(ownership, "_FILES", tmp_path)
+    remove_orphans()
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_what_cannot_be_removed_stays(
+    name_parts: tuple[str, str], gone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"triton_fast-{name_parts[0]}-{gone}-0a").mkdir()
+    monkeypatch.setattr(ownership, "_FILES", tmp_path)
+    remove_orphans()
+    assert len(list(tmp_path.iterdir())) == 1

@@ -223,6 +223,59 @@ def test_what_the_server_keeps_counts(register: Server) -> None:
     assert len(register.regions) == 1
 
 
+class Call:
+    """A call that the server may be at."""
+
+    def __init__(self, *slots: Slot) -> None:
+        self.slots = slots
+
+
+OLD = ["2.50.0", "2.28.0", "1.9", "2.5"]
+LATER = ["2.51.0", "2.69.0dev", "3.0", "24.10", "a version of its own"]
+
+
+@pytest.mark.parametrize("version", OLD + LATER)
+def test_what_the_server_may_be_at_stays_where_that_would_kill_it(
+    register: Server, version: str
+) -> None:
+    register.version = version
+    pool = register.pool()
+    fine, given_up, running = (slot(pool, size) for size in (FIRST, FIRST, 2 * FIRST))
+    assert len({fine.region, given_up.region, running.region}) == 3
+    pool.quarantine([given_up])
+    call = Call(running)
+    pool.calls.add(call)
+    kept = {given_up.region, running.region} if version in OLD else set()
+    began = time.monotonic()
+    pool.close()
+    assert set(register.regions) == kept
+    assert time.monotonic() - began < 30
+    del call
+
+
+def test_a_worn_region_stays_too(register: Server) -> None:
+    """What the server keeps counts, as ever."""
+    register.version = "2.50.0"
+    pool = register.pool(limit=FIRST)
+    given_up = slot(pool, FIRST)
+    pool.quarantine([given_up])
+    region = given_up.region
+    del given_up
+    with pytest.raises(DeadlineExceeded, match=f"{FIRST} bytes are of regions that the server has"):
+        lease(pool, PAGE, deadline_ns=within(0.01))
+    assert set(register.regions) == {region}
+
+
+def test_a_server_that_does_not_say_which_it_is(register: Server) -> None:
+    pool = register.pool()
+    given_up = slot(pool, PAGE)
+    pool.quarantine([given_up])
+    known, register.version = register.version, Unavailable("gone")
+    pool.close()
+    assert given_up.region in register.regions
+    register.version = known
+
+
 def test_a_region_that_the_server_has_lost(register: Server) -> None:
     """It was started anew: arrays on it stay, and nothing more is asked of it."""
     pool = register.pool()

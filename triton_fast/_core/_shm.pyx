@@ -18,6 +18,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove
 from libcpp.optional cimport optional
 from libcpp.string cimport string
+from libcpp.vector cimport vector
 
 import errno
 import os
@@ -37,6 +38,25 @@ cdef Py_ssize_t live_leases = 0
 def live_counts():
     """Return how many segments and leases exist."""
     return {"segments": live_segments, "leases": live_leases}
+
+
+def make_private(pages):
+    """Put memory of this process alone in place of shared pages, with what is in them now.
+
+    For a forked child, whose arrays are on them.
+
+    Parameters
+    ----------
+    pages : iterable of (int, int)
+        Address and byte_size of each, as of `Arenas.leased_pages`.
+
+    Raises
+    ------
+    SharedMemoryError
+        ``errno.ENOMEM`` if there is not as much memory.
+    """
+    for address, byte_size in pages:
+        shm.make_private(address, byte_size)
 
 
 # None of these classes takes part in a cycle: what they refer to is of each other, one way, and
@@ -212,6 +232,7 @@ cdef class Arenas:
     parent's (`inherited`), `find` knows nothing and the rest raises `ClosedError`.
     """
 
+    cdef object __weakref__
     cdef shm.Arenas* arenas
     cdef dict segments
 
@@ -347,6 +368,23 @@ cdef class Arenas:
                 raise KeyError(arena)
             raise SharedMemoryError(errno.EBUSY, f"slots of arena {arena} are leased")
         del self.segments[arena]
+
+    def leased_pages(self):
+        """Return the pages on which there is a lease, as (address, byte_size); neighbours as one.
+
+        Returns
+        -------
+        list or None
+            In a forked child None if another thread of the parent's was changing what there is.
+        """
+        cdef optional[vector[shm.Pages]] found = self.arenas.leased_pages(
+            not self.arenas.inherited())
+        cdef vector[shm.Pages] pages
+        cdef size_t i
+        if not found.has_value():
+            return None
+        pages = found.value()
+        return [(pages[i].address, pages[i].size) for i in range(pages.size())]
 
     @property
     def generation(self):

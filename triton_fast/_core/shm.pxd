@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp cimport bool as cbool
 from libcpp.optional cimport optional
 from libcpp.string cimport string
+from libcpp.vector cimport vector
 
 from triton_fast._core._errors cimport translate
 
@@ -23,6 +24,9 @@ cdef extern from "triton_fast/shm/segment.hpp" namespace "triton_fast::shm" nogi
         cbool created() noexcept
         cbool inherited() noexcept
         void unlink() except +translate
+
+
+    void make_private(uintptr_t address, size_t size) except +translate
 
 
 cdef extern from "<utility>" namespace "std" nogil:
@@ -46,6 +50,10 @@ cdef extern from "triton_fast/shm/arenas.hpp" namespace "triton_fast::shm" nogil
         size_t quarantined
         size_t quarantined_bytes
 
+    cdef cppclass Pages:
+        uintptr_t address
+        size_t size
+
     cdef enum class Waited:
         kReleased
         kDeadline
@@ -61,6 +69,7 @@ cdef extern from "triton_fast/shm/arenas.hpp" namespace "triton_fast::shm" nogil
         cbool idle(uint32_t arena) noexcept
         cbool remove(uint32_t arena) noexcept
         optional[Place] find(uintptr_t address, size_t size) noexcept
+        optional[vector[Pages]] leased_pages(cbool wait) except +translate
         uint64_t generation() noexcept
         Waited wait_for_release(uint64_t seen, int64_t until_ns) except +translate
         optional[Figures] figures(uint32_t arena) noexcept

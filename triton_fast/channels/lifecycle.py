@@ -44,6 +44,14 @@ class Phase(enum.Enum):
     CHILD_GRPCIO = enum.auto()
     """Channels on grpcio are put out of use, after grpcio has seen to its own."""
 
+    # Around a fork too, for memory that children share.
+    BEFORE_FORK_ARRAYS = enum.auto()
+    """What arrays lie on in shared memory is noted."""
+    AFTER_FORK_ARRAYS = enum.auto()
+    """The parent waits until the child has copies."""
+    CHILD_ARRAYS = enum.auto()
+    """The child puts copies of its own in place of that memory."""
+
     # In a forked child.
     CHILD_STREAMS = enum.auto()
     """Streams get new locks, and are over: they are the parent's."""
@@ -63,6 +71,7 @@ class Phase(enum.Enum):
 _BEFORE = (Phase.BEFORE_FORK,)
 _IN_PARENT = (Phase.AFTER_FORK_IN_PARENT,)
 _LATE_IN_CHILD = (Phase.CHILD_GRPCIO,)
+_ARRAYS = (Phase.BEFORE_FORK_ARRAYS, Phase.AFTER_FORK_ARRAYS, Phase.CHILD_ARRAYS)
 _IN_CHILD = (Phase.CHILD_STREAMS, Phase.CHILD_CHANNELS, Phase.CHILD_ENDPOINTS)
 _AT_EXIT = (Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY)
 
@@ -139,6 +148,8 @@ class Lifecycle:
             hook = self._hook_exit
         elif phase in _IN_CHILD:
             hook = self._hook_child
+        elif phase in _ARRAYS:
+            hook = self._hook_arrays
         else:
             hook = self._hook_fork
         if hook not in self._hooked:
@@ -150,6 +161,10 @@ class Lifecycle:
 
     def _hook_child(self) -> None:
         os.register_at_fork(after_in_child=functools.partial(self.run, _IN_CHILD))
+
+    def _hook_arrays(self) -> None:
+        before, in_parent, in_child = (functools.partial(self.run, (phase,)) for phase in _ARRAYS)
+        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
     def _hook_fork(self) -> None:
         os.register_at_fork(

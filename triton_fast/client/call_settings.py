@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -57,6 +58,12 @@ class CallSettings(Generic[Hook]):
         self._headers = checked_headers(headers)
         self._compression = _checked(compression)
         self._plain: dict[str, CallOptions] = {}
+
+    def without_hook(self) -> CallSettings[Hook]:
+        """Return settings like these, but for the header hook, which may know the client."""
+        plain = copy.copy(self)
+        plain.header_hook = None
+        return plain
 
     def deadline_ns(self, timeout: float | None) -> int | None:
         """Return when a call must be over that begins now; see `CallOptions`.

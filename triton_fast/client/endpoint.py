@@ -7,7 +7,9 @@ model) turn arguments into `Prepared` requests and `CallOptions`; this carries t
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -24,6 +26,7 @@ from ..protocol.grpc.codec import GRPC
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import Attempt, Out
 from .call_settings import CallSettings
+from .dropped import give_back_when_dropped
 from .policies import Policies
 from .repeats import repeated
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from ..inference.tensor import InputTensor
+    from ..protocol.operations import Query
     from ..shared_memory.placement import SharedMemory
     from ..streaming.stream import Stream
 
@@ -102,6 +106,7 @@ class Endpoint(Policies):
         """Give the channel back; running calls end with `ClosedError`. Idempotent."""
         try:
             if self._shared is not None:
+                self._unwatch()
                 self._shared.close()  # before the channel goes, on which the server is told
         finally:
             with self._lock:
@@ -112,7 +117,23 @@ class Endpoint(Policies):
     def _open_shared(self) -> SharedMemory | None:
         if self._new_shared is None:
             return None
-        return self._new_shared(self.ask, lambda: self.options("close", CLOSE_TIMEOUT_S))
+        # Nothing that it knows may lead back here: an endpoint that nobody uses is to go.
+        channel, reference = self._channel, weakref.ref(self)
+        plain = self._settings.without_hook()
+
+        def closing_options() -> CallOptions:
+            alive = reference()
+            if alive is not None:
+                return alive.options("close", CLOSE_TIMEOUT_S)
+            return plain.options("close", plain.deadline_ns(CLOSE_TIMEOUT_S), None, None, UNSET)
+
+        def give_back() -> None:
+            shared.close()
+            channel.close()
+
+        shared = self._new_shared(partial(_ask, channel), closing_options)
+        self._unwatch = give_back_when_dropped(self, self.url, shared.is_used, give_back)
+        return shared
 
     def _open_channel(self) -> Channel:
         if self._closed:
@@ -128,6 +149,7 @@ class Endpoint(Policies):
         inherit(self._channel)
         self._channel = self._new_channel()
         if self._new_shared is not None:
+            self._unwatch()
             inherit(self._shared)
             self._shared = self._open_shared()
         if self._closed:
@@ -232,3 +254,10 @@ class Endpoint(Policies):
         if signature is not None:
             self._check(signature, prepared, tensors, options)
         return tensors
+
+
+def _ask(channel: Channel, query: Query[T], options: CallOptions) -> T:
+    """Make a management call on a channel, for the shared memory's own sake; see `Policies.ask`."""
+    from ..protocol.grpc.queries import exchange  # noqa: PLC0415 - management only
+
+    return query.ask(partial(repeated, exchange, channel), options)

@@ -32,6 +32,7 @@ from ..protocol.grpc.queries import exchange, message_ends
 from ..protocol.messages import are_loaded, message_class, method_path
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import Attempt, Out
+from .dropped import give_back_when_dropped
 from .policies_async import AsyncPolicies
 from .repeats import repeated, repeated_async
 
@@ -128,7 +129,8 @@ class AsyncEndpoint(AsyncPolicies):
             await self._channel.close()
         finally:
             if self._shared is not None and self._shared.used:
-                options = self._closing_options()
+                self._unwatch()
+                options = None
                 try:
                     options = await self.options("close", CLOSE_TIMEOUT_S)
                 finally:
@@ -139,18 +141,24 @@ class AsyncEndpoint(AsyncPolicies):
             return None
         from ..shared_memory.placement_async import AsyncSharedMemory  # noqa: PLC0415 - only where it is used
 
-        return AsyncSharedMemory(
+        # Where there may be no loop, and so nobody to ask the hook for headers. Nothing that it
+        # knows may lead back here: an endpoint that nobody uses is to go.
+        plain = self._settings.without_hook()
+
+        def closing_options() -> CallOptions:
+            return plain.options("close", plain.deadline_ns(CLOSE_TIMEOUT_S), None, None, UNSET)
+
+        shared = AsyncSharedMemory(
             self._new_shared,
             self._new_blocking,
             partial(repeated, exchange),
-            self._closing_options,
+            closing_options,
             self.url,
         )
-
-    def _closing_options(self) -> CallOptions:
-        # Where there may be no loop, and so nobody to ask the hook for headers.
-        deadline_ns = self._settings.deadline_ns(CLOSE_TIMEOUT_S)
-        return self._settings.options("close", deadline_ns, None, None, UNSET)
+        self._unwatch = give_back_when_dropped(
+            self, self.url, shared.inner.is_used, shared.close_blocking
+        )
+        return shared
 
     def _enter(self) -> AsyncChannel:
         """Return the channel for a call on the running event loop."""
@@ -174,6 +182,7 @@ class AsyncEndpoint(AsyncPolicies):
         self._admission = self._new_admission()
         self._loop = None
         if self._shared is not None:
+            self._unwatch()
             self._shared.leave_to_parent()
             self._shared = self._open_shared()
 

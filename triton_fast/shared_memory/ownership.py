@@ -1,4 +1,8 @@
-"""Names of regions that tell who made them, and which of those are of processes that are gone."""
+"""Names of regions that tell who made them, and which of those are of processes that are gone.
+
+Names that others gave, at a server or in /dev/shm, are input: a number from one is used only if it
+is one that the system gives, and nothing that is done about them fails the call it is done for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,11 @@ __all__ = ["StaleRegion", "region_name", "remove_orphans", "stale_region", "stal
 
 # Which process made a region is in its name, for whoever finds it when the process is gone. A
 # number of a process means something only in its namespace (pid_namespaces(7)).
-_OURS = re.compile(r"triton_fast-(?P<space>\d+)-(?P<pid>\d+)-(?P<made>\d+)-[0-9a-f]+")
+_OURS = re.compile(
+    r"triton_fast-(?P<space>[0-9]{1,20})-(?P<pid>[0-9]{1,10})-(?P<made>[0-9]{1,12})-[0-9a-f]{1,32}"
+)
+# The largest that a process may have (PID_MAX_LIMIT is 2**22; pid_t has 32 bits).
+_MAX_PID = 2**31 - 1
 
 
 def region_name() -> str:
@@ -56,7 +64,7 @@ def stale_region(region: RegisteredRegion) -> StaleRegion | None:
     if ours is None or int(ours["space"]) != _namespace():
         return None
     pid, made = int(ours["pid"]), int(ours["made"])
-    if _runs_since(pid, made):
+    if not 0 < pid <= _MAX_PID or _runs_since(pid, made):
         return None
     return StaleRegion(region.name, region.byte_size, pid, max(time.time() - made, 0.0))
 
@@ -69,7 +77,7 @@ def stale_regions(regions: Iterable[RegisteredRegion]) -> list[StaleRegion]:
 
 # As csrc/src/shm/segment.cpp names them.
 _FILES = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts them
-_FILE = re.compile(r"triton_fast-(?P<space>\d+)-(?P<pid>\d+)-[0-9a-f]+")
+_FILE = re.compile(r"triton_fast-(?P<space>[0-9]{1,20})-(?P<pid>[0-9]{1,10})-[0-9a-f]{1,32}")
 
 
 def remove_orphans() -> None:
@@ -85,7 +93,8 @@ def remove_orphans() -> None:
         found = _FILE.fullmatch(file.name)
         if found is None or int(found["space"]) != _namespace():
             continue
-        if not _runs_since(int(found["pid"]), 2**62):
+        pid = int(found["pid"])
+        if 0 < pid <= _MAX_PID and not _runs_since(pid, 2**62):
             with contextlib.suppress(OSError):  # another's, or another was faster
                 file.unlink()
 

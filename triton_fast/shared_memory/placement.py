@@ -75,7 +75,7 @@ class Placement:
         All of them.
     """
 
-    __slots__ = ("header", "outputs", "slots", "tensors")
+    __slots__ = ("__weakref__", "header", "outputs", "slots", "tensors")
 
     def __init__(
         self,
@@ -189,7 +189,9 @@ class SharedMemory:
             slot = next(fresh) if found is None else found
             written[name] = slot
             slots.append(slot)
-        return Placement(placed, self._header(prepared, written), written, slots)
+        placement = Placement(placed, self._header(prepared, written), written, slots)
+        self._pool.calls.add(placement)
+        return placement
 
     def _header(self, prepared: Prepared, written: Mapping[str, Slot]) -> Header:
         """Return a header that asks for some outputs in slots, and for all that is wanted."""
@@ -315,6 +317,10 @@ class SharedMemory:
             # The model may have been replaced by one that has not the outputs we asked for.
             return self._answers.pop(_key(prepared), None) is not None
         return False
+
+    def is_used(self) -> bool:
+        """Whether the server may know regions of ours."""
+        return self._pool.is_used
 
     def close(self) -> None:
         """Have the server let go of our regions; see `SlotPool.close`."""

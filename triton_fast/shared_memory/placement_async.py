@@ -162,12 +162,14 @@ class AsyncSharedMemory:
         """Whether the server may have been told of regions."""
         return self._channel is not None
 
-    async def close(self, options: CallOptions) -> None:
+    async def close(self, options: CallOptions | None) -> None:
         """Have the server let go of our regions, with calls that have these options."""
-        self._closing_options = lambda: options
-        await asyncio.get_running_loop().run_in_executor(None, self._close)
+        if options is not None:
+            self._closing_options = lambda: options
+        await asyncio.get_running_loop().run_in_executor(None, self.close_blocking)
 
-    def _close(self) -> None:
+    def close_blocking(self) -> None:
+        """Do as `close`, on a thread that waits."""
         try:
             self.inner.close()
         finally:

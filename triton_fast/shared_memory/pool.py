@@ -13,9 +13,10 @@ import errno
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .._core._shm import Arenas, Lease, Segment
 from ..channels.base import CallOptions
@@ -32,6 +33,7 @@ from ..errors import (
     TritonFastError,
     Unimplemented,
 )
+from .fork_copies import ForkCopies
 from .ownership import region_name, remove_orphans
 from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, Registry
 
@@ -108,6 +110,21 @@ class _Region:
     lost: bool = False  # the server does not know it any more
 
 
+class _Call(Protocol):
+    """A call that has slots, as long as it is under way."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Those that the server was told of."""
+
+
+class _Leaving(NamedTuple):
+    """A region that we have given up, and the server has not, or may not have."""
+
+    byte_size: int
+    in_doubt: bool  # whether the server may still be at it: for a call, or one that was given up
+
+
 class SlotPool:
     """Slots in memory that this process shares with one server.
 
@@ -120,6 +137,11 @@ class SlotPool:
     closing_options : callable
         Returns the options of the calls that closing takes; not asked if there are none to make.
 
+    Attributes
+    ----------
+    calls : WeakSet
+        Those that the server may be at, each with its ``slots``.
+
     Notes
     -----
     Thread-safe. Opens nothing before the first lease. Files are unlinked as soon as the server has
@@ -129,12 +151,14 @@ class SlotPool:
     def __init__(
         self, registry: Registry, limit: int, closing_options: Callable[[], CallOptions]
     ) -> None:
+        self.calls: weakref.WeakSet[_Call] = weakref.WeakSet()
         self._registry = registry
         self._limit = limit
         self._closing_options = closing_options
         self._arenas = Arenas()
+        _copies.add(self._arenas)
         self._regions: dict[int, _Region] = {}  # by arena
-        self._leaving: dict[str, int] = {}  # bytes of those that the server still has, by name
+        self._leaving: dict[str, _Leaving] = {}  # those that the server still has, by name
         self._lock = threading.Lock()  # of the two above, and of growing
         self._closed = False
         _pools.add(self)
@@ -276,7 +300,7 @@ class SlotPool:
 
     def _used(self) -> int:
         live = sum(region.segment.byte_size for region in self._regions.values())
-        return live + sum(self._leaving.values())
+        return live + sum(region.byte_size for region in self._leaving.values())
 
     def _add(self, segment: Segment, options: CallOptions) -> None:
         remove_orphans()
@@ -305,6 +329,13 @@ class SlotPool:
                 self._arenas.retire(region.arena)
                 region.retired = True
 
+    def retire_all(self) -> None:
+        """Lease nothing more of what there is, for a forked child may still look at it."""
+        for region in list(self._regions.values()):
+            with contextlib.suppress(KeyError):  # dropped just now
+                self._arenas.retire(region.arena)
+            region.retired = True
+
     def _drop_unused(self, options: CallOptions) -> bool:
         """Give up regions that are of no more use; say whether there were any."""
         unused = [
@@ -320,19 +351,35 @@ class SlotPool:
             if not self._arenas.idle(region.arena):
                 region.retired = True  # a slot was leased just now
                 continue
+            self._leave(region)
             self._arenas.remove(region.arena)
             del self._regions[region.arena]
-            if not region.lost:
-                self._leaving[region.name] = region.segment.byte_size
         self._unregister(options)
         return bool(unused)
 
-    def _unregister(self, options: CallOptions) -> None:
-        """Have the server let go of what we have given up. What it keeps counts as used."""
-        if not self._leaving:
-            return
+    def _leave(self, region: _Region) -> None:
+        """Take note that a region is of no more use to us."""
+        if not region.lost:
+            in_doubt = self._arenas.figures(region.arena)["quarantined"] > 0 or any(
+                slot.region == region.name for call in _alive(self.calls) for slot in call.slots
+            )
+            self._leaving[region.name] = _Leaving(region.segment.byte_size, in_doubt)
+
+    def _unregister(self, options: CallOptions) -> bool:
+        """Have the server let go of what we have given up. What it keeps counts as used.
+
+        Returns
+        -------
+        bool
+            Whether to ask again soon: something is left that it will let go of.
+        """
+        going = [name for name, region in self._leaving.items() if not region.in_doubt]
+        if len(going) < len(self._leaving) and self._registry.survives_removal(options):
+            going = list(self._leaving)
+        if not going:
+            return False
         try:
-            for name in list(self._leaving):
+            for name in going:
                 try:
                     self._registry.unregister(name, options)
                 except (Internal, InvalidArgument, FailedPrecondition) as error:
@@ -341,11 +388,17 @@ class SlotPool:
                     _log.debug("region %s is still in use: %s", name, error)
             known = self._registry.regions(options)
         except TritonFastError as error:
-            _log.debug("regions %s stay registered for now: %s", list(self._leaving), error)
-            return
+            _log.debug("regions %s stay registered for now: %s", going, error)
+            return True
         for name in list(self._leaving):
             if name not in known:
                 del self._leaving[name]
+        return any(name in self._leaving for name in going)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the server may know regions of ours."""
+        return bool(self._regions or self._leaving)
 
     def summary(self) -> str:
         """Say how much there is, and who has it."""
@@ -357,7 +410,7 @@ class SlotPool:
                 f"{figures['quarantined_bytes']} bytes are not used any more, because calls were "
                 "given up that the server may still be at"
             )
-        leaving = sum(self._leaving.values())
+        leaving = sum(region.byte_size for region in self._leaving.values())
         if leaving:
             parts.append(f"{leaving} bytes are of regions that the server has not let go of")
         return f"of the client's {self._limit} bytes, " + "; ".join(parts)
@@ -365,23 +418,31 @@ class SlotPool:
     def close(self) -> None:
         """Have the server let go of all regions. Arrays in them stay as they are. Idempotent."""
         closed, self._closed = self._closed, True
-        if closed or not self._lock.acquire(timeout=_FAREWELL_S):
+        # Also if another thread is at it: who comes later waits for its end.
+        if not self._lock.acquire(timeout=_FAREWELL_S):
             return
         try:
+            if closed:
+                return
             for region in self._regions.values():
                 self._arenas.retire(region.arena)
-                if not region.lost:
-                    self._leaving[region.name] = region.segment.byte_size
+                self._leave(region)
             self._regions.clear()
             if self._leaving:
                 options = self._closing_options()
-                self._unregister(options)
                 end = time.monotonic() + LETTING_GO_S
-                while self._leaving and time.monotonic() < end:
+                while self._unregister(options) and time.monotonic() < end:
                     time.sleep(LETTING_GO_PAUSE_S)
-                    self._unregister(options)
         finally:
             self._lock.release()
+
+
+def _alive(calls: weakref.WeakSet[_Call]) -> list[_Call]:
+    while True:
+        try:
+            return list(calls)
+        except RuntimeError:  # a thread has begun one meanwhile
+            continue
 
 
 def _close_own(pool: SlotPool) -> None:
@@ -389,7 +450,14 @@ def _close_own(pool: SlotPool) -> None:
         pool.close()
 
 
+def _retire_all() -> None:
+    for pool in list(_pools):
+        if not pool._arenas.inherited:
+            pool.retire_all()
+
+
 _pools = watch({Phase.EXIT_SHARED_MEMORY: _close_own})
+_copies = ForkCopies(_retire_all)
 
 
 def _left(options: CallOptions) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Internal
+from ..errors import Internal, TritonFastError
+from ..management.server import server_metadata
 from ..options.values import checked_text, whole_number
 from ..protocol.operations import Ask, Query
 from ..protocol.server_messages import region_in_use
@@ -24,6 +26,9 @@ __all__ = [
     "registration",
     "removal",
 ]
+
+# The first Triton that lives on if a region goes which a call is at.
+_SURVIVES = (2, 51)
 
 # How long to ask again, and how often, while the server says that a region is in use: it lets go of
 # a call's regions a moment after it has answered.
@@ -117,10 +122,11 @@ class Registry:
         Makes the calls. All methods raise what it raises.
     """
 
-    __slots__ = ("_ask",)
+    __slots__ = ("_ask", "_survives")
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
+        self._survives: bool | None = None
 
     def register(
         self, name: str, key: str, byte_size: int, offset: int, options: CallOptions
@@ -131,6 +137,21 @@ class Registry:
     def unregister(self, name: str, options: CallOptions) -> None:
         """Have the server let go of a region; see `removal`."""
         self._ask(removal(name), options)
+
+    def survives_removal(self, options: CallOptions) -> bool:
+        """Whether the server lives on if a region goes while a call that was given up is at it.
+
+        Triton before 2.51 dies (SIGSEGV) when the model gets to the region. Also False if the
+        server does not say which it is.
+        """
+        if self._survives is None:
+            try:
+                version = self._ask(server_metadata(), options).version
+            except TritonFastError:
+                return False
+            found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})\b", version)
+            self._survives = found is None or (int(found[1]), int(found[2])) >= _SURVIVES
+        return self._survives
 
     def regions(self, options: CallOptions) -> dict[str, RegisteredRegion]:
         """Return all regions of all clients, by name."""

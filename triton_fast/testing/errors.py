@@ -42,13 +42,16 @@ class TritonServerFailed(TritonServerError):
         What happened, with the lines of the log that say why.
     log : str, default ""
         The whole log.
+    timed_out : bool, default False
+        Whether it was running still when it had taken too long to become ready.
 
     Attributes
     ----------
-    log : str
+    log, timed_out
         As above.
     """
 
-    def __init__(self, message: str, log: str = "") -> None:
+    def __init__(self, message: str, log: str = "", *, timed_out: bool = False) -> None:
         self.log = log
+        self.timed_out = timed_out
         super().__init__(message)

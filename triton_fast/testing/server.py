@@ -432,13 +432,15 @@ class TritonServer:
                 raise self._failure("tritonserver found a port taken")
             if time.monotonic() >= deadline:
                 raise self._failure(
-                    f"tritonserver was not ready within {self._startup_timeout:g} s"
+                    f"tritonserver was not ready within {self._startup_timeout:g} s",
+                    timed_out=True,
                 )
 
-    def _failure(self, message: str) -> TritonServerFailed:
+    def _failure(self, message: str, *, timed_out: bool = False) -> TritonServerFailed:
         log = self.log()
         parts = [message, self._note, _excerpt(log)]
-        return TritonServerFailed("\n".join(part for part in parts if part), log)
+        text = "\n".join(part for part in parts if part)
+        return TritonServerFailed(text, log, timed_out=timed_out)
 
     def _open_log(self) -> None:
         if self._log_path is None:

@@ -169,6 +169,10 @@ Outcome Connection::end_call() {
   // What is still coming of an answer that was given up would be in the way of the next one.
   const bool noisy =
       given_up && (stream_->answered() || session_.received() - received_before_ > kNoise);
+  // Nothing at all came before the deadline: the model is slow, or nothing will ever come here, as
+  // a router may have forgotten the connection. A new one costs less than to find out.
+  const bool silent =
+      outcome.status == Status::kDeadlineExceeded && session_.received() == received_before_;
   session_.close(stream_);
   stream_ = nullptr;
   if (!broken_) {
@@ -179,7 +183,7 @@ Outcome Connection::end_call() {
     }
   }
   // What the kernel has not taken lies in the caller's memory, which is about to go.
-  if (session_.borrows() || noisy) broken_ = true;
+  if (session_.borrows() || noisy || silent) broken_ = true;
   if (broken_) socket_.close();
   idle_since_ = monotonic_ns();
   return outcome;

@@ -1,6 +1,8 @@
 // Best fit, lowest first; neighbours that are free are one block.
 #include "triton_fast/shm/arenas.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iterator>
@@ -151,6 +153,30 @@ std::optional<Place> Arenas::find(std::uintptr_t address, std::size_t size) noex
       block->second.state == State::kLeased || block->second.state == State::kQuarantined;
   if (!leased || size > block->first + block->second.size - offset) return std::nullopt;
   return Place{number, offset};
+}
+
+std::optional<std::vector<Pages>> Arenas::leased_pages(bool wait) {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  std::unique_lock lock(mutex_, std::defer_lock);
+  if (wait) {
+    lock.lock();
+  } else if (!lock.try_lock()) {
+    return std::nullopt;
+  }
+  std::vector<Pages> found;
+  for (const auto& [address, number] : by_address_) {
+    for (const auto& [offset, block] : arenas_.find(number)->second.blocks) {
+      if (block.state != State::kLeased && block.state != State::kQuarantined) continue;
+      const std::uintptr_t first = (address + offset) / page * page;
+      const std::uintptr_t end = round_up(address + offset + block.size, page);
+      if (!found.empty() && found.back().address + found.back().size >= first) {
+        found.back().size = end - found.back().address;
+      } else {
+        found.push_back({first, end - first});
+      }
+    }
+  }
+  return found;
 }
 
 std::uint64_t Arenas::generation() noexcept {

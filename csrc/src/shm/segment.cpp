@@ -13,9 +13,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace triton_fast::shm {
 namespace {
@@ -131,6 +133,21 @@ void allocate(int descriptor, std::size_t size, const std::string& what) {
 }
 
 }  // namespace
+
+void make_private(std::uintptr_t address, std::size_t size) {
+  constexpr std::size_t kStep = std::size_t{1} << 20;
+  std::vector<std::uint8_t> contents(std::min(size, kStep));
+  for (std::size_t done = 0; done < size; done += kStep) {
+    const std::size_t step = std::min(size - done, kStep);
+    void* const pages = reinterpret_cast<void*>(address + done);
+    std::memcpy(contents.data(), pages, step);
+    if (::mmap(pages, step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+               0) == MAP_FAILED) {
+      fail("copy " + std::to_string(size) + " bytes of shared memory for a forked child", errno);
+    }
+    std::memcpy(pages, contents.data(), step);
+  }
+}
 
 Segment Segment::create(std::size_t size) {
   const std::string what = "create " + std::to_string(size) + " bytes of shared memory";

@@ -180,12 +180,17 @@ class AsyncNativeChannel:
         """Return when a call is over; raise if its deadline passes first."""
         left = seconds_left(options.deadline_ns)
         assert left is not None
+        received = connection.multiplexer.received
         timer = loop.call_later(left, _expire, exchange.waiter)
         try:
             await exchange.waiter
         finally:
             timer.cancel()
         if not connection.multiplexer.done(exchange):
+            if connection.multiplexer.received == received:
+                # Nothing at all came: the model is slow, or nothing will ever come here. What else
+                # is on the connection stays there, and new calls have another one.
+                connection.retire()
             raise DeadlineExceeded(
                 "the deadline passed before the answer was complete",
                 call=options.call,

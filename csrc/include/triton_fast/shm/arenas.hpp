@@ -1,8 +1,9 @@
 // Arenas: which parts of which segments are in use. Knows addresses, and never touches the memory.
 //
 // Any thread. The lock is held for bookkeeping only: nothing blocks under it, and whoever waits for
-// a slot waits without it. In a forked child, where another thread may have had it, give() and
-// find() are harmless, nothing else may be called, and nothing is destroyed (see dispose()).
+// a slot waits without it. In a forked child, where another thread may have had it, give(), find()
+// and leased_pages(false) are harmless, nothing else may be called, and nothing is destroyed (see
+// dispose()).
 #pragma once
 
 #include <condition_variable>
@@ -13,6 +14,7 @@
 #include <optional>
 #include <set>
 #include <tuple>
+#include <vector>
 
 #include "triton_fast/process.hpp"
 
@@ -29,6 +31,12 @@ struct Slot {
 struct Place {
   std::uint32_t arena = 0;
   std::size_t offset = 0;
+};
+
+/// Whole pages of memory.
+struct Pages {
+  std::uintptr_t address = 0;
+  std::size_t size = 0;
 };
 
 /// How much there is of what, in bytes and in slots. A quarantined slot is not a leased one.
@@ -81,6 +89,11 @@ class Arenas {
 
   /// @brief Says where memory is that lies within a single slot which somebody has.
   std::optional<Place> find(std::uintptr_t address, std::size_t size) noexcept;
+
+  /// @brief The pages on which somebody has a slot, neighbours as one.
+  /// @param wait whether to wait for the lock; in a forked child nobody may be there to open it
+  /// @return nothing if the lock is taken, and was not waited for @throws std::bad_alloc
+  std::optional<std::vector<Pages>> leased_pages(bool wait);
 
   /// @brief Another number whenever there may be more to take: after give(), add() and remove().
   std::uint64_t generation() noexcept;

@@ -11,6 +11,13 @@
 
 namespace triton_fast::shm {
 
+/// @brief Puts memory of this process alone in place of mapped pages, with what is in them now.
+///
+/// For a forked child, where no other thread is at them. A mebibyte at a time.
+/// @param address, size whole pages
+/// @throws SharedMemoryError with ENOMEM; what was done until then stays done
+void make_private(std::uintptr_t address, std::size_t size);
+
 /// @brief Owns a mapping, and the name too of a segment that it created.
 ///
 /// A forked child inherits the mapping, and never the name: only the process that created a segment

@@ -1,0 +1,57 @@
+"""Clients that are dropped, not closed: what they have at a server is given back all the same."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+
+__all__ = ["give_back_when_dropped"]
+
+
+def give_back_when_dropped(
+    endpoint: object, url: str, is_used: Callable[[], bool], give_back: Callable[[], None]
+) -> Callable[[], object]:
+    """Have an endpoint's shared memory given back when the endpoint is not used any more.
+
+    Parameters
+    ----------
+    endpoint : Endpoint or AsyncEndpoint
+        Which one; it must not be reachable from the two functions.
+    url : str
+        For the warning.
+    is_used : callable
+        Whether the server may have been told of regions.
+    give_back : callable
+        Tells it to let go of them, and waits no longer than closing may.
+
+    Returns
+    -------
+    callable
+        Has nothing happen: the endpoint was closed, or is a forked child's copy.
+
+    Notes
+    -----
+    Nothing is done at the interpreter's end, when what is alive has its turn; see
+    `triton_fast.channels.lifecycle`.
+    """
+    watch = weakref.finalize(endpoint, _dropped, url, is_used, give_back, os.getpid())
+    watch.atexit = False
+    return watch.detach
+
+
+def _dropped(
+    url: str, is_used: Callable[[], bool], give_back: Callable[[], None], pid: int
+) -> None:
+    if pid != os.getpid() or not is_used():
+        return
+    # Any thread may be here, in the middle of whatever it does, and giving back takes calls.
+    threading.Thread(target=give_back, name="triton_fast", daemon=True).start()
+    warnings.warn(
+        f"the client of {url} was dropped without close(), which it takes for the server to let go "
+        "of shared memory at a time of your choosing",
+        ResourceWarning,
+        stacklevel=2,
+    )
