@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from triton_fast import AsyncClient, Client
 from triton_fast.channels.base import CallOptions, Incoming, Outgoing, StreamIncoming
+from triton_fast.client import client, client_async
 from triton_fast.errors import ClosedError, DeadlineExceeded, Internal
 from triton_fast.protocol.grpc.queries import exchange
 from triton_fast.protocol.messages import message_class
@@ -118,17 +120,18 @@ class AsyncMemoryChannel:
 
 def client_on(channel: MemoryChannel, **settings: Any) -> Client:
     """Return a client whose server is a channel's script."""
-    client = Client("localhost:1", **settings)
-    client._endpoint._channel.close()
-    client._endpoint._channel = channel
-    return client
+    with mock.patch.object(client, "channel_factory", lambda *_, **__: lambda: channel):
+        return Client("localhost:1", **settings)
 
 
 def async_client_on(channel: MemoryChannel, **settings: Any) -> AsyncClient:
     """Return a client for coroutines whose server is a channel's script."""
-    client = AsyncClient("localhost:1", **settings)
-    client._endpoint._channel = AsyncMemoryChannel(channel)
-    return client
+    with mock.patch.multiple(
+        client_async,
+        async_channel_factory=lambda *_, **__: lambda: AsyncMemoryChannel(channel),
+        channel_factory=lambda *_, **__: lambda: channel,
+    ):
+        return AsyncClient("localhost:1", **settings)
 
 
 class Over:
