@@ -120,7 +120,7 @@ class AsyncMemoryChannel:
 
 def client_on(channel: MemoryChannel, **settings: Any) -> Client:
     """Return a client whose server is a channel's script."""
-    with mock.patch.object(client, "channel_factory", lambda *_, **__: lambda: channel):
+    with mock.patch.object(client, "channel_factory", return_value=lambda: channel):
         return Client("localhost:1", **settings)
 
 
@@ -128,8 +128,8 @@ def async_client_on(channel: MemoryChannel, **settings: Any) -> AsyncClient:
     """Return a client for coroutines whose server is a channel's script."""
     with mock.patch.multiple(
         client_async,
-        async_channel_factory=lambda *_, **__: lambda: AsyncMemoryChannel(channel),
-        channel_factory=lambda *_, **__: lambda: channel,
+        async_channel_factory=mock.Mock(return_value=lambda: AsyncMemoryChannel(channel)),
+        channel_factory=mock.Mock(return_value=lambda: channel),
     ):
         return AsyncClient("localhost:1", **settings)
 
