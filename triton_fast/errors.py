@@ -81,6 +81,9 @@ class InvalidTensor(TritonFastError, ValueError):
     Raised before anything is sent, except for an ``out=`` array that does not fit the answer.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it may have a server's names in it
+
 
 class InvalidOption(TritonFastError, ValueError):
     """An argument other than a tensor is wrong: a timeout, a header, a parameter, a target."""
@@ -106,6 +109,9 @@ class WireError(TritonFastError):
 
     The call is over and its tensors must not be used; the client stays usable.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class SharedMemoryError(TritonFastError, OSError):

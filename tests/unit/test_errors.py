@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pickle
 
-from triton_fast import errors
+import numpy as np
+import pytest
+
+from triton_fast import InferResult, errors
 from triton_fast.errors import ServerError, StatusCode, TritonFastError
 
 
@@ -40,6 +43,19 @@ def test_what_a_server_says_is_escaped_and_cut():
         assert str(error) == f"INTERNAL: {most}{rest}"
         assert error.message == one
         assert pickle.loads(pickle.dumps(error)).message == one
+
+
+@pytest.mark.parametrize("kind", [errors.WireError, errors.InvalidTensor])
+def test_names_that_a_server_has_sent_are_escaped(kind):
+    error = kind("output 0 ('\x1b[31m\n') has no datatype" + "x" * 2000)
+    assert str(error).startswith(r"output 0 ('\x1b[31m\n') has no datatypexxx")
+    assert len(str(error)) < 2100
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_result_of_a_server_with_odd_names():
+    result = InferResult("m\n", "\x1b", "", {}, {"y\r": np.zeros(1)})
+    assert repr(result) == r"InferResult(m\n \x1b, {y\r: float64[1]})"
 
 
 def test_one_tree():

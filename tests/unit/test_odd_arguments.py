@@ -38,6 +38,7 @@ from triton_fast import (
     TritonFastError,
 )
 from triton_fast.channels.native.channel import NativeChannel
+from triton_fast.options.environment import _NAMES
 from triton_fast.protocol.messages import message_class
 
 FLOATS = np.zeros(1, np.float32)
@@ -343,6 +344,30 @@ def test_what_is_made(where, value):
     call, name = where
     required, _, make = PLAIN[call]
     allowed(lambda: make({**required, name: value}))
+
+
+TEXTS = ["1", "-1", "nan", "inf", "1e400", "9" * 5000, "1 TiB", "9" * 18 + "T", "[" * 9000, "{"]
+TEXTS += [
+    '{"a": 1}',
+    '{"": ""}',
+    '{"te": "x"}',
+    "-----BEGIN",
+    "\0",
+    "\ud800",
+    "/",
+    "é:1",
+    "a:1,b:2",
+]
+
+
+@settings(max_examples=300)
+@given(
+    name=st.sampled_from(_NAMES),
+    value=st.one_of(st.sampled_from(TEXTS), st.text(), st.from_regex(r"[0-9.eE:+-]{1,9}")),
+)
+def test_variables_of_the_environment(name, value):
+    environ = {"T_URL": "localhost:1", f"T_{name}": value}
+    allowed(lambda: Client.from_env("T_", environ).close())
 
 
 @settings(max_examples=200)

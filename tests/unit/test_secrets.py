@@ -169,10 +169,14 @@ def test_reprs():
         assert SECRET not in str(caught.value)
 
 
-def test_errors_of_calls():
+@pytest.mark.parametrize("channel", ["native", "grpc"])
+def test_errors_of_calls(channel):
     """One that reaches no server, with secrets in all places where they belong."""
     with Client(
-        "localhost:1", headers={"a": BEARER}, header_hook=lambda call: {"b": BEARER}
+        "localhost:1",
+        channel=channel,
+        headers={"a": BEARER},
+        header_hook=lambda call: {"b": BEARER},
     ) as client:
         with pytest.raises(TritonFastError) as caught:
             client.server_metadata(headers={"c": BEARER}, timeout=5)

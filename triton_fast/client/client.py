@@ -46,7 +46,8 @@ class Client(calls.Client):
         package. ``"auto"`` is native for one address in plain text, and grpcio for TLS, several
         addresses, ``dns:`` targets and ``channel_options``, or if this build has no native channel.
     headers : mapping or iterable of pairs, optional
-        Sent with every call.
+        Sent with every call. Those that gRPC or HTTP/2 set themselves are refused (``host``,
+        ``content-type``, ``user-agent``, names that begin with ``grpc-``).
     header_hook : callable, optional
         Called with a description of each call (``"ModelInfer('resnet')"``), on the calling
         thread; returns headers to send with it, or None. For tokens that expire, and tracing.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._core import _wire
-from ..errors import InvalidOption, InvalidTensor, WireError
+from ..errors import InvalidOption, InvalidTensor, WireError, printable
 from ..protocol.datatypes import datatype_of, dtype_of
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
         arrays = ", ".join(
             f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items()
         )
-        return f"InferResult({self.model_name} {self.model_version}, {{{arrays}}})"
+        return printable(f"InferResult({self.model_name} {self.model_version}, {{{arrays}}})")
 
 
 class Receiver:
