@@ -98,24 +98,27 @@ class MemoryChannel:
 
 
 class AsyncMemoryChannel:
-    """An `AsyncChannel` on a `MemoryChannel`."""
+    """An `AsyncChannel` on a `MemoryChannel`, which others may be on."""
 
     def __init__(self, channel: MemoryChannel) -> None:
         self._channel = channel
+        self._closed = False
 
     async def call(
         self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
     ) -> None:
+        if self._closed:
+            raise ClosedError("the channel is closed")
         self._channel.call(method, outgoing, incoming, options)
 
     def open_stream(self, method: str, incoming: StreamIncoming[Any], options: CallOptions) -> Any:
         return self._channel.open_stream(method, incoming, options)
 
     async def close(self) -> None:
-        self._channel.close()
+        self._closed = True
 
     def abandon(self) -> None:
-        self._channel.abandon()
+        self._closed = True
 
 
 def client_on(channel: MemoryChannel, **settings: Any) -> Client:

@@ -77,7 +77,8 @@ def array_layout(shape: int | Sequence[int], dtype: Any) -> tuple[tuple[int, ...
         kind = np.dtype(dtype)
     except Exception as error:
         raise InvalidTensor(f"dtype must be one of numpy's, got {instead(dtype)}") from error
-    dimensions = checked_shape((shape,) if isinstance(shape, numbers.Integral) else shape)
+    one = isinstance(shape, numbers.Integral) and not isinstance(shape, bool)
+    dimensions = checked_shape((shape,) if one else shape)
     if kind.hasobject:
         raise InvalidTensor(f"there are no shared arrays of {kind} {list(dimensions)}")
     if len(dimensions) > _MOST_DIMENSIONS:
