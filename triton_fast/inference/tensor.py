@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -374,7 +374,7 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
         If it is none: a dimension is negative, say, or larger than any memory.
     """
     try:
-        if isinstance(shape, str | bytes | bytearray | Mapping | Set):
+        if isinstance(shape, str | bytes | bytearray | Mapping | set | frozenset):
             raise TypeError("they are in no order, or no numbers")
         dimensions = tuple(operator.index(dimension) for dimension in shape)
     except Exception as error:
