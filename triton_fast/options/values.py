@@ -164,7 +164,9 @@ def plain_parameters(
     plain = {}
     for name, value in parameters.items():
         checked_text(name, "a parameter's name", empty=True)
-        if not isinstance(value, bool | int | float | str):
+        if isinstance(value, str):
+            value = checked_text(value, f"parameter {name!r}", empty=True)  # noqa: PLW2901
+        elif not isinstance(value, bool | int | float):
             value = _scalar(value, name)  # noqa: PLW2901
         plain[name] = value
     return plain
