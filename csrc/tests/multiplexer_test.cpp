@@ -468,7 +468,7 @@ TEST_CASE("multiplexer is broken on request") {
   const std::int32_t id = multiplexer.open(call_of("x"), &sink, -1);
   multiplexer.fail("that will do");
   REQUIRE(multiplexer.done(id));
-  CHECK(multiplexer.outcome(id).message == "that will do");
+  CHECK(multiplexer.outcome(id).message.find("that will do") == 0);
   CHECK(multiplexer.outcome(id).safe_to_retry);
   CHECK(multiplexer.broken());
   CHECK(multiplexer.news() == std::vector<std::int32_t>{id});

@@ -609,6 +609,13 @@ TEST_CASE("session says which calls the server cannot have seen") {
     CHECK(!stream->outcome().safe_to_retry);
     CHECK(stream->outcome().message == "the server closed the connection");
   }
+  {
+    Session session("x");
+    Stream* const stream = session.open(call_of("1"), -1, &sink);
+    session.end("the server closed the connection");
+    CHECK(stream->outcome().message.find("the server closed the connection, and said nothing "
+                                         "before (check that") == 0);
+  }
 }
 
 TEST_CASE("session refuses a body that is longer than it says") {

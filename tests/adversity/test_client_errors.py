@@ -124,6 +124,14 @@ def test_nobody_is_there(channel):
 
 @pytest.mark.server
 @pytest.mark.server_may_die
+def test_the_port_for_http(triton_server, channel):
+    """Its server hangs up without a word."""
+    with Client(triton_server.http_url, channel=channel, timeout=30) as client:
+        assert client.is_live() is False
+        with pytest.raises(Unavailable, match=r"gRPC port.*8001.*HTTP"):
+            client.server_metadata()
+
+
 def test_a_deadline_in_mid_call(usable_client):
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:

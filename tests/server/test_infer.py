@@ -108,7 +108,12 @@ def test_strings_in_every_form(wire_client):
         received = wire_client.infer("identity_bytes", {"INPUT0": sent})["OUTPUT0"]
         assert received.tolist() == expected
     upper = wire_client.infer("strings", {"TEXT": ["triton", ""]})
-    assert [value.decode() for value in upper["UPPER"]] == ["TRITON", ""]
+    assert upper.text("UPPER").tolist() == ["TRITON", ""]
+    with pytest.raises(InvalidOption, match=r"output 'LENGTH' is int32 \[2\] and no text"):
+        upper.text("LENGTH")
+    latin = wire_client.infer("identity_bytes", {"INPUT0": ["ok", b"caf\xe9"]})
+    with pytest.raises(InvalidTensor, match=r"output 'OUTPUT0', element \[1\]: b'caf\\xe9' is no"):
+        latin.text("OUTPUT0")
     assert upper["LENGTH"].tolist() == [6, 0]
 
 
@@ -116,6 +121,26 @@ def test_raw_memory(wire_client):
     values = np.array([1.5, -2], ml_dtypes.bfloat16)
     raw = Tensor(values.view(np.uint16), "BF16", [2])
     assert (wire_client.infer("identity_bf16", {"INPUT0": raw})["OUTPUT0"] == values).all()
+
+
+def test_raw_memory_in_another_byte_order(wire_client):
+    values = np.array([1.5, -2], np.float32)
+    raw = Tensor(values.astype(">f4"), "FP32", [2])
+    assert (wire_client.infer("identity_fp32", {"INPUT0": raw})["OUTPUT0"] == values).all()
+
+
+def test_parameters_beside_an_input(wire_client):
+    """Triton takes them, and the tensor is what it is without."""
+    beside = {"language": "en", "number": 7, "flag": True}
+    inputs = {
+        "INPUT0": Tensor(np.arange(5, dtype=np.float32)[::2], parameters=beside),
+        "INPUT1": np.arange(3, dtype=np.int32),
+        "INPUT2": Tensor(["x", "yy"], parameters=beside),
+    }
+    result = wire_client.infer("identity_mixed", inputs)
+    assert result["OUTPUT0"].tolist() == [0, 2, 4]
+    assert result["OUTPUT1"].tolist() == [0, 1, 2]
+    assert result.text("OUTPUT2").tolist() == ["x", "yy"]
 
 
 def test_several_tensors(wire_client):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -132,6 +134,26 @@ def test_results_outlive_the_client(sharing_server, channel):
     answer[:] = 0
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [lambda result: pickle.loads(pickle.dumps(result)), copy.copy, copy.deepcopy],
+    ids=["pickle", "copy", "deepcopy"],
+)
+def test_copies_of_a_result_hold_no_slot(sharing_client, copied):
+    def infer():
+        return sharing_client.infer("identity_cpp", {"INPUT0": array(1)})
+
+    infer()
+    result = infer()
+    assert in_slot(sharing_client, result["OUTPUT0"])
+    twin = copied(result)
+    assert not in_slot(sharing_client, twin["OUTPUT0"])
+    del result
+    assert figures(sharing_client)["leased"] == 0
+    infer()
+    np.testing.assert_array_equal(twin["OUTPUT0"], array(1))
+
+
 def test_empty_is_sent_and_filled_in_place(sharing_client, placements):
     data, out = sharing_client.empty((BIG,), np.float32), sharing_client.empty(BIG, "f4")
     echo(sharing_client, array(0))
@@ -242,6 +264,9 @@ def test_a_tensor_of_raw_memory(sharing_client):
     data = array(3)
     for _ in range(2):
         answer = echo(sharing_client, Tensor(data.tobytes(), "FP32", [BIG]))
+        np.testing.assert_array_equal(answer, data)
+        # With parameters of its own, beside those that say where it is.
+        answer = echo(sharing_client, Tensor(data, parameters={"key": "value"}))
         np.testing.assert_array_equal(answer, data)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from triton_fast import InferResult, InvalidTensor, WireError
+from triton_fast import InferResult, InvalidOption, InvalidTensor, WireError
 from triton_fast._core import _wire
 from triton_fast.inference.result import Receiver
 from triton_fast.protocol.messages import message_class
@@ -123,3 +128,118 @@ def test_outputs_in_memory_of_the_callers_own() -> None:
         result["y"]
     with pytest.raises(KeyError, match=r"no output 'x' in the answer of model 'm', which has 'z'"):
         result["x"]
+
+
+# --- Text -----------------------------------------------------------------------------------------
+
+
+def of_strings(*rows: list[bytes]) -> InferResult:
+    return InferResult("m", "1", "", {}, {"y": np.array(rows, object), "n": DATA})
+
+
+def test_text() -> None:
+    result = of_strings([b"a", "é€𝄞".encode()], [b"", b"nul\0\0"])
+    text = result.text("y")
+    assert text.tolist() == [["a", "é€𝄞"], ["", "nul\0\0"]]
+    assert text.dtype == object
+    assert result["y"][0, 0] == b"a"
+    empty = InferResult("m", "1", "", {}, {"y": np.empty((0, 2), object)})
+    assert empty.text("y").shape == (0, 2)
+    scalar = np.empty((), object)
+    scalar[()] = b"one"
+    assert InferResult("m", "1", "", {}, {"y": scalar}).text("y").item() == "one"
+
+
+def test_what_is_no_text() -> None:
+    result = of_strings([b"a", b"b"], [b"c", b"caf\xe9"])
+    says = r"output 'y', element \[1, 1\]: b'caf\\xe9' is no UTF-8 \(unexpected end .* byte 3\)"
+    with pytest.raises(InvalidTensor, match=says) as raised:
+        result.text("y")
+    assert isinstance(raised.value, ValueError)
+    assert result.text("y", errors="replace")[1, 1] == "caf\ufffd"
+    assert result.text("y", "surrogateescape")[1, 1] == "caf\udce9"
+    with pytest.raises(InvalidTensor) as raised:
+        of_strings([b"\xff" * 1000]).text("y")
+    assert len(str(raised.value)) < 500
+    with pytest.raises(InvalidOption, match=r"output 'n' is float32 \[2, 3\] and no text.*BYTES"):
+        result.text("n")
+    with pytest.raises(KeyError, match="no output 'x'"):
+        result.text("x")
+    for errors in ("nonsense", None, 3):
+        with pytest.raises(InvalidOption, match="errors must be a way with errors"):
+            result.text("y", errors)  # type: ignore[arg-type]
+
+
+# --- Copies ---------------------------------------------------------------------------------------
+
+
+def whole() -> InferResult:
+    """Return a result with everything that one can have, its arrays on slots and on the answer."""
+    mine = Slot("r", 0, 0, DATA.nbytes, lease(DATA))
+    answer = received(
+        {"y": ("FP32", [2, 3]), "z": 2 * DATA, "there": ("FP32", [5])}, {}, {"y": mine}
+    )
+    arrays = {
+        **answer,
+        "text": np.array([b"a\0", b""], object),
+        "bf16": np.array([1.5, 2], ml_dtypes.bfloat16),
+        "none": np.empty((0, 3), np.int8),
+    }
+    return InferResult(
+        "m", "1", "id", {"a": 1, "b": "x"}, arrays, {"z": {"c": True}}, answer.shared_memory
+    )
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        *(
+            pytest.param(
+                lambda r, p=protocol: pickle.loads(pickle.dumps(r, p)), id=f"pickle{protocol}"
+            )
+            for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+        ),
+        pytest.param(copy.copy, id="copy"),
+        pytest.param(copy.deepcopy, id="deepcopy"),
+    ],
+)
+def test_copies_have_memory_of_their_own(copied: Any) -> None:
+    result = whole()
+    twin = copied(result)
+    assert isinstance(twin, InferResult)
+    for name in ("model_name", "model_version", "id", "parameters", "shared_memory"):
+        assert getattr(twin, name) == getattr(result, name)
+    assert twin.output_parameters("z") == {"c": True}
+    assert twin.output_parameters("y") == result.output_parameters("y")
+    assert list(twin) == list(result)
+    for name, array in result.items():
+        assert type(twin[name]) is np.ndarray
+        assert twin[name].dtype == array.dtype
+        assert twin[name].flags.writeable
+        assert not np.shares_memory(twin[name], array)
+        np.testing.assert_array_equal(twin[name], array)
+    plain = copied(InferResult("m", "", "", {}, {}))
+    assert (len(plain), plain.parameters, plain.shared_memory) == (0, {}, {})
+
+
+def test_arrays_of_a_kind_of_their_own_are_plain_in_copies(tmp_path: Any) -> None:
+    given = np.memmap(tmp_path / "file", np.float32, "w+", shape=(2, 3))
+    result = InferResult("m", "1", "", {}, {"y": given})
+    for twin in (pickle.loads(pickle.dumps(result)), copy.copy(result), copy.deepcopy(result)):
+        assert type(twin["y"]) is np.ndarray
+
+
+def test_another_process_reads_it() -> None:
+    program = (
+        "import pickle, sys; r = pickle.load(sys.stdin.buffer); r['y'][0] += 1; "
+        "sys.stdout.buffer.write(pickle.dumps(r))"
+    )
+    result = InferResult("m", "1", "", {}, dict(whole()))
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        input=pickle.dumps(result),
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=60,
+    )
+    np.testing.assert_array_equal(pickle.loads(ran.stdout)["y"], DATA + np.float32([[1], [0]]))

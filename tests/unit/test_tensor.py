@@ -237,6 +237,16 @@ def test_what_is_no_tensor_is_refused_by_name(value, message):
         ((3.5, "FP32", [1]), "no buffer"),
         ((np.array(["a"], object), "BYTES", [1]), "pointers"),
         ((None, "FP32", [1]), "shared memory"),
+        ((bytes(4), "FP32"), "must both be given, for raw memory, or neither, got only datatype"),
+        ((bytes(4), None, [1]), "must both be given, for raw memory, or neither, got only shape"),
+        ((None,), "a tensor of no data must have a datatype and a shape"),
+        ((Tensor(bytes(4), "FP32", [1]),), "a tensor of a Tensor must have a datatype"),
+        (([1.0],), "^a list must hold str or bytes"),
+        ((["a", 1],), "^element 1 is a int"),
+        ((np.zeros(2, ">u2"), "FP32", [1]), "big-endian >u2 is not what FP32 is sent as"),
+        ((np.zeros(1, ">u4"), "BYTES", [1]), "big-endian >u4 is not what BYTES is sent as"),
+        ((np.zeros(1, ">c8"), "FP64", [1]), "big-endian >c8 is not what FP64 is sent as"),
+        ((np.zeros(1, [("a", ">f4")]), "FP32", [1]), "big-endian .* is not what FP32 is sent as"),
     ],
 )
 def test_raw_memory_must_be_what_it_says(arguments, message):
@@ -293,3 +303,58 @@ def test_how_much_an_input_takes_and_what_is_copied_of_it():
     for strings in (words, np.array(words, object), [words[:5000]] * 2, np.array(words)):
         assert 10_000_000 <= memory_of(strings) < 12_000_000
         assert 10_000_000 <= copied_bytes(strings) < 14_000_000
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">u4", ">i4"])
+def test_raw_memory_is_little_endian(dtype):
+    bits = np.array([1.0, -2.5], "<f4").view("<u4")
+    big = bits.astype(">u4").view(dtype)
+    for data in (big, memoryview(big), np.repeat(big, 2)[::2]):
+        assert sent(Tensor(data, "FP32", [2])) == ("FP32", (2,), bits.tobytes())
+    half = np.array([1, 2], ">u2")
+    assert sent(Tensor(half, "BF16", [2])) == ("BF16", (2,), b"\1\0\2\0")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(["é", b"a\0"], id="strings"),
+        pytest.param([["a"], ["bc"]], id="nested"),
+        pytest.param([], id="nothing"),
+        pytest.param(np.array(["a", "bc"]), id="U"),
+        pytest.param(np.arange(6, dtype=np.int16).reshape(2, 3), id="array"),
+        pytest.param(np.arange(6, dtype=np.int16).reshape(2, 3).T, id="turned"),
+        pytest.param(np.array([1.5], ">f8"), id="big_endian"),
+        pytest.param(np.array([1.5], ml_dtypes.bfloat16), id="bfloat16"),
+        pytest.param(np.float32(3), id="scalar"),
+        pytest.param(np.zeros((0, 2), np.float32), id="empty"),
+        pytest.param(memoryview(b"abc"), id="buffer"),
+        pytest.param(OnDevice(np.arange(3.0)), id="dlpack"),
+    ],
+)
+def test_parameters_go_beside_any_input(value):
+    """It is sent as it is without them."""
+    beside = Tensor(value, parameters={"text": "é", "flag": True, "number": 7, "half": 0.5})
+    assert sent(beside) == sent(value)
+    (tensor,) = decode("ModelInferRequest", encoded(beside).render()).inputs
+    parameters = tensor.parameters
+    assert parameters["text"].string_param == "é"
+    assert parameters["flag"].bool_param is True
+    assert parameters["number"].int64_param == 7
+    assert parameters["half"].double_param == 0.5
+    assert sent(Tensor(value)) == sent(value)
+
+
+def test_parameters_that_do_not_go_with_data():
+    """The server would take the next tensor's bytes for this one's."""
+    there = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+    for arguments in ((bytes(4), "FP32", [1]), (["a"],)):
+        with pytest.raises(InvalidTensor, match="has data or is in shared memory, and not both"):
+            Tensor(*arguments, parameters=there)
+    with pytest.raises(InvalidTensor, match="parameters must be a mapping of name to value, got"):
+        Tensor(["a"], parameters=[("language", "en")])
+
+
+def test_an_array_beside_which_there_are_parameters_is_borrowed():
+    values = np.arange(6.0)
+    assert address_sent(Tensor(values, parameters={"a": 1})) == values.ctypes.data

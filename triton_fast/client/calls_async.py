@@ -109,8 +109,9 @@ class AsyncClient:
         inputs : mapping of str to array_like
             By the model's names. numpy arrays; anything with the buffer protocol, or DLPack on the
             CPU (torch tensors); lists of str or bytes, nested for more dimensions, for BYTES; or a
-            `Tensor`. Shapes have the batch dimension, if the model has one. C-contiguous,
-            little-endian memory is sent as it lies; do not change it during the call.
+            `Tensor`, for raw memory, or for parameters beside one of these. Shapes have the batch
+            dimension, if the model has one. C-contiguous, little-endian memory is sent as it lies;
+            do not change it during the call.
         outputs : iterable of str or RequestedOutput, optional
             Which to return; all of the model's by default.
         model_version : str, optional
@@ -136,9 +137,10 @@ class AsyncClient:
             are received into without another copy. Their contents are undefined if the call fails.
         split : bool, default False
             Cut a batch that is larger than the model takes along its first axis, and join the
-            answers in place. Several pieces are on their way at a time. An input may be a list of
-            samples then, arrays without the batch dimension. If a piece fails, its number is in the
-            error, which is raised when no piece is running any more.
+            answers in place. Several pieces are on their way at a time. Inputs mean what they mean
+            otherwise; and one may be a list of samples, arrays without the batch dimension. If a
+            piece fails, its number is in the error, which is raised when no piece is running any
+            more.
 
         Returns
         -------

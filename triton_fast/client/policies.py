@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..channels.base import CallOptions, Channel
-from ..errors import InvalidTensor, ServerError, TritonFastError, Unimplemented
+from ..errors import InvalidTensor, ServerError, TritonFastError, Unimplemented, WireError
 from ..inference.request import Prepared
 from ..inference.result import InferResult
 from .attempt import Attempt, Out
@@ -87,7 +87,13 @@ class Policies:
                     if not repeats.after(error, shared, prepared, placement):
                         raise
                     continue
-                result = self._result_of(attempt, options)
+                try:
+                    result = self._result_of(attempt, options)
+                except WireError as error:
+                    # Nobody knows what the server has done, or does, with the slots.
+                    if shared is not None and placement is not None:
+                        shared.conclude(prepared, placement, error)
+                    raise
             finally:
                 attempt.release()
             if shared is not None:

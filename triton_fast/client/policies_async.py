@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..channels.base import AsyncChannel, CallOptions
-from ..errors import InvalidTensor, ServerError, TritonFastError, Unimplemented
+from ..errors import InvalidTensor, ServerError, TritonFastError, Unimplemented, WireError
 from ..inference.request import Prepared
 from ..inference.result import InferResult
 from .attempt import Attempt, Out
@@ -88,7 +88,13 @@ class AsyncPolicies:
                     if not repeats.after(error, shared, prepared, placement):
                         raise
                     continue
-                result = await self._result_of(attempt, options)
+                try:
+                    result = await self._result_of(attempt, options)
+                except WireError as error:
+                    # Nobody knows what the server has done, or does, with the slots.
+                    if shared is not None and placement is not None:
+                        shared.conclude(prepared, placement, error)
+                    raise
             finally:
                 attempt.release()
             if shared is not None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ..errors import InvalidOption, InvalidTensor, ServerError, TritonFastError, server_error
-from ..inference.result import InferResult
-from ..inference.tensor import Tensor
-from ..protocol.datatypes import datatype_of, dtype_of
+from ..inference.result import InferResult, Places, check_out
+from ..inference.tensor import InputTensor, Tensor, input_rows, input_tensor
+from ..protocol.datatypes import DATATYPES, datatype_of, dtype_of
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
@@ -46,9 +48,9 @@ def infer_split(
     Raises
     ------
     InvalidOption
-        If the model takes no batches.
+        If the model takes no batches, or an output is to be in shared memory of the caller's.
     InvalidTensor
-        If inputs have different batch sizes, or an output has no rows to join.
+        If an input cannot be cut, inputs have different batch sizes, or answers cannot be joined.
     ServerError
         The first piece's that failed, with its number; no piece is running any more then.
     """
@@ -135,13 +137,24 @@ class Split:
             raise InvalidOption(
                 f"split: model {prepared.model_name!r} takes no batches, as far as the server says"
             )
-        self._batches = {name: _batch(empty, name, value) for name, value in inputs.items()}
-        self.gathers = any(isinstance(batch, _Samples) for batch in self._batches.values())
-        rows = _rows(self._batches)
+        if not isinstance(inputs, Mapping):
+            raise InvalidTensor(
+                f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
+            )
+        shared = prepared.header.shared_memory_outputs
+        if shared:
+            raise InvalidOption(
+                f"output {shared[0]!r} of a call with split=True cannot be in shared memory: each "
+                "piece would overwrite the one before"
+            )
+        batches = {name: _batch(empty, name, value) for name, value in inputs.items()}
+        self.gathers = any(isinstance(batch, _Samples) for batch in batches.values())
+        rows = _rows(batches)
         most = signature.max_batch_size
         self.pieces = [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
-        self.pieces = self.pieces or [slice(0, 0)]
-        self._join = _Join(empty, prepared, rows, out)
+        self._join = _Join(empty, prepared, rows, self.pieces, out)
+        # Strings are encoded here, so that one that cannot be is found before anything is sent.
+        self._parts = {name: batch.cut(self.pieces) for name, batch in batches.items()}
         if len(self.pieces) > 1:
             self._join.prepare(signature)
 
@@ -152,97 +165,279 @@ class Split:
 
     def part(self, number: int) -> dict[str, Any]:
         """Return a piece's inputs."""
-        return {name: batch[self.pieces[number]] for name, batch in self._batches.items()}
+        return {name: parts(number) for name, parts in self._parts.items()}
 
     def out(self, number: int) -> Out | None:
         """Return where a piece's outputs are to be written, as far as that is known."""
-        return self._join.out(self.pieces[number])
+        return self._join.out(number)
 
     def put(self, number: int, result: InferResult) -> None:
         """Take a piece's answer."""
-        self._join.put(self.pieces[number], result)
+        self._join.put(number, result)
 
     def error(self, number: int, error: TritonFastError) -> TritonFastError:
         """Return a piece's error with the piece's number in it."""
-        return _of_piece(error, number, self.pieces[number], len(self.pieces))
+        return _of_piece(self._join.misfit(number, error) or error, _label(self.pieces, number))
 
     def result(self) -> InferResult:
         """Return the answer to the whole batch."""
         return self._join.result()
 
 
-def _of_piece(error: TritonFastError, number: int, piece: slice, count: int) -> TritonFastError:
-    where = f"piece {number} of {count} (rows {piece.start} to {piece.stop - 1})"
+def _label(pieces: Sequence[slice], number: int) -> str:
+    piece = pieces[number]
+    return f"piece {number} of {len(pieces)} (rows {piece.start} to {piece.stop - 1})"
+
+
+def _of_piece(error: TritonFastError, where: str) -> TritonFastError:
     if isinstance(error, ServerError):
         return server_error(
             error.status, f"{where}: {error.message}", call=error.call, target=error.target
         )
+    if isinstance(error, OSError):
+        return type(error)(error.errno, f"{where}: {error.strerror}")
     return type(error)(f"{where}: {error}")
+
+
+# --- Inputs ---------------------------------------------------------------------------------------
+
+Parts: TypeAlias = "Callable[[int], Any]"
+"""Given a piece's number, returns its part of an input."""
+
+
+class _Batch(Protocol):
+    """An input whose rows can be cut off."""
+
+    def __len__(self) -> int:
+        """How many rows it has."""
+
+    def cut(self, pieces: Sequence[slice]) -> Parts:
+        """Return what makes the parts of the input for these pieces."""
+
+
+class _Rows:
+    """An array of numbers: its parts are views."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def cut(self, pieces: Sequence[slice]) -> Parts:
+        return lambda number: self._array[pieces[number]]
+
+
+class _Strings:
+    """An array of strings: its parts are encoded at once."""
+
+    def __init__(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        self._name = name
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def cut(self, pieces: Sequence[slice]) -> Parts:
+        try:
+            parts = [input_tensor(self._name, self._array[piece]) for piece in pieces]
+        except InvalidTensor:
+            input_tensor(self._name, self._array)  # says where in all of it the element is
+            raise
+        tensors = [Tensor(part.payload, part.datatype, part.shape) for part in parts]
+        return lambda number: tensors[number]
+
+
+class _RawRows:
+    """A `Tensor`, of memory or in shared memory: its parts are views."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __len__(self) -> int:
+        return self._tensor.shape[0]
+
+    def cut(self, pieces: Sequence[slice]) -> Parts:
+        tensor = self._tensor
+        row_shape = tensor.shape[1:]
+        if tensor.datatype == "BYTES":
+            counts = [piece.stop * math.prod(row_shape) for piece in pieces]
+            ends = _ends(_bytes_of(tensor.data), counts)
+        else:
+            size = math.prod(row_shape) * dtype_of(tensor.datatype).itemsize
+            ends = [piece.stop * size for piece in pieces]
+
+        def part(number: int) -> Tensor:
+            piece = pieces[number]
+            start, end = ends[number - 1] if number else 0, ends[number]
+            shape = (piece.stop - piece.start, *row_shape)
+            parameters = tensor.parameters
+            if tensor.data is None:
+                assert parameters is not None
+                first = parameters.get("shared_memory_offset", 0)
+                place = {
+                    "shared_memory_offset": first + start,
+                    "shared_memory_byte_size": end - start,
+                }
+                return Tensor(None, tensor.datatype, shape, parameters={**parameters, **place})
+            data = _bytes_of(tensor.data)[start:end]
+            return Tensor(data, tensor.datatype, shape, parameters=parameters)
+
+        return part
+
+
+def _bytes_of(data: Any) -> np.ndarray[Any, Any]:
+    """Return a payload's bytes; of any dtype, also of those that memoryview knows no format for."""
+    size = data.nbytes if isinstance(data, np.ndarray) else len(data)
+    return np.frombuffer(data, np.uint8) if size else np.empty(0, np.uint8)
+
+
+def _ends(encoded: np.ndarray[Any, Any], counts: Sequence[int]) -> list[int]:
+    """Return where in an encoded BYTES tensor so many elements end."""
+    lengths = struct.Struct("<I")
+    ends = []
+    done = position = 0
+    for count in counts:
+        for _ in range(count - done):
+            position += lengths.size + lengths.unpack_from(encoded.data, position)[0]
+        done = count
+        ends.append(position)
+    return ends
 
 
 class _Samples:
     """A list of samples, of which a part becomes a batch when it is about to be sent.
 
-    It is written straight to where it is sent from, while earlier parts are on their way.
+    Numbers are written straight to where they are sent from, while earlier parts are on their way.
     """
 
     def __init__(self, empty: Empty, name: str, samples: Sequence[Any]) -> None:
         self._empty = empty
-        self._arrays = [np.asarray(sample) for sample in samples]
-        first = self._arrays[0]
-        for number, array in enumerate(self._arrays):
-            if array.shape != first.shape or array.dtype != first.dtype:
+        self._arrays: list[np.ndarray[Any, Any]] = []
+        self._tensors: list[InputTensor] = []  # in place of arrays: strings, and raw memory
+        for number, sample in enumerate(samples):
+            try:
+                rows = input_rows(sample)
+                raw = isinstance(rows, Tensor) or _is_text(rows)
+                if isinstance(rows, Tensor) and (rows.data is None or rows.parameters):
+                    raise InvalidTensor("a Tensor with parameters cannot be a row of a batch")
+                encoded = input_tensor(name, rows) if raw else None
+            except InvalidTensor as error:
+                text = str(error).removeprefix(f"input {name!r}: ")
+                raise InvalidTensor(f"input {name!r}: sample {number}: {text}") from error
+            if encoded is not None:
+                self._tensors.append(encoded)
+                layout = (encoded.datatype, encoded.shape)
+            else:
+                assert isinstance(rows, np.ndarray)
+                self._arrays.append(rows)
+                layout = (rows.dtype.newbyteorder("=").name, rows.shape)
+            if number == 0:
+                first = layout
+            if layout != first:
                 raise InvalidTensor(
-                    f"input {name!r}: sample {number} is {array.dtype} {list(array.shape)}, and "
-                    f"sample 0 is {first.dtype} {list(first.shape)}"
+                    f"input {name!r}: sample {number} is {layout[0]} {list(layout[1])}, and "
+                    f"sample 0 is {first[0]} {list(first[1])}"
                 )
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._arrays) or len(self._tensors)
 
-    def __getitem__(self, piece: slice) -> np.ndarray[Any, Any]:
+    def cut(self, pieces: Sequence[slice]) -> Parts:
+        return lambda number: self._part(pieces[number])
+
+    def _part(self, piece: slice) -> np.ndarray[Any, Any] | Tensor:
+        tensors = self._tensors[piece]
+        if tensors:
+            payload = b"".join(_bytes_of(tensor.payload).data for tensor in tensors)
+            return Tensor(payload, tensors[0].datatype, (len(tensors), *tensors[0].shape))
         arrays = self._arrays[piece]
         first = arrays[0]
-        if datatype_of(first.dtype) in {None, "BYTES"}:
-            return np.stack(arrays)
-        batch = self._empty((len(arrays), *first.shape), first.dtype)
+        batch = self._empty((len(arrays), *first.shape), first.dtype.newbyteorder("="))
         for row, array in enumerate(arrays):
             batch[row] = array
         return batch
 
 
-def _batch(empty: Empty, name: str, value: Any) -> np.ndarray[Any, Any] | _Samples:
+def _is_text(array: np.ndarray[Any, Any]) -> bool:
+    return datatype_of(array.dtype) == "BYTES"
+
+
+def _batch(empty: Empty, name: str, value: Any) -> _Batch:
     """Return an input as something whose rows can be cut off."""
-    if isinstance(value, Tensor):
-        raise InvalidTensor(f"input {name!r}: a Tensor cannot be split; pass an array")
-    if isinstance(value, list | tuple) and value and not isinstance(value[0], str | bytes):
+    if isinstance(value, list | tuple) and value and _is_sample(value[0]):
         return _Samples(empty, name, value)
-    array = np.array(value, np.object_) if isinstance(value, list | tuple) else np.asarray(value)
-    if array.ndim == 0:
-        raise InvalidTensor(f"input {name!r} has no rows to split")
-    return array
+    try:
+        rows = input_rows(value)
+    except InvalidTensor as error:
+        raise InvalidTensor(f"input {name!r}: {error}") from error
+    if isinstance(rows, Tensor) and rows.data is None and rows.datatype == "BYTES":
+        raise InvalidTensor(
+            f"input {name!r} cannot be split: it is BYTES in shared memory, where its rows end is "
+            "not known"
+        )
+    if not rows.shape:
+        raise InvalidTensor(f"input {name!r} is a scalar, and has no rows to split")
+    if isinstance(rows, Tensor):
+        return _RawRows(rows)
+    return _Strings(name, rows) if _is_text(rows) else _Rows(rows)
 
 
-def _rows(batches: Mapping[str, Sized]) -> int:
+def _is_sample(value: Any) -> bool:
+    """Whether a list of such values is one of samples; others are of strings, or are refused."""
+    if isinstance(value, str | bytes | list | tuple):
+        return False
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return True
+    if any(hasattr(value, name) for name in ("__dlpack__", "__array__", "__array_interface__")):
+        return True
+    try:
+        memoryview(value)
+    except (TypeError, BufferError):
+        return False
+    return True
+
+
+def _rows(batches: Mapping[str, _Batch]) -> int:
     rows = {name: len(batch) for name, batch in batches.items()}
     if not rows:
         raise InvalidTensor("split: there are no inputs")
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
         raise InvalidTensor(f"split: inputs have different batch sizes: {counts}")
-    return next(iter(rows.values()))
+    name, count = next(iter(rows.items()))
+    if not count:
+        raise InvalidTensor(f"input {name!r} has no rows: a batch must have one or more")
+    return count
+
+
+# --- Outputs --------------------------------------------------------------------------------------
 
 
 class _Join:
     """The outputs of all pieces, as they come in."""
 
-    def __init__(self, empty: Empty, prepared: Prepared, rows: int, out: Out | None) -> None:
+    def __init__(
+        self,
+        empty: Empty,
+        prepared: Prepared,
+        rows: int,
+        pieces: Sequence[slice],
+        out: Out | None,
+    ) -> None:
         self._empty = empty
         self._prepared = prepared
         self._rows = rows
+        self._pieces = pieces
         self._given = dict(out or {})
+        for name, array in self._given.items():
+            check_out(name, array)
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self._handed: dict[int, Places] = {}  # what pieces are written to, by their numbers
         self._first: InferResult | None = None
+        self._first_number = 0  # of the piece that was answered first
+        self._names: frozenset[str] = frozenset()  # of the outputs that it has
+        self._by_signature = False
         self.ready = False
 
     def prepare(self, signature: Signature) -> None:
@@ -257,7 +452,7 @@ class _Join:
                 return
             arrays[name] = self._array(name, dtype_of(output.datatype), tuple(output.shape[1:]))
         self._arrays = arrays
-        self.ready = True
+        self._by_signature = self.ready = True
 
     def _array(
         self, name: str, dtype: np.dtype[Any], row_shape: tuple[int, ...]
@@ -273,17 +468,36 @@ class _Join:
             )
         return given
 
-    def out(self, piece: slice) -> Out | None:
+    def out(self, number: int) -> Out | None:
         """Return where a piece's outputs are to be written, as far as that is known."""
-        return {name: array[piece] for name, array in self._arrays.items()} or None
+        piece = self._pieces[number]
+        places = Places({name: array[piece] for name, array in self._arrays.items()})
+        if not places:
+            return None
+        self._handed[number] = places
+        return places
 
-    def put(self, piece: slice, result: InferResult) -> None:
+    def put(self, number: int, result: InferResult) -> None:
         """Take a piece's answer."""
-        if self._first is None or piece.start == 0:
+        handed = self._handed.pop(number, Places())
+        if self._first is None:
+            self._first_number = number
+            self._names = frozenset(result)
+        elif self._names != result.keys():
+            name = min(self._names ^ result.keys())
+            has, lacks = "has no", "had one"
+            if name in result:
+                has, lacks = "has an", "had none"
+            raise InvalidTensor(
+                f"the answer {has} output {name!r}, and that of "
+                f"{_label(self._pieces, self._first_number)} {lacks}: they cannot be joined"
+            )
+        if self._first is None or number == 0:
             self._first = result
-        if self.ready:
-            return  # it was written in place
+        piece = self._pieces[number]
         for name, array in result.items():
+            if name in handed:
+                continue  # it was written in place
             if array.ndim == 0 or len(array) != piece.stop - piece.start:
                 raise InvalidTensor(
                     f"output {name!r} has shape {list(array.shape)} for {piece.stop - piece.start} "
@@ -292,23 +506,56 @@ class _Join:
             whole = self._arrays.get(name)
             if whole is None:
                 whole = self._arrays[name] = self._array(name, array.dtype, array.shape[1:])
+            if whole.shape[1:] != array.shape[1:] or whole.dtype.newbyteorder("=") != array.dtype:
+                raise self._unlike(name, f"{datatype_of(array.dtype)} {list(array.shape)}")
             np.copyto(whole[piece], array)
         self.ready = True
+
+    def misfit(self, number: int, error: TritonFastError) -> InvalidTensor | None:
+        """Return what an error says of a place that nobody but us gave; None if it does not."""
+        text = str(error)
+        if isinstance(error, InvalidTensor):
+            # Of what C++ has received, too: its errors have no more than their text.
+            for name in self._handed.get(number, ()):
+                for place in (f"out[{name!r}] is ", f"out['{name}'] is "):
+                    _, separator, answer = text.partition("; the answer is ")
+                    if separator and text.startswith(place) and name not in self._given:
+                        return self._unlike(name, answer)
+        return None
+
+    def _unlike(self, name: str, answer: str) -> InvalidTensor:
+        whole = self._arrays[name]
+        datatype = datatype_of(whole.dtype.newbyteorder("="))
+        kind, _, shape = answer.partition(" ")
+        if kind not in DATATYPES:
+            kind = datatype_of(np.dtype(kind)) or kind
+        if self._by_signature:
+            other = "the model's signature says"
+            rows = -1
+        else:
+            other = f"that of {_label(self._pieces, self._first_number)} is"
+            first = self._pieces[self._first_number]
+            rows = first.stop - first.start
+        return InvalidTensor(
+            f"output {name!r} is {kind} {shape}, and {other} {datatype} "
+            f"{[rows, *whole.shape[1:]]}: they cannot be joined"
+        )
 
     def result(self) -> InferResult:
         """Return the answer to the whole batch."""
         first = self._first
         assert first is not None
         for name in self._given:
-            if name not in self._arrays:
+            if name not in self._names:
                 raise InvalidTensor(
-                    f"out[{name!r}]: model {self._prepared.model_name!r} gave no such output"
+                    f"out[{name!r}]: model {self._prepared.model_name!r} gave no such output to "
+                    f"write there; it gave {', '.join(map(repr, first)) or 'none'}"
                 )
         return InferResult(
             first.model_name,
             first.model_version,
             first.id,
             first.parameters,
-            self._arrays,
-            {name: first.output_parameters(name) for name in self._arrays},
+            {name: self._arrays[name] for name in first},
+            {name: first.output_parameters(name) for name in first},
         )

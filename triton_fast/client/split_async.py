@@ -45,12 +45,22 @@ async def infer_split(
     if not batch.ready:
         await call.run(batch, left.popleft())  # from which is learnt what the outputs are like
 
+    failed: dict[int, TritonFastError] = {}
+
     async def worker() -> None:
         while left:
-            await call.run(batch, left.popleft())
+            number = left.popleft()
+            try:
+                await call.run(batch, number)
+            except TritonFastError as error:
+                # No more are sent, and those that are on their way end by themselves.
+                left.clear()
+                failed[number] = error
 
     count = min(IN_FLIGHT, len(batch.pieces))
     await _all_of([asyncio.create_task(worker()) for _ in range(count)], left)
+    if failed:
+        raise failed[min(failed)]
     return batch.result()
 
 
@@ -90,10 +100,9 @@ class _SplitCall:
 
 
 async def _all_of(workers: list[asyncio.Task[None]], left: deque[int]) -> None:
-    """Wait until workers have done all that is left; raise the first one's error when all ended."""
+    """Wait until workers have done all that is left, and have ended; raise what one has raised."""
     try:
         await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-        # If one has failed, no more are sent, and those that are on their way end by themselves.
         left.clear()
         if any(not task.done() for task in workers):
             await asyncio.wait(workers)

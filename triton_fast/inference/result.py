@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from .._core import _wire
 from ..errors import InvalidOption, InvalidTensor, WireError, printable
 from ..protocol.datatypes import datatype_of, dtype_of
+from .request import shared_memory_parameters
 
 if TYPE_CHECKING:
     from ..management.metadata import TensorMetadata
     from ..protocol.codec import Header, ResponseDecoder
     from ..shared_memory.pool import Slot
 
-__all__ = ["InferResult", "Receiver", "result_of"]
+__all__ = ["InferResult", "Places", "Receiver", "check_out", "result_of"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+# The parameters that say where in shared memory a tensor is.
+_PLACE = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 # What can be done in a millisecond or two, in bytes: copied, and decoded to bytes objects.
 _MUCH = 2 << 20
 _MANY = 256 << 10
+# How much of an element an error shows.
+_MOST_SHOWN = 80
 
 
 class InferResult(Mapping[str, np.ndarray[Any, Any]]):
@@ -44,8 +50,11 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
     Notes
     -----
     Arrays are writable, C-contiguous, and own their memory, or are those given as ``out=``. BYTES
-    outputs are arrays of ``bytes`` objects. BF16 outputs are ``bfloat16`` if ml_dtypes is
-    installed, else ``uint16`` with the same bits.
+    outputs are arrays of ``bytes`` objects; `text` has them as ``str``. BF16 outputs are
+    ``bfloat16`` if ml_dtypes is installed, else ``uint16`` with the same bits.
+
+    A result can be pickled and copied. Copies, of `copy.copy` too, have arrays with memory of their
+    own, never shared memory.
     """
 
     __slots__ = (
@@ -120,6 +129,61 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
         """Return the parameters that the response has for one output; empty if there are none."""
         return self._output_parameters.get(name, _NOTHING)
 
+    def text(self, name: str, errors: str = "strict") -> np.ndarray[Any, Any]:
+        """Return an output of BYTES as text, which is read as UTF-8.
+
+        Parameters
+        ----------
+        name : str
+            The output's.
+        errors : str, default "strict"
+            What becomes of bytes that are no UTF-8, as in `bytes.decode`: ``"replace"``, say.
+
+        Returns
+        -------
+        numpy.ndarray of object
+            ``str`` objects, in the output's shape.
+
+        Raises
+        ------
+        KeyError
+            If there is no such output.
+        InvalidOption
+            If it is a tensor of numbers, or there is no such way with errors.
+        InvalidTensor
+            If an element is no UTF-8; it names output and element.
+
+        Examples
+        --------
+        >>> client.infer("namer", inputs).text("name").tolist()  # doctest: +SKIP
+        [['Ada'], ['Grace']]
+        """
+        array = self[name]
+        if not array.dtype.hasobject:
+            raise InvalidOption(
+                f"output {name!r} is {array.dtype} {list(array.shape)} and no text: it must be "
+                "BYTES"
+            )
+        try:
+            codecs.lookup_error(errors)
+        except (LookupError, TypeError) as error:
+            raise InvalidOption(
+                f"errors must be a way with errors that bytes.decode knows, got {errors!r}"
+            ) from error
+        texts = np.empty(array.shape, np.object_)
+        flat = texts.reshape(-1)
+        for number, element in enumerate(array.reshape(-1)):
+            try:
+                flat[number] = str(element, "utf-8", errors)
+            except UnicodeDecodeError as error:
+                place = [int(index) for index in np.unravel_index(number, array.shape)]
+                shown = repr(element[:_MOST_SHOWN]) + ("…" if len(element) > _MOST_SHOWN else "")
+                raise InvalidTensor(
+                    f"output {name!r}, element {place}: {shown} is no UTF-8 ({error.reason} at "
+                    f"byte {error.start}); errors='replace' reads it nevertheless"
+                ) from error
+        return texts
+
     def classes(self, name: str) -> list[Any]:
         """Return the best classes of an output that was asked for with a ``class_count``.
 
@@ -163,11 +227,53 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
 
         return parse_classes(name, array)
 
+    def __copy__(self) -> Self:
+        copied = {name: np.array(array, subok=False) for name, array in self._arrays.items()}
+        return type(self)(*self._fields(copied))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = {name: np.asarray(array) for name, array in self._arrays.items()}
+        return type(self), self._fields(plain)
+
+    def _fields(self, arrays: dict[str, np.ndarray[Any, Any]]) -> tuple[Any, ...]:
+        return (
+            self.model_name,
+            self.model_version,
+            self.id,
+            dict(self.parameters),
+            arrays,
+            {name: dict(own) for name, own in self._output_parameters.items()},
+            dict(self.shared_memory),
+        )
+
     def __repr__(self) -> str:
         arrays = ", ".join(
             f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items()
         )
         return printable(f"InferResult({self.model_name} {self.model_version}, {{{arrays}}})")
+
+
+class Places(dict[str, np.ndarray[Any, Any]]):
+    """Arrays that outputs are written to if they come, in place of ``out``, which must come."""
+
+    __slots__ = ()
+
+
+def check_out(name: str, array: np.ndarray[Any, Any]) -> None:
+    """Refuse an array in ``out`` that can take no output.
+
+    Raises
+    ------
+    InvalidTensor
+        If it is no array, or read-only, or of a dtype that no output has.
+    """
+    if not isinstance(array, np.ndarray):
+        raise InvalidTensor(f"out[{name!r}] is a {type(array).__name__}; it must be a numpy array")
+    if not array.flags.writeable:
+        raise InvalidTensor(f"out[{name!r}] is read-only")
+    dtype = array.dtype
+    if datatype_of(dtype) is None and datatype_of(dtype.newbyteorder("=")) is None:
+        raise InvalidTensor(f"out[{name!r}] has dtype {dtype}, which no output can have")
 
 
 class Receiver:
@@ -178,9 +284,11 @@ class Receiver:
     header : Header
         Of the request: it knows which outputs will be in shared memory.
     out : mapping of str to numpy.ndarray, optional
-        See `triton_fast.Client.infer`.
+        See `triton_fast.Client.infer`; or `Places`.
     placed : mapping of str to Slot, optional
         Outputs that the server writes to slots of ours; those without a lease are in ``out``.
+    own : mapping of str to mapping, optional
+        Outputs that it writes to shared memory of the caller's, and the parameters that say where.
 
     Raises
     ------
@@ -188,17 +296,19 @@ class Receiver:
         If an array in ``out`` can take no output: it is read-only, or of a dtype that none has.
     """
 
-    __slots__ = ("_copied", "_out", "_placed", "response")
+    __slots__ = ("_copied", "_out", "_own", "_placed", "response")
 
     def __init__(
         self,
         header: Header,
         out: Mapping[str, np.ndarray[Any, Any]] | None = None,
         placed: Mapping[str, Slot] = _NOTHING,
+        own: Mapping[str, Mapping[str, Any]] = _NOTHING,
     ) -> None:
         self.response = header.response()
         self._out = out or {}
         self._placed = placed
+        self._own = own
         # Arrays that the bytes cannot be written to as they come.
         self._copied: set[str] = set()
         try:
@@ -209,15 +319,8 @@ class Receiver:
             raise
 
     def _place(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        if not isinstance(array, np.ndarray):
-            raise InvalidTensor(
-                f"out[{name!r}] is a {type(array).__name__}; it must be a numpy array"
-            )
-        if not array.flags.writeable:
-            raise InvalidTensor(f"out[{name!r}] is read-only")
+        check_out(name, array)
         datatype = datatype_of(array.dtype)
-        if datatype is None and datatype_of(array.dtype.newbyteorder("=")) is None:
-            raise InvalidTensor(f"out[{name!r}] has dtype {array.dtype}, which no output can have")
         if name in self._placed:
             if self._placed[name].lease is not None:
                 self._copied.add(name)
@@ -241,6 +344,9 @@ class Receiver:
         ------
         InvalidTensor
             If an output is not what the caller's array for it takes, or did not come.
+        WireError
+            If an output is not where in shared memory it was to be written, as far as the answer
+            says.
         """
         model_name, model_version, request_id, parameters, outputs = self.response.take()
         arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -250,9 +356,13 @@ class Receiver:
             if own:
                 output_parameters[name] = own
             if payload is None and name in self._placed:
-                array = self._written(name, datatype, shape)
+                slot = self._placed[name]
+                place = (slot.region, slot.offset, slot.byte_size)
+                _check_place(name, datatype, shape, own, shared_memory_parameters(*place))
+                array = self._written(name, slot, datatype, shape)
                 arrays[name] = self._copy(name, array) if name in self._copied else array
             elif payload is None:
+                _check_place(name, datatype, shape, own, self._own.get(name, _NOTHING))
                 from ..management.metadata import TensorMetadata  # noqa: PLC0415 - rare
 
                 shared_memory[name] = TensorMetadata(name, datatype, shape)
@@ -261,9 +371,9 @@ class Receiver:
             else:
                 assert isinstance(payload, _wire.Payload)
                 array = _array(datatype, shape, payload)
-                arrays[name] = self._copy(name, array) if name in self._copied else array
+                arrays[name] = self._copy(name, array) if name in self._out else array
         for name in self._out:
-            if name not in arrays:
+            if name not in arrays and not isinstance(self._out, Places):
                 raise InvalidTensor(
                     f"out[{name!r}]: model {model_name!r} gave no such output to write there; it "
                     f"gave {', '.join(map(repr, arrays)) or 'none'}"
@@ -278,15 +388,15 @@ class Receiver:
             shared_memory or _NOTHING,
         )
 
-    def _written(self, name: str, datatype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _written(
+        self, name: str, slot: Slot, datatype: str, shape: tuple[int, ...]
+    ) -> np.ndarray[Any, Any]:
         """Return what the server has written to a slot."""
-        slot = self._placed[name]
         dtype = dtype_of(datatype)
-        byte_size = math.prod(shape) * dtype.itemsize
-        if datatype == "BYTES" or byte_size > slot.byte_size:
+        if datatype == "BYTES":
             raise WireError(
-                f"output {name!r} is {datatype} {list(shape)}, and it was to be written to "
-                f"{slot.byte_size} bytes of shared memory"
+                f"output {name!r} is BYTES {list(shape)}, and it was to be written to "
+                f"{slot.byte_size} bytes of shared memory: its elements have no size"
             )
         if slot.lease is not None:
             return np.ndarray(shape, dtype, slot.lease)  # type: ignore[arg-type]  # has a buffer
@@ -316,6 +426,58 @@ class Receiver:
     def release(self) -> None:
         """Let go of the caller's arrays. Idempotent."""
         self.response.release()
+
+
+def _check_place(
+    name: str,
+    datatype: str,
+    shape: tuple[int, ...],
+    answer: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> None:
+    """Refuse an output that is not where in shared memory it was to be written.
+
+    Parameters
+    ----------
+    name, datatype, shape
+        The output, as the answer has it.
+    answer : mapping
+        Its parameters in the answer. Triton 2.51 sends none, and no content either: the output
+        is where it was asked for, then.
+    asked : mapping
+        Those that the request had.
+
+    Raises
+    ------
+    WireError
+        If it is elsewhere, or larger than there was room, or than what the answer says was written.
+
+    Source
+    ------
+    Triton's "system shared memory extension": what an offset is that is not there.
+    """
+    room = asked.get("shared_memory_byte_size")
+    needed = 0 if datatype == "BYTES" else math.prod(shape) * dtype_of(datatype).itemsize
+    if isinstance(room, int) and needed > room:
+        raise WireError(
+            f"output {name!r} is {datatype} {list(shape)}, which takes {needed} bytes, and it was "
+            f"to be written to {room} bytes of shared memory"
+        )
+    if answer.keys().isdisjoint(_PLACE) or not asked:
+        return
+    region, offset = asked.get("shared_memory_region"), asked.get("shared_memory_offset", 0)
+    there = answer.get("shared_memory_region", region)
+    at = answer.get("shared_memory_offset", 0 if "shared_memory_region" in answer else offset)
+    size = answer.get("shared_memory_byte_size", room)
+    if (there, at) == (region, offset) and (
+        size == room or (isinstance(size, int) and needed <= size and (room is None or size < room))
+    ):
+        return
+    raise WireError(
+        f"output {name!r} ({datatype} {list(shape)}, {needed} bytes) was to be written to "
+        f"{room} bytes at offset {offset} of the shared memory region {region!r}, and the answer "
+        f"has {size!r} bytes at offset {at!r} of region {there!r}"
+    )
 
 
 def result_of(response: ResponseDecoder) -> InferResult:

@@ -24,6 +24,7 @@ __all__ = [
     "Tensor",
     "checked_shape",
     "copied_bytes",
+    "input_rows",
     "input_tensor",
     "memory_of",
 ]
@@ -54,26 +55,32 @@ class InputTensor(NamedTuple):
 class Tensor:
     """Raw memory with a datatype and a shape of its own, for what numpy has no dtype for.
 
+    Or, without these, any other input: for parameters to be sent beside it.
+
     Parameters
     ----------
-    data : buffer or None
-        The elements in C order, little-endian: ``bytes``, ``memoryview``, an array of any dtype.
-        Borrowed until the call is over. For BYTES, each element is a four-byte length and its
-        bytes. None if ``parameters`` say where in shared memory the elements are.
-    datatype : str
+    data : buffer, array_like, list, or None
+        The elements in C order, little-endian: ``bytes``, ``memoryview``, an array of any dtype,
+        which is converted if it is big-endian. Borrowed until the call is over. For BYTES, each
+        element is a four-byte length and its bytes. None if ``parameters`` say where in shared
+        memory the elements are. Without ``datatype`` and ``shape``: whatever
+        `triton_fast.Client.infer` takes, meaning what it means there.
+    datatype : str, optional
         Triton's spelling, as in ``"BF16"``.
-    shape : sequence of int
-        With the batch dimension, if the model has one.
-    parameters : mapping, optional
-        Parameters of this tensor (``shared_memory_region`` and the like).
+    shape : sequence of int, optional
+        With the batch dimension, if the model has one. Given if ``datatype`` is.
+    parameters : mapping of str to bool, int, float or str, optional
+        Parameters of this tensor, for the server to read (``shared_memory_region`` and the like).
 
     Raises
     ------
     InvalidTensor
         If there is no such datatype, a dimension is negative, or the memory has not the number of
-        bytes that datatype and shape take.
+        bytes that datatype and shape take, or elements of another size in big-endian order; if it
+        has both data and a place in shared memory; or, without datatype and shape, if no tensor
+        can be made of it.
     InvalidOption
-        If the parameters are none.
+        If a parameter's name or value is none.
 
     Examples
     --------
@@ -83,6 +90,11 @@ class Tensor:
     >>> bits = (np.array([1.0, 2.5], np.float32).view(np.uint32) >> 16).astype(np.uint16)
     >>> Tensor(bits, "BF16", [2])
     Tensor(BF16, [2], 4 bytes)
+
+    Parameters beside strings:
+
+    >>> Tensor(["yes", "no"], parameters={"language": "en"})
+    Tensor(BYTES, [2], 13 bytes)
 
     Source
     ------
@@ -94,28 +106,51 @@ class Tensor:
     def __init__(
         self,
         data: Any,
-        datatype: str,
-        shape: Sequence[int],
+        datatype: str | None = None,
+        shape: Sequence[int] | None = None,
         *,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise InvalidTensor(
+                f"parameters must be a mapping of name to value, got {type(parameters).__name__}"
+            )
+        parameters = plain_parameters(parameters)
+        placed = parameters is not None and "shared_memory_region" in parameters
+        if placed and data is not None:
+            raise InvalidTensor("a tensor has data or is in shared memory, and not both")
+        self.parameters = parameters
+        if datatype is None and shape is None:
+            if data is None or isinstance(data, Tensor):
+                raise InvalidTensor(
+                    f"a tensor of {'no data' if data is None else 'a Tensor'} must have a datatype "
+                    "and a shape"
+                )
+            made = _input("", data)
+            self.data = _contiguous_buffer(made.payload, made.datatype)
+            self.datatype = made.datatype
+            self.shape = made.shape
+            return
+        if datatype is None or shape is None:
+            raise InvalidTensor(
+                "datatype and shape must both be given, for raw memory, or neither, got only "
+                f"{'shape' if datatype is None else 'datatype'}"
+            )
         if not isinstance(datatype, str) or datatype not in DATATYPES:
             raise InvalidTensor(
                 f"unknown datatype {instead(datatype)}; expected one of {', '.join(DATATYPES)}"
             )
         dimensions = checked_shape(shape)
-        parameters = plain_parameters(parameters)
         self.data = data
         self.datatype = datatype
         self.shape = dimensions
-        self.parameters = parameters
         if data is None:
-            if not parameters or "shared_memory_region" not in parameters:
+            if not placed:
                 raise InvalidTensor(
                     "a tensor without data needs parameters that say where in shared memory it is"
                 )
             return
-        self.data = _contiguous_buffer(data)
+        self.data = _contiguous_buffer(data, datatype)
         byte_size = self.data.nbytes
         if datatype == "BYTES":
             count = _wire.count_encoded(self.data)
@@ -162,15 +197,51 @@ def input_tensor(name: str, value: Any) -> InputTensor:
         If no tensor can be made of it; the message names the input.
     """
     try:
-        if isinstance(value, np.ndarray):
-            return _from_array(name, value)
-        if isinstance(value, Tensor):
-            return InputTensor(name, value.datatype, value.shape, value.data, value.parameters)
-        if isinstance(value, list | tuple):
-            return _from_list(name, value)
-        return _from_foreign(name, value)
+        return _input(name, value)
     except InvalidTensor as error:
         raise InvalidTensor(f"input {name!r}: {error}") from error
+
+
+def _input(name: str, value: Any) -> InputTensor:
+    if isinstance(value, np.ndarray):
+        return _from_array(name, value)
+    if isinstance(value, Tensor):
+        return InputTensor(name, value.datatype, value.shape, value.data, value.parameters)
+    if isinstance(value, list | tuple):
+        return _from_list(name, value)
+    array, datatype = _foreign(value)
+    tensor = _from_array(name, array)
+    return tensor if datatype is None else tensor._replace(datatype=datatype)
+
+
+def input_rows(value: Any) -> np.ndarray[Any, Any] | Tensor:
+    """Return an input as what can be cut along its first axis, and is sent as the input itself is.
+
+    Parameters
+    ----------
+    value : array_like, list, or Tensor
+        See `triton_fast.Client.infer`.
+
+    Returns
+    -------
+    numpy.ndarray or Tensor
+        On the input's own memory wherever possible. Of a list of strings, an array of objects.
+
+    Raises
+    ------
+    InvalidTensor
+        Where `input_tensor` does, but for elements that are no strings: those are not looked at.
+    """
+    if isinstance(value, np.ndarray):
+        _check_elements(value)
+        return value
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list | tuple):
+        return _array_of_strings(value)
+    array, datatype = _foreign(value)
+    _check_elements(array)
+    return array if datatype is None else Tensor(array, datatype, array.shape)
 
 
 # Elements of a list or an array of strings that are looked at; enough to go by.
@@ -227,20 +298,24 @@ def _memory_of_strings(values: Any, depth: int = 0) -> int:
     return total if len(first) == len(flat) else total * len(flat) // len(first)
 
 
-def _from_array(name: str, array: np.ndarray[Any, Any]) -> InputTensor:
-    shape = array.shape
-    datatype = datatype_of(array.dtype)
+def _check_elements(array: np.ndarray[Any, Any]) -> str:
+    """Return the datatype that an array is sent as, whatever its byte order."""
+    datatype = datatype_of(array.dtype) or datatype_of(array.dtype.newbyteorder("="))
     if datatype is None:
-        swapped = array.dtype.newbyteorder("=")
-        datatype = datatype_of(swapped)
-        if datatype is None:
-            raise InvalidTensor(
-                f"no datatype holds elements of dtype {array.dtype}; there are "
-                f"{', '.join(DATATYPES)}. Convert it with astype()"
-            )
-        array = array.astype(swapped)
+        raise InvalidTensor(
+            f"no datatype holds elements of dtype {array.dtype}; there are "
+            f"{', '.join(DATATYPES)}. Convert it with astype()"
+        )
     if isinstance(array, np.ma.MaskedArray):
         raise InvalidTensor("a masked array would lose its mask; send array.filled(...)")
+    return datatype
+
+
+def _from_array(name: str, array: np.ndarray[Any, Any]) -> InputTensor:
+    shape = array.shape
+    datatype = _check_elements(array)
+    if datatype != "BYTES" and not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if datatype == "BYTES":
         return InputTensor(name, datatype, shape, _encode_strings(array))
     if not array.flags.c_contiguous:
@@ -281,18 +356,23 @@ def _encode_in_pieces(encode: Callable[[Any], Any], values: Any) -> Any:
 
 
 def _from_list(name: str, values: Sequence[Any]) -> InputTensor:
-    if values and not isinstance(values[0], str | bytes):
-        if isinstance(values[0], list | tuple):
-            return InputTensor(name, "BYTES", *_nested(values))
+    if not values or isinstance(values[0], str | bytes):
+        encoded = _encode_in_pieces(_wire.encode_sequence, values)
+        return InputTensor(name, "BYTES", (len(values),), encoded)
+    array = _array_of_strings(values)
+    encoded = _encode_in_pieces(_wire.encode_objects, array.reshape(-1))
+    return InputTensor(name, "BYTES", array.shape, encoded)
+
+
+def _array_of_strings(values: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """Return a list of strings, nested or not, as an array of these very objects."""
+    if not values or isinstance(values[0], str | bytes):
+        return np.fromiter(values, np.object_, len(values))
+    if not isinstance(values[0], list | tuple):
         raise InvalidTensor(
             f"a list must hold str or bytes, to be sent as BYTES, got {type(values[0]).__name__}. "
             "For numbers, say which: numpy.array(values, dtype=numpy.float32)"
         )
-    encoded = _encode_in_pieces(_wire.encode_sequence, values)
-    return InputTensor(name, "BYTES", (len(values),), encoded)
-
-
-def _nested(values: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
     try:
         array = np.array(values, dtype=np.object_)
     except MemoryError:
@@ -301,18 +381,21 @@ def _nested(values: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
         raise InvalidTensor("the list's rows are not all of one length") from error
     if any(isinstance(element, list | tuple) for element in array.flat):
         raise InvalidTensor("the list's rows are not all of one length")
-    return array.shape, _encode_in_pieces(_wire.encode_objects, array.reshape(-1))
+    return array
 
 
-def _from_foreign(name: str, value: Any) -> InputTensor:
-    """Make a tensor of an object that is no numpy array, on its own memory where that can be."""
+def _foreign(value: Any) -> tuple[np.ndarray[Any, Any], str | None]:
+    """Return an object that is no numpy array as one, on its own memory where that can be.
+
+    Beside it is the datatype, where numpy has no dtype for it: the array has the bits then.
+    """
     if isinstance(value, str | bytes):
         raise InvalidTensor(
             f"a single {type(value).__name__} has no shape; send [value] for a tensor of one "
             "element, or numpy.frombuffer(value, numpy.uint8) for its bytes as numbers"
         )
     if isinstance(value, np.generic):
-        return _from_array(name, np.asarray(value))
+        return np.asarray(value), None
     try:
         view = memoryview(value)
     except TypeError:
@@ -320,15 +403,14 @@ def _from_foreign(name: str, value: Any) -> InputTensor:
     except Exception as error:
         raise _lends_none(value, error) from error
     if view is None and hasattr(value, "__dlpack__"):
-        return _from_dlpack(name, value)
+        return _from_dlpack(value)
     if view is not None or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         try:
-            array = np.asarray(value if view is None else view)
+            return np.asarray(value if view is None else view), None
         except MemoryError:
             raise
         except Exception as error:
             raise _lends_none(value, error) from error
-        return _from_array(name, array)
     raise InvalidTensor(
         f"a {type(value).__name__} is no tensor; send an array, an object with the buffer protocol "
         "or DLPack, a list of str or bytes, or a Tensor"
@@ -344,7 +426,7 @@ _DLPACK_CPU = 1
 _DLPACK_CUDA_HOST = 3  # pinned memory, which the CPU reads like any other
 
 
-def _from_dlpack(name: str, value: Any) -> InputTensor:
+def _from_dlpack(value: Any) -> tuple[np.ndarray[Any, Any], str | None]:
     try:
         device = int(value.__dlpack_device__()[0])
         if device not in {_DLPACK_CPU, _DLPACK_CUDA_HOST}:
@@ -354,9 +436,8 @@ def _from_dlpack(name: str, value: Any) -> InputTensor:
             )
         if str(getattr(value, "dtype", "")) == "torch.bfloat16":
             # DLPack has bfloat16 and numpy's reader of it has not: the bits go through as int16.
-            bits = np.from_dlpack(value.view(sys.modules["torch"].int16))
-            return _from_array(name, bits)._replace(datatype="BF16")
-        return _from_array(name, np.from_dlpack(value))
+            return np.from_dlpack(value.view(sys.modules["torch"].int16)), "BF16"
+        return np.from_dlpack(value), None
     except (InvalidTensor, MemoryError):
         raise
     except Exception as error:
@@ -389,8 +470,8 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     return dimensions
 
 
-def _contiguous_buffer(data: Any) -> Any:
-    """Return the memory as bytes, copied if it is strided; keeps its owner alive."""
+def _contiguous_buffer(data: Any, datatype: str) -> Any:
+    """Return the memory as an array, copied if it is strided or big-endian; it keeps its owner."""
     try:
         array = data if isinstance(data, np.ndarray) else np.asarray(memoryview(data))
     except Exception as error:
@@ -400,4 +481,11 @@ def _contiguous_buffer(data: Any) -> Any:
         ) from error
     if array.dtype.hasobject:
         raise InvalidTensor("an array of objects holds pointers, not the bytes of a tensor")
+    if not array.dtype.isnative:
+        if array.dtype.kind not in "biuf" or array.itemsize != _wire.datatype_size(datatype):
+            raise InvalidTensor(
+                f"memory of big-endian {array.dtype} is not what {datatype} is sent as, which is "
+                "little-endian; convert it with astype()"
+            )
+        array = array.astype(array.dtype.newbyteorder("="))
     return array if array.flags.c_contiguous else array.copy(order="C")

@@ -272,6 +272,7 @@ MODELS: dict[str, Model] = {
     "accumulate_string": _accumulate(_OLDEST, "BYTES", instances=1),
     "batched_identity_fp32": _delayed(max_batch_size=8, max_queue_size=0),
     "small_queue_fp32": _delayed(max_batch_size=1, max_queue_size=2),
+    "identity_batched_bytes": replace(_identity("BYTES", max_batch_size=8), by_default=False),
     "classify_fp32": _classifier("cat\ndog\nowl\nfox\n"),
     "classify_unlabelled_fp32": _classifier(""),
     "ensemble_add_sub": replace(

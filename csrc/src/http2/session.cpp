@@ -12,6 +12,12 @@
 namespace triton_fast::http2 {
 namespace {
 
+// A peer that speaks HTTP/2 begins with SETTINGS. One that has something else there hangs up.
+constexpr char kSaidNothing[] =
+    ", and said nothing before (check that the server runs, that this is its gRPC port, 8001 "
+    "unless set otherwise, and not the one for HTTP, and whether it expects TLS: "
+    "Client(tls=...))";
+
 constexpr std::uint32_t kLargestWindow = 0x7fffffff;
 constexpr std::uint32_t kLargestFrame = 0xffffff;
 // The longest header that nghttp2 takes, as it is sent.
@@ -553,6 +559,7 @@ void Session::end(const std::string& reason) {
   if (message.empty()) {
     message = reason;
     if (!goaway_reason_.empty()) message += " after it had said: " + goaway_reason_;
+    if (received() == 0) message += kSaidNothing;
   }
   for (auto& [id, stream] : streams_) {
     if (stream->done_) continue;

@@ -124,6 +124,8 @@ def write_test_models(folder: str | os.PathLike[str], names: Iterable[str] | Non
         at a time.
     ``small_queue_fp32``
         The same with ``max_batch_size`` 1 and a queue of 2; it takes 0.2 s without ``DELAY``.
+    ``identity_batched_bytes``
+        BYTES, ``max_batch_size`` 8.
     ``classify_fp32``, ``classify_unlabelled_fp32``
         An identity (FP32), ``max_batch_size`` 8, for the classification extension; the classes of
         the former are ``cat``, ``dog``, ``owl``, ``fox``.
