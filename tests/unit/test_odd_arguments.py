@@ -325,6 +325,22 @@ def test_each_odd_value_for_calls(call):
             allowed(lambda: make(client, {**required, name: value}))  # noqa: B023
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_each_odd_value_in_place_of_an_array(split):
+    many = {"x": np.zeros((20, 1), np.float32)}
+    for make in ODD:
+        for given in (
+            {"inputs": make()},
+            {"inputs": {"x": make()}},
+            {"inputs": {"x": [make()]}},
+            {"inputs": {"x": [FLOATS, make()]}},
+            {"inputs": many, "out": make()},
+            {"inputs": many, "out": {"y": make()}},
+        ):
+            with client_on(_OneAnswer()) as client:
+                allowed(lambda: client.infer("m", split=split, **given))  # noqa: B023
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_each_odd_value_for_calls_of_coroutines(call):
     required, function, make = CALLS[call]
