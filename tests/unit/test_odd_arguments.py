@@ -329,7 +329,7 @@ def test_each_odd_value_for_calls(call):
 def test_each_odd_value_in_place_of_an_array(split):
     many = {"x": np.zeros((20, 1), np.float32)}
     for make in ODD:
-        for given in (
+        for own in (
             {"inputs": make()},
             {"inputs": {"x": make()}},
             {"inputs": {"x": [make()]}},
@@ -338,7 +338,7 @@ def test_each_odd_value_in_place_of_an_array(split):
             {"inputs": many, "out": {"y": make()}},
         ):
             with client_on(_OneAnswer()) as client:
-                allowed(lambda: client.infer("m", split=split, **given))  # noqa: B023
+                allowed(lambda: client.infer("m", split=split, **own))  # noqa: B023
 
 
 @pytest.mark.parametrize("call", CALLS)
