@@ -39,8 +39,8 @@ class Client(calls.Client):
         The server's gRPC address: ``"host:port"``, ``"unix:/path"``, ``"dns:///host:port"``,
         ``"ipv4:address:port,address:port"``.
     timeout : float, seconds, optional
-        For every call that does not say otherwise, with a ``timeout`` of its own: infinity for
-        none there, and None for this one. None by default.
+        For every call that has none of its own; no limit by default. A call's ``timeout=None`` is
+        this one, and infinity lifts it.
     channel : {"auto", "native", "grpc"}, default "auto"
         How bytes travel: ``"native"`` over HTTP/2 sockets of our own, ``"grpc"`` through the grpcio
         package. ``"auto"`` is native for one address in plain text, and grpcio for TLS, several
