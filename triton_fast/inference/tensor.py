@@ -16,7 +16,7 @@ import numpy as np
 
 from .._core import _wire
 from ..errors import InvalidTensor, printable
-from ..options.values import instead, plain_parameters
+from ..options.values import instead, plain_parameters, whole_number
 from ..protocol.datatypes import DATATYPES, datatype_of
 
 __all__ = [
@@ -76,9 +76,9 @@ class Tensor:
     ------
     InvalidTensor
         If there is no such datatype, a dimension is negative, or the memory has not the number of
-        bytes that datatype and shape take, or elements of another size in big-endian order; if it
-        has both data and a place in shared memory; or, without datatype and shape, if no tensor
-        can be made of it.
+        bytes that datatype and shape take (in shared memory: has fewer), or elements of another
+        size in big-endian order; if it has both data and a place in shared memory; or, without
+        datatype and shape, if no tensor can be made of it.
     InvalidOption
         If a parameter's name or value is none.
 
@@ -119,6 +119,10 @@ class Tensor:
         placed = parameters is not None and "shared_memory_region" in parameters
         if placed and data is not None:
             raise InvalidTensor("a tensor has data or is in shared memory, and not both")
+        for name in ("shared_memory_offset", "shared_memory_byte_size"):
+            if placed and parameters is not None and name in parameters:
+                what = f"parameter {name!r} must be a number of bytes"
+                whole_number(parameters[name], what, 0, kind=InvalidTensor)
         self.parameters = parameters
         if datatype is None and shape is None:
             if data is None or isinstance(data, Tensor):
@@ -149,6 +153,15 @@ class Tensor:
                 raise InvalidTensor(
                     "a tensor without data needs parameters that say where in shared memory it is"
                 )
+            assert parameters is not None
+            room = parameters.get("shared_memory_byte_size")
+            if room is not None and datatype != "BYTES":
+                needed = math.prod(dimensions) * _wire.datatype_size(datatype)
+                if needed > room:
+                    raise InvalidTensor(
+                        f"{datatype} {list(dimensions)} takes {needed} bytes, and its place in "
+                        f"shared memory has {room}"
+                    )
             return
         self.data = _contiguous_buffer(data, datatype)
         byte_size = self.data.nbytes
