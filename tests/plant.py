@@ -53,7 +53,7 @@ FAULTS = [
     Fault(
         "streaming/demux",
         "a server that does not say whether more comes is waited for",
-        "result.parameters.get(_FINAL, True)",
+        "result.parameters.get(_FINAL, not pending.alone)",
         "result.parameters.get(_FINAL, False)",
         "tests/unit/test_demux.py",
     ),

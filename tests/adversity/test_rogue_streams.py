@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from support.process import resident
 from support.rogue import END_STREAM
 
 from triton_fast import (
+    AsyncClient,
     Cancelled,
     Client,
     DeadlineExceeded,
@@ -269,18 +271,27 @@ def test_answers_after_an_error():
         assert values(stream) == [1]
 
 
-def test_a_server_that_does_not_say_which_answer_is_final():
-    """As Triton before 2.35: there is one answer to each request."""
+# How it ends --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_many_answers_of_a_server_that_does_not_mark_the_last(count):
+    """On a call of its own a request has them all: Triton before 2.35, others."""
 
     def act(asked):
-        asked.say(answer(asked.id, 5, final=None))
+        for n in range(count):
+            asked.say(answer(asked.id, n, final=None))
         asked.end()
 
     with meeting(talking(act)) as (_, client):
-        assert values(client.stream("m", ONE)) == [5]
+        assert values(client.stream("m", ONE)) == list(range(count))
 
+    async def read(url):
+        async with AsyncClient(url, timeout=30) as client:
+            return [item["OUTPUT0"][0] async for item in client.stream("m", ONE)]
 
-# How it ends --------------------------------------------------------------------------------------
+    with meeting(talking(act)) as (_, client):
+        assert asyncio.run(read(client.url)) == list(range(count))
 
 
 def reset_with(code):

@@ -177,6 +177,7 @@ def test_slots_of_a_call_that_was_given_up_are_not_leased_again(aio_run, open_cl
             async with asyncio.timeout(60):
                 while await done() == before:
                     await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # in which the server, having counted, lets go of the region
             for seed, answer in enumerate(kept):
                 np.testing.assert_array_equal(answer, array(seed))
             del kept, answer

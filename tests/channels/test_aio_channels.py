@@ -303,6 +303,59 @@ def test_a_connection_on_which_nothing_comes_is_not_used_again(run, relay):
     run(work())
 
 
+@pytest.fixture
+def clogged(echo_server):
+    """Another of this machine's addresses, where nobody is let in on the echo server's port."""
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.2", echo_server.port))
+        listener.listen(0)
+        for _ in range(8):
+            client = sockets.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield "127.0.0.2"
+
+
+def test_an_address_that_does_not_answer_is_not_waited_for(run, echo_server, clogged, monkeypatch):
+    hosts = [clogged, "127.0.0.1"]
+
+    async def found(self, loop):
+        return hosts
+
+    async def work():
+        target = f"a.name:{echo_server.port}"
+        async with closing(AsyncNativeChannel(target)) as channel:
+            assert await call_async(channel, "Echo", b"x", deadline_ns=within(20)) == b"x"
+        hosts[:] = ["127.0.0.3", "127.0.0.4"]  # where nobody listens
+        async with closing(AsyncNativeChannel(target)) as channel:
+            with pytest.raises(errors.Unavailable, match="refused"):
+                await call_async(channel, "Echo", deadline_ns=within(20))
+        hosts[:] = [clogged, clogged]
+        async with closing(AsyncNativeChannel(target)) as channel:
+            with pytest.raises(errors.DeadlineExceeded, match="connecting"):
+                await call_async(channel, "Echo", deadline_ns=within(0.5))
+
+    monkeypatch.setattr(AsyncNativeChannel, "_hosts", found)
+    run(work())
+
+
+def test_addresses_of_both_families_in_turn(monkeypatch):
+    async def found(*_, **__):
+        six, four = socket.AF_INET6, socket.AF_INET
+        families = [(six, "::1"), (six, "::2"), (four, "127.0.0.1"), (six, "::3")]
+        return [(family, 1, 6, "", (address, 1)) for family, address in families]
+
+    async def work():
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(type(loop), "getaddrinfo", found)
+        channel = AsyncNativeChannel("a.name:1")
+        assert await channel._hosts(loop) == ["::1", "127.0.0.1", "::2", "::3"]
+        await channel.close()
+
+    asyncio.run(work())
+
+
 # --- closing, and event loops ---------------------------------------------------------------------
 
 

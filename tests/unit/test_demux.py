@@ -99,6 +99,29 @@ def test_the_final_answer_may_have_something_in_it(answers, final):
     assert pending.over
 
 
+def test_a_request_that_is_alone_has_answers_to_the_end_of_the_call(answers):
+    """Where the server does not mark the last one."""
+    pending = answers.add("x", CALL, deque(), alone=True)
+    answers.deliver([message("x", 1, final=None), message("x", 2, final=None)])
+    assert not pending.over
+    answers.end()
+    assert pending.over
+    assert values(pending.inbox) == [1, 2]
+    assert not len(answers)
+
+
+@pytest.mark.parametrize("messages", [[], [False], [None, False]])
+def test_a_call_that_ends_before_the_last_answer(answers, messages):
+    """A server that marks answers has not marked the last one; or nothing came at all."""
+    pending = answers.add("x", CALL, deque(), alone=True)
+    answers.deliver([message("x", 1, final=final) for final in messages])
+    answers.end()
+    assert not pending.over
+    shared = add(answers, "y")
+    answers.end()
+    assert not shared.over
+
+
 def test_an_answer_without_outputs_that_is_not_final(answers):
     pending = add(answers)
     answers.deliver([message(pending.wire_id)])

@@ -43,23 +43,41 @@ class Pending:
         What errors call it.
     inbox : Inbox
         Where its answers go; the caller's.
+    alone : bool
+        Whether the call has no other request, and there can be none.
     answered : bool
         Whether something came that was no error.
     over : bool
         Whether nothing more comes.
+    unmarked : bool
+        Whether the last thing that came did not say whether more comes.
     unwanted : bool
         Whether nobody reads what still comes.
     """
 
-    __slots__ = ("answered", "call", "id", "inbox", "over", "unwanted", "wire_id")
+    __slots__ = (
+        "alone",
+        "answered",
+        "call",
+        "id",
+        "inbox",
+        "over",
+        "unmarked",
+        "unwanted",
+        "wire_id",
+    )
 
-    def __init__(self, request_id: str, wire_id: str, call: str, inbox: Inbox) -> None:
+    def __init__(
+        self, request_id: str, wire_id: str, call: str, inbox: Inbox, *, alone: bool
+    ) -> None:
         self.id = request_id
         self.wire_id = wire_id
         self.call = call
         self.inbox = inbox
+        self.alone = alone
         self.answered = False
         self.over = False
+        self.unmarked = False
         self.unwanted = False
 
 
@@ -90,16 +108,19 @@ class ResponseDemux:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, request_id: str, call: str, inbox: Inbox) -> Pending:
+    def add(self, request_id: str, call: str, inbox: Inbox, *, alone: bool = False) -> Pending:
         """Take note of a request before it is sent.
 
-        The server is told the caller's id, if no other request on the stream has it just now.
+        The server is told the caller's id, if no other request on the stream has it just now. If it
+        is ``alone``, its answers go on to the end of the call where the server does not mark the
+        last one.
         """
         self._count += 1
         wire_id = request_id or f"{self._prefix}-{self._count}"
         if wire_id in self._pending:
             wire_id = f"{request_id}-{self._prefix}-{self._count}"
-        pending = self._pending[wire_id] = Pending(request_id, wire_id, call, inbox)
+        pending = Pending(request_id, wire_id, call, inbox, alone=alone)
+        self._pending[wire_id] = pending
         return pending
 
     def withdraw(self, pending: Pending) -> None:
@@ -128,8 +149,11 @@ class ResponseDemux:
                     f"an answer came on the stream for a request {result.id!r}, which was not made "
                     "or has had its last answer"
                 )
-            # A server that does not say whether more come sends one answer to each request.
-            final = result.parameters.get(_FINAL, True)
+            # A server that does not say whether more come (Triton before 2.35, others) may end the
+            # call when there are none. On a stream that many requests share it does not: there, one
+            # answer to each is what can be told apart.
+            final = result.parameters.get(_FINAL, not pending.alone)
+            pending.unmarked = _FINAL not in result.parameters
             result.id = pending.id
             pending.answered = pending.answered or not error
             if not pending.unwanted:
@@ -144,6 +168,13 @@ class ResponseDemux:
                 self._left[id(pending.inbox)] = pending.inbox
         if len(self._left) > self._most_left:
             self._forget_empty()
+
+    def end(self) -> None:
+        """Take note that the server has ended the stream well."""
+        for pending in list(self._pending.values()):
+            if pending.alone and pending.unmarked:
+                pending.over = True
+                del self._pending[pending.wire_id]
 
     def fail(self, error: TritonFastError) -> None:
         """End all requests: the stream is over."""

@@ -104,7 +104,7 @@ class StreamState:
         if self.half_closed:
             raise ClosedError("the stream is half closed, and takes no more requests")
         checked_text(request_id, "request_id", empty=True)
-        pending = self._demux.add(request_id, described(prepared, request_id), inbox)
+        pending = self._demux.add(request_id, described(prepared, request_id), inbox, alone=last)
         if inbox is self.inbox:
             self._by_hand[pending] = None
         self.half_closed = last
@@ -190,6 +190,7 @@ class StreamState:
 
     def ended_by_server(self) -> None:
         """Have the requests end whose last answer did not come. There may be none."""
+        self._demux.end()
         self.conclude(
             Unavailable(
                 "the server ended the stream before a request's last answer",

@@ -23,6 +23,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "triton_fast/http2/fork.hpp"
 
@@ -41,6 +42,9 @@ constexpr int kSocketType = SOCK_STREAM | SOCK_CLOEXEC;
 #else
 constexpr int kSocketType = SOCK_STREAM;
 #endif
+
+// How long to wait for an address before the next one is tried beside it. Source: RFC 8305, 8.
+constexpr std::int64_t kAttemptDelay = 250000000;
 
 [[noreturn]] void fail(const std::string& what, int error) {
   throw SocketError(what + ": " + std::strerror(error));
@@ -190,26 +194,43 @@ Connecting::Connecting(Address address) : address_(std::move(address)) {
 bool Connecting::step(std::int64_t deadline_ns, std::int64_t slice_end_ns) {
   if (lookup_ != nullptr && !resolved_ && !resolve(deadline_ns, slice_end_ns)) return false;
   for (;;) {
-    if (!socket_.open()) {
-      if (!try_next()) fail("cannot connect to " + name(), error_);
-      if (error_ == 0) return true;
+    if (monotonic_ns() >= next_try_ns_ || pending_.empty()) {
+      if (try_next()) return true;
+      if (pending_.empty()) fail("cannot connect to " + name(), error_);
     }
-    pollfd waiting{socket_.descriptor(), POLLOUT, 0};
-    const int ready = poll_until(&waiting, 1, std::min(deadline_ns, slice_end_ns));
+    std::vector<pollfd> waiting;
+    for (const Socket& socket : pending_) waiting.push_back({socket.descriptor(), POLLOUT, 0});
+    const std::int64_t until = std::min(deadline_ns, slice_end_ns);
+    const int ready = poll_until(waiting.data(), waiting.size(),
+                                 left_.empty() ? until : std::min(until, next_try_ns_));
     if (ready < 0 && errno == EINTR) return false;
     if (ready < 0) fail("cannot wait for the connection", errno);
     if (ready == 0) {
-      if (monotonic_ns() >= deadline_ns)
-        throw DeadlineError("the deadline passed while connecting");
-      return false;
+      const std::int64_t now = monotonic_ns();
+      if (now >= deadline_ns) throw DeadlineError("the deadline passed while connecting");
+      if (now >= slice_end_ns) return false;
     }
-    socklen_t size = sizeof error_;
-    if (::getsockopt(socket_.descriptor(), SOL_SOCKET, SO_ERROR, &error_, &size) != 0) {
-      error_ = errno;
+    for (std::size_t i = waiting.size(); i-- > 0;) {
+      if (waiting[i].revents == 0) continue;
+      if (look_at(pending_[i])) return true;
+      pending_.erase(pending_.begin() + static_cast<std::ptrdiff_t>(i));
+      next_try_ns_ = 0;  // at once
     }
-    if (error_ == 0) return true;
-    socket_.close();
   }
+}
+
+/// Takes a socket that is connected; false if it could not be.
+bool Connecting::look_at(Socket& socket) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  if (::getsockopt(socket.descriptor(), SOL_SOCKET, SO_ERROR, &error, &size) != 0) error = errno;
+  if (error != 0) {
+    error_ = error;
+    return false;
+  }
+  socket_ = std::move(socket);
+  pending_.clear();
+  return true;
 }
 
 bool Connecting::resolve(std::int64_t deadline_ns, std::int64_t slice_end_ns) {
@@ -226,36 +247,55 @@ bool Connecting::resolve(std::int64_t deadline_ns, std::int64_t slice_end_ns) {
   if (lookup_->error != 0) {
     throw SocketError("cannot look up " + address_.host + ": " + ::gai_strerror(lookup_->error));
   }
-  next_ = lookup_->list.first;
+  interleave();
   resolved_ = true;
   return true;
 }
 
+/// Puts the addresses in the order in which they are tried: of the families in turn, beginning with
+/// that of the first. A whole family may lead nowhere.
+void Connecting::interleave() {
+  std::vector<const addrinfo*> first;
+  std::vector<const addrinfo*> others;
+  for (const addrinfo* one = lookup_->list.first; one != nullptr; one = one->ai_next) {
+    (one->ai_family == lookup_->list.first->ai_family ? first : others).push_back(one);
+  }
+  for (std::size_t i = 0; i < std::max(first.size(), others.size()); ++i) {
+    if (i < first.size()) left_.push_back(first[i]);
+    if (i < others.size()) left_.push_back(others[i]);
+  }
+  std::reverse(left_.begin(), left_.end());
+}
+
+/// Begins with the next address. Returns true if it is connected already.
 bool Connecting::try_next() {
+  next_try_ns_ = monotonic_ns() + kAttemptDelay;
   if (lookup_ == nullptr) {
-    if (tried_unix_) return false;
-    tried_unix_ = true;
+    if (std::exchange(tried_unix_, true)) return false;
     sockaddr_un local{};
     local.sun_family = AF_UNIX;
     std::memcpy(local.sun_path, address_.unix_path.data(), address_.unix_path.size());
-    open(AF_UNIX, reinterpret_cast<const sockaddr*>(&local), sizeof local);
-    return socket_.open();
+    return open(AF_UNIX, reinterpret_cast<const sockaddr*>(&local), sizeof local);
   }
-  while (next_ != nullptr && !socket_.open()) {
-    const addrinfo* const found = std::exchange(next_, next_->ai_next);
-    open(found->ai_family, found->ai_addr, found->ai_addrlen);
+  while (!left_.empty()) {
+    const addrinfo* const found = left_.back();
+    left_.pop_back();
+    const std::size_t before = pending_.size();
+    if (open(found->ai_family, found->ai_addr, found->ai_addrlen)) return true;
+    if (pending_.size() > before) return false;
   }
-  return socket_.open();
+  return false;
 }
 
-void Connecting::open(int family, const sockaddr* address, socklen_t size) {
+/// Begins to connect to an address. Returns true if it is connected already.
+bool Connecting::open(int family, const sockaddr* address, socklen_t size) {
   int descriptor = -1;
   {
     DescriptorList list;
     descriptor = ::socket(family, kSocketType, 0);
     if (descriptor < 0) {
       error_ = errno;
-      return;
+      return false;
     }
     list.add(descriptor);
   }
@@ -273,9 +313,18 @@ void Connecting::open(int family, const sockaddr* address, socklen_t size) {
 #ifdef SO_NOSIGPIPE
   set_option(descriptor, SOL_SOCKET, SO_NOSIGPIPE, 1);
 #endif
-  error_ = ::connect(descriptor, address, size) == 0 ? 0 : errno;
+  if (::connect(descriptor, address, size) == 0) {
+    socket_ = std::move(socket);
+    pending_.clear();
+    return true;
+  }
   // EAGAIN: the backlog of a Unix socket is full, which is no connection in progress.
-  if (error_ == 0 || error_ == EINPROGRESS || error_ == EINTR) socket_ = std::move(socket);
+  if (errno == EINPROGRESS || errno == EINTR) {
+    pending_.push_back(std::move(socket));
+  } else {
+    error_ = errno;
+  }
+  return false;
 }
 
 std::string Connecting::name() const {

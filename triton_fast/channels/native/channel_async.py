@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections import deque
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from ...errors import (
@@ -22,7 +24,7 @@ from ...errors import (
     server_error,
 )
 from ..base import CallOptions, Incoming, Outgoing, StreamIncoming
-from ..event_loop import in_thread, running_loop, seconds_left
+from ..event_loop import end_of, in_thread, running_loop, seconds_left
 from .channel import import_native, metadata, native_address
 from .connection_async import AsyncConnection
 from .loop_budget import LoopBudget
@@ -38,6 +40,8 @@ __all__ = ["AsyncNativeChannel"]
 # ones need not wait behind their frames.
 _LARGE = 64 << 10
 _MOST_LARGE_CONNECTIONS = 8
+# How long to wait for an address before the next one is tried beside it. Source: RFC 8305, 8.
+_ATTEMPT_DELAY_S = 0.25
 # Of several megabytes, compressing takes longer than the loop should wait.
 _SLOW = 1 << 20
 # Shorter than the idle timeouts of the load balancers that people put in between (60 s and up).
@@ -320,27 +324,59 @@ class AsyncNativeChannel:
     async def _open(self, connections: list[AsyncConnection]) -> AsyncConnection:
         """Connect, and return the connection. Raises OSError or RuntimeError."""
         loop = asyncio.get_running_loop()
-        failure: Exception | None = None
-        for host in await self._hosts(loop):
-            try:
-                connecting = self._native.Connecting(
-                    host,
-                    self._address.port,
-                    self._address.unix_path.encode("utf-8", "surrogateescape"),
+        hosts = await self._hosts(loop)
+        if len(hosts) == 1:
+            connecting = await self._reached(loop, hosts[0])
+        else:
+            connecting = await self._first_reached(loop, deque(hosts))
+        multiplexer = self._native.Multiplexer(connecting, self._address.authority)
+        connection = AsyncConnection(loop, multiplexer, self._budget, self._keepalive)
+        connections.append(connection)
+        return connection
+
+    async def _reached(self, loop: asyncio.AbstractEventLoop, host: str) -> _http2.Connecting:
+        """Connect to an address. Raises RuntimeError."""
+        connecting = self._native.Connecting(
+            host,
+            self._address.port,
+            self._address.unix_path.encode("utf-8", "surrogateescape"),
+        )
+        while not connecting.step():
+            await _writable(loop, connecting.descriptor)
+        return connecting  # type: ignore[no-any-return]
+
+    async def _first_reached(
+        self, loop: asyncio.AbstractEventLoop, hosts: deque[str]
+    ) -> _http2.Connecting:
+        """Connect to the first of some addresses that answers, as `Connecting` does with a name.
+
+        Raises OSError or RuntimeError.
+        """
+        failure: BaseException = OSError(f"{self._address.host} has no address")
+        trying: set[asyncio.Task[_http2.Connecting]] = set()
+        try:
+            while hosts or trying:
+                if hosts:
+                    trying.add(loop.create_task(self._reached(loop, hosts.popleft())))
+                done, trying = await asyncio.wait(
+                    trying,
+                    timeout=_ATTEMPT_DELAY_S if hosts else None,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
-                while not connecting.step():
-                    await _writable(loop, connecting.descriptor)
-            except RuntimeError as error:
-                failure = error
-                continue
-            multiplexer = self._native.Multiplexer(connecting, self._address.authority)
-            connection = AsyncConnection(loop, multiplexer, self._budget, self._keepalive)
-            connections.append(connection)
-            return connection
-        raise failure or OSError(f"{self._address.host} has no address")
+                failures = [error for task in done if (error := task.exception())]
+                if len(failures) < len(done):
+                    return next(task.result() for task in done if not task.exception())
+                failure = failures[-1] if failures else failure
+        finally:
+            for task in trying:
+                task.cancel()
+            await end_of(trying)
+            for task in trying:
+                _look_at(task)
+        raise failure
 
     async def _hosts(self, loop: asyncio.AbstractEventLoop) -> list[str]:
-        """Return the addresses that the host's name has now."""
+        """Return the addresses that the host's name has now: of the families in turn."""
         host, port = self._address.host, self._address.port
         if self._address.unix_path:
             return [host]
@@ -349,7 +385,9 @@ class AsyncNativeChannel:
                 socket.inet_pton(family, host)
                 return [host]
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return [str(address[0]) for *_, address in found]
+        first = [str(address[0]) for family, *_, address in found if family == found[0][0]]
+        others = [str(address[0]) for family, *_, address in found if family != found[0][0]]
+        return [host for pair in zip_longest(first, others) for host in pair if host is not None]
 
     def _drop_connections(self) -> None:
         for tasks in self._opening.values():
@@ -380,7 +418,7 @@ def _said(error: BaseException) -> str:
     return str(error).removeprefix("triton_fast's native code failed: ")
 
 
-def _look_at(task: asyncio.Task[AsyncConnection]) -> None:
+def _look_at(task: asyncio.Task[Any]) -> None:
     """Look at a result that nobody may look at any more, or asyncio would complain."""
     if not task.cancelled():
         task.exception()

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "triton_fast/error.hpp"
 #include "triton_fast/span.hpp"
@@ -91,7 +92,11 @@ class Socket {
   int descriptor_ = -1;
 };
 
-/// @brief A connection being made: looks a name up, then tries its addresses in turn.
+/// @brief A connection being made: looks a name up, then tries its addresses.
+///
+/// One after the other, of both families in turn, and the next one already when one has not
+/// answered in a quarter of a second: it may never do. The first that answers is taken. Source: RFC
+/// 8305.
 class Connecting {
  public:
   explicit Connecting(Address address);
@@ -101,8 +106,11 @@ class Connecting {
   /// @throws SocketError, DeadlineError
   bool step(std::int64_t deadline_ns, std::int64_t slice_end_ns);
 
-  /// What to wait for until it can be written to, before the next step; negative for nothing.
-  int descriptor() const noexcept { return socket_.descriptor(); }
+  /// What to wait for until it can be written to, before the next step; negative for nothing. Of a
+  /// name with several addresses it is one among others: give each to a Connecting of its own.
+  int descriptor() const noexcept {
+    return pending_.empty() ? socket_.descriptor() : pending_.front().descriptor();
+  }
 
   /// The socket; once step() has returned true.
   Socket take() noexcept { return std::move(socket_); }
@@ -111,17 +119,21 @@ class Connecting {
   struct Lookup;
 
   bool resolve(std::int64_t deadline_ns, std::int64_t slice_end_ns);
+  void interleave();
   bool try_next();
-  void open(int family, const sockaddr* address, socklen_t size);
+  bool open(int family, const sockaddr* address, socklen_t size);
+  bool look_at(Socket& socket);
   std::string name() const;
 
   Address address_;
   std::shared_ptr<Lookup> lookup_;
-  const addrinfo* next_ = nullptr;
+  std::vector<const addrinfo*> left_;  // addresses to try, the next one last
   bool resolved_ = false;
   bool tried_unix_ = false;
-  Socket socket_;
-  int error_ = 0;
+  std::vector<Socket> pending_;  // that are being connected
+  std::int64_t next_try_ns_ = 0;
+  Socket socket_;  // that is connected
+  int error_ = 0;  // of the last attempt that failed
 };
 
 }  // namespace triton_fast::http2
