@@ -86,6 +86,20 @@ FAULTS = [
         "tests/unit/test_admission.py",
     ),
     Fault(
+        "client/call_settings",
+        "a call that passes None on has no limit",
+        'self._timeout if timeout is None else seconds(timeout, "timeout")',
+        'seconds(timeout, "timeout")',
+        "tests/unit/test_call_timeouts.py",
+    ),
+    Fault(
+        "options/headers",
+        "headers that are none are shown",
+        "got {type(headers).__name__}",
+        "got {headers!r}",
+        "tests/unit/test_secrets.py",
+    ),
+    Fault(
         "options/environment",
         "TLS that is switched off is on if a server's name is set",
         "if wanted is False or not given:",

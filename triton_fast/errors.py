@@ -36,8 +36,12 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "WireError",
+    "printable",
     "server_error",
 ]
+
+# How much of a server's text an error shows as a str: some are whole tracebacks, or worse.
+_MOST_SHOWN = 2000
 
 
 class StatusCode(enum.IntEnum):
@@ -77,6 +81,9 @@ class InvalidTensor(TritonFastError, ValueError):
     Raised before anything is sent, except for an ``out=`` array that does not fit the answer.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it may have a server's names in it
+
 
 class InvalidOption(TritonFastError, ValueError):
     """An argument other than a tensor is wrong: a timeout, a header, a parameter, a target."""
@@ -103,12 +110,27 @@ class WireError(TritonFastError):
     The call is over and its tensors must not be used; the client stays usable.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class SharedMemoryError(TritonFastError, OSError):
     """Shared memory cannot be had, or not be let go of; ``errno`` and the message say why.
 
     ``errno.ENOSPC`` is a full ``/dev/shm``. Nothing is left behind, and the client stays usable.
     """
+
+
+def printable(text: str, most: int = _MOST_SHOWN) -> str:
+    """Return a server's text as it may go into an error or a log: escaped, and not too long."""
+    if len(text) <= most and text.isprintable():
+        return text
+    shown = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[:most]
+    )
+    if len(text) > most or len(shown) > most:
+        return f"{shown[:most]}… ({len(text):,} characters in all)"
+    return shown
 
 
 class ServerError(TritonFastError):
@@ -118,6 +140,8 @@ class ServerError(TritonFastError):
     ----------
     message : str
         What the server said, unchanged; or the channel, with a hint where no server was reached.
+        The error as a str has the first 2,000 characters of it, with those escaped that do not
+        print.
     status : StatusCode, optional
         The status; the subclass's own when left out.
     call : str, default ""
@@ -158,7 +182,7 @@ class ServerError(TritonFastError):
 
     def __str__(self) -> str:
         where = f"{self.call} at {self.target}" if self.call and self.target else self.call
-        text = f"{self.status.name}: {self.message}"
+        text = f"{self.status.name}: {printable(self.message)}"
         return f"{where}: {text}" if where else text
 
     def __reduce__(self) -> tuple[Callable[..., ServerError], tuple[object, ...]]:

@@ -169,7 +169,7 @@ def test_what_goes_to_other_processes(new_client):
     [
         ({"timeout": -1}, "timeout"),
         ({"channel": "http"}, "channel must be"),
-        ({"headers": {"a b": "x"}}, "header name"),
+        ({"headers": {"a b": "x"}}, "name of header 1"),
         ({"header_hook": 3}, "header_hook must be callable"),
         ({"compression": "zip"}, "compression must be"),
         ({"shared_memory": "yes"}, "shared_memory must be"),
@@ -245,7 +245,7 @@ def test_a_hook_that_fails_or_takes_too_long(aio_run, new_client):
 def test_a_hook_that_is_refused(aio_run, new_client):
     async def work():
         async with new_client(header_hook=lambda call: {"a b": call}) as client:
-            with pytest.raises(InvalidOption, match="header name 'a b'"):
+            with pytest.raises(InvalidOption, match="name of header 1 .* ' '"):
                 await echo(client)
 
     aio_run(work())

@@ -386,7 +386,7 @@ def test_regions_by_hand(aio_run, open_client):
                 await client.shared_memory.unregister("nobody knows it")
                 for name in ("register", "unregister"):
                     arguments = ("", "/key", 1) if name == "register" else ("",)
-                    with pytest.raises(InvalidOption, match="name is empty"):
+                    with pytest.raises(InvalidOption, match="name must be a str that is not empty"):
                         await getattr(client.shared_memory, name)(*arguments)
 
     aio_run(work())

@@ -756,7 +756,7 @@ def test_keepalive_that_makes_no_sense(settings):
     ],
 )
 def test_options_that_grpcio_would_choke_on(options):
-    with pytest.raises(errors.InvalidOption, match="channel option"):
+    with pytest.raises(errors.InvalidOption, match="channel.option"):
         GrpcChannel("localhost:8001", options=options)
 
 

@@ -223,7 +223,7 @@ def test_an_id_that_comes_again(face_client, model, streamed):
 
 @pytest.mark.parametrize("one", [0, -1, "", True, 1 << 63, 2.0])
 def test_wrong_ids(face_client, streamed, one):
-    with pytest.raises(InvalidOption, match="a sequence's id must be"):
+    with pytest.raises(InvalidOption, match="sequence_id must be"):
         face_client.sequence("accumulate_direct", sequence_id=one, stream=streamed)
 
 

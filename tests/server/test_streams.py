@@ -284,7 +284,7 @@ def test_arguments_that_make_no_sense(stream_client):
             stream_client.open_stream(buffer_size=size)
     with stream_client.open_stream() as stream:
         for attempt in (stream.stream, stream.send, stream_client.stream):
-            with pytest.raises(InvalidOption, match="request_id must be a str, got int"):
+            with pytest.raises(InvalidOption, match="request_id must be a str, got 7"):
                 attempt("identity_fp32", ONE, request_id=7)
             with pytest.raises(InvalidTensor, match="mapping"):
                 attempt("identity_fp32", [1])

@@ -10,8 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
-from triton_fast.channels.base import CallOptions, Incoming, Outgoing
+from triton_fast import AsyncClient, Client
+from triton_fast.channels.base import CallOptions, Incoming, Outgoing, StreamIncoming
+from triton_fast.client import client, client_async
 from triton_fast.errors import ClosedError, DeadlineExceeded, Internal
 from triton_fast.protocol.grpc.queries import exchange
 from triton_fast.protocol.messages import message_class
@@ -31,10 +34,13 @@ class MemoryChannel:
     ----------
     asked : list of (str, message)
         All calls, in order.
+    options : list of CallOptions
+        Of those calls.
     """
 
     def __init__(self, script: Callable[[str, Any], Any]) -> None:
         self.asked: list[tuple[str, Any]] = []
+        self.options: list[CallOptions] = []
         self._script = script
         self._closed = False
 
@@ -53,6 +59,7 @@ class MemoryChannel:
         name = method.rpartition("/")[2]
         request = message_class(f"{name}Request").FromString(outgoing.render())
         self.asked.append((name, request))
+        self.options.append(options)
         answer = self._script(name, request)
         if isinstance(answer, BaseException):
             raise answer
@@ -77,7 +84,7 @@ class MemoryChannel:
             on_done(None)
         return Over()
 
-    def open_stream(self, method: str, options: CallOptions) -> Any:
+    def open_stream(self, method: str, incoming: StreamIncoming[Any], options: CallOptions) -> Any:
         raise NotImplementedError("of streams, tests/unit/test_stream_turns.py has its own")
 
     def close(self) -> None:
@@ -88,6 +95,46 @@ class MemoryChannel:
     def ask(self, query: Query[Any], options: CallOptions = CallOptions()) -> Any:  # noqa: B008
         """Make a management call, as `triton_fast.client.endpoint.Endpoint.ask` does."""
         return query.ask(lambda method, fields, own: exchange(self, method, fields, own), options)
+
+
+class AsyncMemoryChannel:
+    """An `AsyncChannel` on a `MemoryChannel`, which others may be on."""
+
+    def __init__(self, channel: MemoryChannel) -> None:
+        self._channel = channel
+        self._closed = False
+
+    async def call(
+        self, method: str, outgoing: Outgoing, incoming: Incoming, options: CallOptions
+    ) -> None:
+        if self._closed:
+            raise ClosedError("the channel is closed")
+        self._channel.call(method, outgoing, incoming, options)
+
+    def open_stream(self, method: str, incoming: StreamIncoming[Any], options: CallOptions) -> Any:
+        return self._channel.open_stream(method, incoming, options)
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def abandon(self) -> None:
+        self._closed = True
+
+
+def client_on(channel: MemoryChannel, **settings: Any) -> Client:
+    """Return a client whose server is a channel's script."""
+    with mock.patch.object(client, "channel_factory", return_value=lambda: channel):
+        return Client("localhost:1", **settings)
+
+
+def async_client_on(channel: MemoryChannel, **settings: Any) -> AsyncClient:
+    """Return a client for coroutines whose server is a channel's script."""
+    with mock.patch.multiple(
+        client_async,
+        async_channel_factory=mock.Mock(return_value=lambda: AsyncMemoryChannel(channel)),
+        channel_factory=mock.Mock(return_value=lambda: channel),
+    ):
+        return AsyncClient("localhost:1", **settings)
 
 
 class Over:

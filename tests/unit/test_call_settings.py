@@ -6,6 +6,7 @@ from itertools import permutations
 
 import pytest
 
+from triton_fast import AsyncClient, Client, InvalidOption
 from triton_fast.client.call_settings import CallSettings
 from triton_fast.inference.request import UNSET
 
@@ -37,6 +38,22 @@ def test_one_call_leaves_nothing_to_the_next(first, second):
         assert (options.deadline_ns, tuple(options.headers), options.compression) == EXPECTED[own]
         assert options.call == "call"
     assert settings.options("other", *OWN[second]).call == "other"
+
+
+@pytest.mark.parametrize("channel", ["native", "grpc"])
+@pytest.mark.parametrize("name", ["te", "Content-Type", "host", ":authority", "grpc-timeout"])
+def test_headers_of_grpcs_own_are_refused_wherever_they_are_from(channel, name):
+    headers = {"fine": "1", name: "x"}
+    for face in (Client, AsyncClient):
+        with pytest.raises(InvalidOption, match=f"header '{name}' cannot be set"):
+            face("localhost:1", channel=channel, headers=headers)
+    with Client("localhost:1", channel=channel, header_hook=lambda call: headers) as client:
+        with pytest.raises(InvalidOption, match=f"header '{name}' cannot be set"):
+            client.is_live()
+    with Client("localhost:1", channel=channel) as client:
+        for call in (client.is_live, client.open_stream, client.health):
+            with pytest.raises(InvalidOption, match=f"header '{name}' cannot be set"):
+                call(headers=headers)
 
 
 def test_any_number_of_calls():

@@ -30,7 +30,7 @@ def test_asking():
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.0, "3", 1 << 31])
 def test_counts_that_are_none(count):
-    with pytest.raises(InvalidOption, match="output 'y': class_count is a number of classes"):
+    with pytest.raises(InvalidOption, match="output 'y': class_count must be a number of classes"):
         RequestedOutput("y", class_count=count)
 
 

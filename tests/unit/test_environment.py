@@ -122,9 +122,9 @@ def test_empty_is_not_set():
         ("SHARED_MEMORY_LIMIT", "1.5G", "a number of bytes.*got '1.5G'"),
         ("SHARED_MEMORY_LIMIT", "-1", "a number of bytes"),
         ("SHARED_MEMORY_LIMIT", "1X", "a number of bytes"),
-        ("TLS", "maybe", "1 or 0, true or false, got 'maybe'"),
+        ("TLS", "maybe", "1 or 0, true or false$"),
         ("KEEPALIVE_TIME", "often", "a number of seconds"),
-        ("HEADERS", '{"a b": "x"}', "header name 'a b'"),
+        ("HEADERS", '{"a b": "x"}', "name of header 1 .* ' '"),
         ("HEADERS", '{"grpc-x": "x"}', "gRPC's own"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from contextlib import aclosing, closing
 from types import SimpleNamespace
 
@@ -25,7 +26,6 @@ from triton_fast import (
     Usage,
     WireError,
 )
-from triton_fast.inference.request import UNSET
 from triton_fast.management.metadata import ModelConfig, ModelMetadata, TensorMetadata
 from triton_fast.options import deadline
 from triton_fast.protocol.messages import message_class
@@ -314,7 +314,7 @@ PLAINLY = {
     "parameters": None,
     "priority": 0,
     "queue_timeout": None,
-    "timeout": UNSET,
+    "timeout": None,
     "headers": None,
 }
 
@@ -376,7 +376,7 @@ def test_a_model_that_answers_once(fake_face):
         priority=2,
     ) == [STARTED, Token("Hello", 0), Finished(None, Usage(), "Hello")]
     assert client.names == ["model_metadata", "model_config", "infer"]
-    asked = {"name": "llm", "version": "3", "timeout": UNSET, "headers": (("a", "b"),)}
+    asked = {"name": "llm", "version": "3", "timeout": None, "headers": (("a", "b"),)}
     assert client.calls[0][1] == client.calls[1][1] == asked
     sent = client.calls[2][1]
     assert {name: array.tolist() for name, array in sent.pop("inputs").items()} == {
@@ -388,7 +388,7 @@ def test_a_model_that_answers_once(fake_face):
         "outputs": ["text"],
         "model_version": "3",
         "request_id": "id7",
-        "timeout": UNSET,
+        "timeout": None,
         "headers": (("a", "b"),),
         "parameters": None,
         "priority": 2,
@@ -515,8 +515,10 @@ def test_one_deadline_for_all_calls(fake_face, monkeypatch):
     client.told = told
     fake_face.events(client, timeout=5)
     assert [arguments["timeout"] for _, arguments in calls] == [5.0, 3.0, 1.0]
-    fake_face.events(client, timeout=None)
+    fake_face.events(client, timeout=None)  # which leaves it to the client, for each call
     assert calls[-1][1]["timeout"] is None
+    fake_face.events(client, timeout=math.inf)
+    assert calls[-1][1]["timeout"] == math.inf
     # The first may take all of it.
     fake_face.known.clear()
     calls.clear()
@@ -535,8 +537,8 @@ def test_many_models_are_not_kept(fake_face):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": b"Hi"}, "a prompt must be a str, got bytes"),
-        ({"prompt": ["Hi"]}, "a prompt must be a str, got list"),
+        ({"prompt": b"Hi"}, "the prompt must be a str, got bytes"),
+        ({"prompt": ["Hi"]}, "the prompt must be a str, got list"),
         ({"prompt": "\ud800"}, "UTF-8"),
         ({"timeout": -1}, "timeout"),
         ({"temperature": "hot"}, "temperature must be a number"),

@@ -81,7 +81,7 @@ def test_metadata_is_read() -> None:
 def test_regions_have_names() -> None:
     """A server lets go of everybody's if none is named."""
     for query in (lambda: registration("", "/key", 1, 0), lambda: removal("")):
-        with pytest.raises(errors.InvalidOption, match="name is empty"):
+        with pytest.raises(errors.InvalidOption, match="region's name must be a str"):
             query()
 
 

@@ -26,7 +26,7 @@ def test_every_name_is_there():
     # What annotations of public functions name can be imported, and defaults can be read.
     for name in ("Outputs", "HeaderSource", "Compression"):
         assert name in triton_fast.__all__
-    assert "timeout: 'float | None' = <the client's own>" in str(
+    assert "compression: 'Compression | None' = <the client's own>" in str(
         inspect.signature(triton_fast.Client.infer)
     )
     with pytest.raises(AttributeError, match="'triton_fast' has no attribute 'Klient'"):

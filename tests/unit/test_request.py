@@ -13,10 +13,10 @@ from triton_fast.protocol.grpc.codec import GRPC
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_name": ""}, "name is empty"),
-        ({"model_name": 3}, "model_name must be a str, got int"),
+        ({"model_name": ""}, "name must be a str that is not empty"),
+        ({"model_name": 3}, "name must be a str, got 3"),
         ({"model_name": "\ud800"}, "UTF-8"),
-        ({"model_version": 3}, "model_version must be a str, got int"),
+        ({"model_version": 3}, "version must be a str, got 3"),
         ({"parameters": {"priority": 1}}, "reserved; use the argument priority="),
         ({"parameters": {"timeout": 1}}, "reserved; use the argument queue_timeout="),
         ({"parameters": {"a": object()}}, "parameter 'a' is a object"),
@@ -27,7 +27,7 @@ from triton_fast.protocol.grpc.codec import GRPC
         ({"priority": 2**64}, "priority"),
         ({"queue_timeout": -1}, "queue_timeout must be zero or more seconds, got -1"),
         ({"outputs": "y"}, r"write \['y'\]"),
-        ({"outputs": [3]}, "by its name, not by 3"),
+        ({"outputs": [3]}, "and has 3 in it"),
         ({"outputs": [RequestedOutput("y", {"a": None})]}, "parameter 'a' is a NoneType"),
     ],
 )

@@ -348,6 +348,12 @@ def test_parameters_go_beside_any_input(value):
 def test_parameters_that_do_not_go_with_data():
     """The server would take the next tensor's bytes for this one's."""
     there = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+    with pytest.raises(InvalidTensor, match=r"FP32 \[2\] takes 8 bytes, and its place .* has 4"):
+        Tensor(None, "FP32", [2], parameters=there)
+    for name in ("shared_memory_offset", "shared_memory_byte_size"):
+        for one in (-1, "4", 1.5, True):
+            with pytest.raises(InvalidTensor, match=f"'{name}' must be a number of bytes"):
+                Tensor(None, "FP32", [1], parameters={**there, name: one})
     for arguments in ((bytes(4), "FP32", [1]), (["a"],)):
         with pytest.raises(InvalidTensor, match="has data or is in shared memory, and not both"):
             Tensor(*arguments, parameters=there)

@@ -42,5 +42,8 @@ def test_tls_settings_that_make_no_sense(tmp_path):
 def test_tls_shows_no_key():
     tls = TLS(private_key=KEY, certificate_chain=CERTIFICATE)
     for shown in (repr(tls), repr(tls.read())):
-        assert "PRIVATE" not in shown
-        assert "CERTIFICATE" in shown
+        assert "BEGIN" not in shown
+    assert (
+        repr(tls)
+        == f"TLS(private_key=<{len(KEY)} bytes>, certificate_chain=<{len(CERTIFICATE)} bytes>)"
+    )

@@ -8,7 +8,7 @@ beside this module; it may import what lies below `channels`, and nothing above.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from .._core import Segment
@@ -111,7 +111,7 @@ class CallOptions:
     """
 
     deadline_ns: int | None = None
-    headers: Headers = ()
+    headers: Headers = field(default=(), repr=False)  # there may be tokens in them
     compression: Compression | None = None
     call: str = ""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InvalidOption
 from ..options.deadline import seconds
 from ..options.target import checked_target
+from ..options.values import instead, one_of
 from .base import AsyncChannel, Channel
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def channel_factory(
     InvalidOption
         If they do not go together.
     """
+    _check_keepalive(keepalive)
     busy = seconds(busy_poll, "busy_poll") or 0.0
+    if not busy and busy_poll:
+        raise InvalidOption(f"busy_poll must be a short time in seconds, got {instead(busy_poll)}")
     obstacle = _why_grpcio(target, choice, tls, options)
     if obstacle is not None:
         if busy:
@@ -69,6 +73,7 @@ def async_channel_factory(
     target, choice, tls, keepalive, options
         ``url``, ``channel`` and the rest of `triton_fast.AsyncClient`.
     """
+    _check_keepalive(keepalive)
     if _why_grpcio(target, choice, tls, options) is not None:
         from .grpcio.channel_async import AsyncGrpcChannel  # noqa: PLC0415
 
@@ -82,8 +87,7 @@ def _why_grpcio(
     target: str, choice: str, tls: TLS | bool | None, options: Mapping[str, Any] | None
 ) -> str | None:
     """Return why a client uses grpcio; None if it uses the native channel."""
-    if choice not in {"auto", "native", "grpc"}:
-        raise InvalidOption(f"channel must be 'auto', 'native' or 'grpc', got {choice!r}")
+    one_of(choice, "channel", ("auto", "native", "grpc"))
     checked_target(target)
     obstacle = _obstacle(target, tls, options)
     if choice == "native":
@@ -103,10 +107,24 @@ def _obstacle(target: str, tls: TLS | bool | None, options: Mapping[str, Any] | 
     """Return why only grpcio can do what is asked; None if the native channel can."""
     from .native.channel import native_address  # noqa: PLC0415
 
-    if tls:
+    if tls is not None and tls is not False:
+        from ..options.tls import checked_tls  # noqa: PLC0415
+
+        checked_tls(tls)
         return "it does not speak TLS"
-    if options:
+    if options is not None and not (isinstance(options, Mapping | Sequence) and not options):
         return "channel_options are grpcio's"
     if native_address(target) is None:
         return f"target {target!r} is not one address"
     return None
+
+
+def _check_keepalive(keepalive: Keepalive | None) -> None:
+    if keepalive is None:
+        return
+    from ..options.keepalive import Keepalive  # noqa: PLC0415 - only where it is used
+
+    if not isinstance(keepalive, Keepalive):
+        raise InvalidOption(
+            f"keepalive must be a Keepalive, such as Keepalive(30), got {instead(keepalive)}"
+        )

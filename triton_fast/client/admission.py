@@ -7,7 +7,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..channels.event_loop import seconds_left
-from ..errors import DeadlineExceeded, InvalidOption
+from ..errors import DeadlineExceeded
+from ..options.values import whole_number
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
@@ -36,11 +37,10 @@ class Admission:
     """
 
     def __init__(self, most_calls: int, most_bytes: int) -> None:
-        for name, value in (("max_in_flight", most_calls), ("max_in_flight_bytes", most_bytes)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidOption(f"{name} must be a positive number, got {value!r}")
-        self._most_calls = most_calls
-        self._most_bytes = most_bytes
+        self._most_calls = whole_number(most_calls, "max_in_flight must be a number of calls", 1)
+        self._most_bytes = whole_number(
+            most_bytes, "max_in_flight_bytes must be a number of bytes", 1
+        )
         self.calls = 0
         self.byte_size = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()

@@ -7,17 +7,41 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ..errors import InvalidTensor
 from ..inference.request import Prepared, encode_request
 from ..inference.result import InferResult, Receiver
+from ..options.values import checked_mapping, checked_text
 
 if TYPE_CHECKING:
     from ..inference.tensor import InputTensor
     from ..shared_memory.placement import Placement
     from ..shared_memory.pool import Slot
 
-__all__ = ["Attempt", "Out"]
+__all__ = ["Attempt", "Out", "checked_out"]
 
 Out: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
+
+
+def checked_out(out: Out | None) -> Out | None:
+    """Return a call's ``out=``.
+
+    Raises
+    ------
+    InvalidOption
+        If it is no mapping.
+    InvalidTensor
+        If it has something else than arrays.
+    """
+    if checked_mapping(out, "out", "name to array") is None:
+        return None
+    assert out is not None
+    for name, array in out.items():
+        checked_text(name, "a name in out", empty=True)
+        if not isinstance(array, np.ndarray):
+            raise InvalidTensor(
+                f"out[{name!r}] is a {type(array).__name__}; it must be a numpy array"
+            )
+    return out
 
 
 class Attempt:

@@ -11,6 +11,7 @@ from ..errors import InvalidOption
 from ..inference.request import UNSET
 from ..options.deadline import deadline_after, seconds
 from ..options.headers import HeaderSource, checked_headers
+from ..options.values import one_of
 
 __all__ = ["CallSettings"]
 
@@ -50,7 +51,8 @@ class CallSettings(Generic[Hook]):
         compression: Compression | None,
     ) -> None:
         if header_hook is not None and not callable(header_hook):
-            raise InvalidOption(f"header_hook must be callable, got {header_hook!r}")
+            # Of what may be the headers themselves.
+            raise InvalidOption(f"header_hook must be callable, got {type(header_hook).__name__}")
         self.header_hook = header_hook
         self._timeout = seconds(timeout, "timeout")
         self._headers = checked_headers(headers)
@@ -66,12 +68,17 @@ class CallSettings(Generic[Hook]):
     def deadline_ns(self, timeout: float | None) -> int | None:
         """Return when a call must be over that begins now; see `CallOptions`.
 
+        Parameters
+        ----------
+        timeout : float, seconds, or None
+            The call's own; None for the client's, and infinity for no limit.
+
         Raises
         ------
         InvalidOption
             If the timeout makes no sense.
         """
-        return deadline_after(self._timeout if timeout is UNSET else seconds(timeout, "timeout"))
+        return deadline_after(self._timeout if timeout is None else seconds(timeout, "timeout"))
 
     def options(
         self,
@@ -103,7 +110,7 @@ class CallSettings(Generic[Hook]):
             return self._plain.get(call) or self._new_plain(call)
         sent = self._headers
         if hooked is not None:
-            sent += checked_headers(hooked)
+            sent += checked_headers(hooked, "what header_hook returns")
         if headers is not None:
             sent += checked_headers(headers)
         chosen = self._compression if compression is UNSET else _checked(compression)
@@ -117,6 +124,5 @@ class CallSettings(Generic[Hook]):
 
 
 def _checked(compression: Any) -> Compression | None:
-    if compression not in {None, "gzip", "deflate"}:
-        raise InvalidOption(f"compression must be 'gzip', 'deflate' or None, got {compression!r}")
-    return compression  # type: ignore[no-any-return]
+    checked: Compression | None = one_of(compression, "compression", ("gzip", "deflate", None))
+    return checked

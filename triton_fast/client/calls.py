@@ -6,14 +6,17 @@ Imports neither grpc nor protobuf, and what only some calls need, when they are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..channels.base import Compression
 from ..inference.request import UNSET, Outputs, PreparedCalls, prepare
 from ..inference.result import InferResult
+from ..options.deadline import own_seconds
 from ..options.headers import HeaderSource, checked_headers
-from .attempt import Out
+from ..options.values import checked_flag
+from .attempt import Out, checked_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +95,7 @@ class Client:
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
@@ -125,7 +128,7 @@ class Client:
             the call.
         timeout : float, seconds, optional
             When to give up, everywhere: on connecting, sending, waiting, receiving. The client's
-            by default; None or infinity for no limit.
+            by default; infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send with this call, beside the client's.
         compression : {"gzip", "deflate"} or None, optional
@@ -168,7 +171,8 @@ class Client:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         options = self._endpoint.options(prepared.call, timeout, headers, compression)
-        if split:
+        out = checked_out(out)
+        if checked_flag(split, "split"):
             from .split import infer_split  # noqa: PLC0415 - for those who split
 
             return infer_split(self._endpoint, prepared, inputs, request_id, options, out)
@@ -177,7 +181,7 @@ class Client:
     def open_stream(
         self,
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         buffer_size: int = 64 << 20,
     ) -> Stream:
@@ -186,7 +190,7 @@ class Client:
         Parameters
         ----------
         timeout : float, seconds, optional
-            When it must be over. The client's by default; None or infinity for no limit.
+            When it must be over. The client's by default; infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send with it, beside the client's.
         buffer_size : int, bytes, default 64 MiB
@@ -232,7 +236,7 @@ class Client:
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> Generation:
         """Have a model generate text, and iterate over the events as they come.
@@ -262,7 +266,7 @@ class Client:
             As in `infer`.
         timeout : float, seconds, optional
             When the text must be complete, from the first event that is asked for. The client's by
-            default; None or infinity for no limit.
+            default; infinity for no limit.
 
         Returns
         -------
@@ -323,7 +327,7 @@ class Client:
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         stream: bool = True,
     ) -> InferSequence:
@@ -338,7 +342,8 @@ class Client:
             takes those that the model's configuration says, numbers or strings: to a model that
             takes strings give one, ``str(uuid.uuid4())``, say.
         timeout : float, seconds, optional
-            For every request that does not say otherwise. The client's by default.
+            For every request that does not say otherwise. The client's by default; infinity for
+            no limit.
         headers : mapping or iterable of pairs, optional
             To send with the calls, beside the client's.
         stream : bool, default True
@@ -376,11 +381,12 @@ class Client:
             priority,
             queue_timeout,
             sequence_id,
-            streamed=stream,
+            streamed=checked_flag(stream, "stream"),
         )
+        limit = own_seconds(timeout, "timeout")
         sent = checked_headers(headers)
-        shared = self.open_stream(timeout=None, headers=sent) if stream else None
-        return InferSequence(self._endpoint, requests, shared, timeout, sent)
+        shared = self.open_stream(timeout=math.inf, headers=sent) if stream else None
+        return InferSequence(self._endpoint, requests, shared, limit, sent)
 
     def model(
         self,
@@ -421,7 +427,7 @@ class Client:
         ----------
         timeout : float, seconds, default 5
             For everything that is asked, whatever the client's own is: a server that hangs is
-            unhealthy, and not waited for.
+            unhealthy, and not waited for. None for the client's own, infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send along.
 
@@ -444,15 +450,13 @@ class Client:
 
         return check_health(self._endpoint, timeout, headers)
 
-    def is_live(
-        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
-    ) -> bool:
+    def is_live(self, *, timeout: float | None = None, headers: HeaderSource | None = None) -> bool:
         """Return whether the server is up.
 
         Parameters
         ----------
         timeout : float, seconds, optional
-            The client's by default.
+            The client's by default; infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send along.
 
@@ -475,7 +479,7 @@ class Client:
         return self._ask(server_live(), timeout, headers)
 
     def is_ready(
-        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+        self, *, timeout: float | None = None, headers: HeaderSource | None = None
     ) -> bool:
         """Return whether the server takes requests; see `is_live`."""
         from ..management.server import server_ready  # noqa: PLC0415 - management only
@@ -487,7 +491,7 @@ class Client:
         name: str,
         version: str = "",
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> bool:
         """Return whether a model takes requests; see `is_live`. False also if there is no such."""
@@ -496,7 +500,7 @@ class Client:
         return self._ask(model_ready(name, version), timeout, headers)
 
     def server_metadata(
-        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+        self, *, timeout: float | None = None, headers: HeaderSource | None = None
     ) -> ServerMetadata:
         """Return the server's name, version and extensions.
 
@@ -523,7 +527,7 @@ class Client:
         name: str,
         version: str = "",
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> ModelMetadata:
         """Return what a model takes and gives. From then on `infer` checks calls against it.
@@ -557,7 +561,7 @@ class Client:
         name: str,
         version: str = "",
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> ModelConfig:
         """Return how the server is set up to run a model.
@@ -587,7 +591,7 @@ class Client:
     def _ask(
         self,
         query: Query[T],
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> T:
         options = self._endpoint.options(query.call, timeout, headers)

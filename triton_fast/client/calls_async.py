@@ -5,14 +5,17 @@ Imports neither grpc nor protobuf, and what only some calls need, when they are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..channels.base import Compression
 from ..inference.request import UNSET, Outputs, PreparedCalls, prepare
 from ..inference.result import InferResult
+from ..options.deadline import own_seconds
 from ..options.headers import HeaderSource, checked_headers
-from .attempt import Out
+from ..options.values import checked_flag
+from .attempt import Out, checked_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +94,7 @@ class AsyncClient:
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
@@ -124,7 +127,7 @@ class AsyncClient:
             the call.
         timeout : float, seconds, optional
             When to give up, everywhere: on connecting, sending, waiting, receiving. The client's
-            by default; None or infinity for no limit.
+            by default; infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send with this call, beside the client's.
         compression : {"gzip", "deflate"} or None, optional
@@ -167,7 +170,8 @@ class AsyncClient:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         options = await self._endpoint.options(prepared.call, timeout, headers, compression)
-        if split:
+        out = checked_out(out)
+        if checked_flag(split, "split"):
             from .split_async import infer_split  # noqa: PLC0415 - for those who split
 
             return await infer_split(self._endpoint, prepared, inputs, request_id, options, out)
@@ -176,7 +180,7 @@ class AsyncClient:
     def open_stream(
         self,
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         buffer_size: int = 64 << 20,
     ) -> AsyncStream:
@@ -185,7 +189,7 @@ class AsyncClient:
         Parameters
         ----------
         timeout : float, seconds, optional
-            When it must be over. The client's by default; None or infinity for no limit.
+            When it must be over. The client's by default; infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send with it, beside the client's.
         buffer_size : int, bytes, default 64 MiB
@@ -231,7 +235,7 @@ class AsyncClient:
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> AsyncGeneration:
         """Have a model generate text, and iterate over the events as they come.
@@ -261,7 +265,7 @@ class AsyncClient:
             As in `infer`.
         timeout : float, seconds, optional
             When the text must be complete, from the first event that is asked for. The client's by
-            default; None or infinity for no limit.
+            default; infinity for no limit.
 
         Returns
         -------
@@ -322,7 +326,7 @@ class AsyncClient:
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         stream: bool = True,
     ) -> AsyncInferSequence:
@@ -337,7 +341,8 @@ class AsyncClient:
             takes those that the model's configuration says, numbers or strings: to a model that
             takes strings give one, ``str(uuid.uuid4())``, say.
         timeout : float, seconds, optional
-            For every request that does not say otherwise. The client's by default.
+            For every request that does not say otherwise. The client's by default; infinity for
+            no limit.
         headers : mapping or iterable of pairs, optional
             To send with the calls, beside the client's.
         stream : bool, default True
@@ -375,11 +380,12 @@ class AsyncClient:
             priority,
             queue_timeout,
             sequence_id,
-            streamed=stream,
+            streamed=checked_flag(stream, "stream"),
         )
+        limit = own_seconds(timeout, "timeout")
         sent = checked_headers(headers)
-        shared = self.open_stream(timeout=None, headers=sent) if stream else None
-        return AsyncInferSequence(self._endpoint, requests, shared, timeout, sent)
+        shared = self.open_stream(timeout=math.inf, headers=sent) if stream else None
+        return AsyncInferSequence(self._endpoint, requests, shared, limit, sent)
 
     def model(
         self,
@@ -422,7 +428,7 @@ class AsyncClient:
         ----------
         timeout : float, seconds, default 5
             For everything that is asked, whatever the client's own is: a server that hangs is
-            unhealthy, and not waited for.
+            unhealthy, and not waited for. None for the client's own, infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send along.
 
@@ -446,14 +452,14 @@ class AsyncClient:
         return await check_health_async(self._endpoint, timeout, headers)
 
     async def is_live(
-        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+        self, *, timeout: float | None = None, headers: HeaderSource | None = None
     ) -> bool:
         """Return whether the server is up.
 
         Parameters
         ----------
         timeout : float, seconds, optional
-            The client's by default.
+            The client's by default; infinity for no limit.
         headers : mapping or iterable of pairs, optional
             To send along.
 
@@ -476,7 +482,7 @@ class AsyncClient:
         return await self._ask(server_live(), timeout, headers)
 
     async def is_ready(
-        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+        self, *, timeout: float | None = None, headers: HeaderSource | None = None
     ) -> bool:
         """Return whether the server takes requests; see `is_live`."""
         from ..management.server import server_ready  # noqa: PLC0415 - management only
@@ -488,7 +494,7 @@ class AsyncClient:
         name: str,
         version: str = "",
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> bool:
         """Return whether a model takes requests; see `is_live`. False also if there is no such."""
@@ -497,7 +503,7 @@ class AsyncClient:
         return await self._ask(model_ready(name, version), timeout, headers)
 
     async def server_metadata(
-        self, *, timeout: float | None = UNSET, headers: HeaderSource | None = None
+        self, *, timeout: float | None = None, headers: HeaderSource | None = None
     ) -> ServerMetadata:
         """Return the server's name, version and extensions.
 
@@ -524,7 +530,7 @@ class AsyncClient:
         name: str,
         version: str = "",
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> ModelMetadata:
         """Return what a model takes and gives. From then on `infer` checks calls against it.
@@ -558,7 +564,7 @@ class AsyncClient:
         name: str,
         version: str = "",
         *,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> ModelConfig:
         """Return how the server is set up to run a model.
@@ -588,7 +594,7 @@ class AsyncClient:
     async def _ask(
         self,
         query: Query[T],
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> T:
         options = await self._endpoint.options(query.call, timeout, headers)

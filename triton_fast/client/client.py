@@ -15,7 +15,7 @@ from ..inference.request import UNSET, Outputs, prepare_streamed
 from ..options.headers import HeaderSource
 from ..shared_memory.sharing import shared_factory
 from . import calls
-from .attempt import Out
+from .attempt import Out, checked_out
 from .call_settings import CallSettings
 from .endpoint import Endpoint, HeaderHook
 
@@ -39,13 +39,15 @@ class Client(calls.Client):
         The server's gRPC address: ``"host:port"``, ``"unix:/path"``, ``"dns:///host:port"``,
         ``"ipv4:address:port,address:port"``.
     timeout : float, seconds, optional
-        For every call that does not say otherwise; none by default.
+        For every call that has none of its own; no limit by default. A call's ``timeout=None`` is
+        this one, and infinity lifts it.
     channel : {"auto", "native", "grpc"}, default "auto"
         How bytes travel: ``"native"`` over HTTP/2 sockets of our own, ``"grpc"`` through the grpcio
         package. ``"auto"`` is native for one address in plain text, and grpcio for TLS, several
         addresses, ``dns:`` targets and ``channel_options``, or if this build has no native channel.
     headers : mapping or iterable of pairs, optional
-        Sent with every call.
+        Sent with every call. Those that gRPC or HTTP/2 set themselves are refused (``host``,
+        ``content-type``, ``user-agent``, names that begin with ``grpc-``).
     header_hook : callable, optional
         Called with a description of each call (``"ModelInfer('resnet')"``), on the calling
         thread; returns headers to send with it, or None. For tokens that expire, and tracing.
@@ -187,7 +189,7 @@ class Client(calls.Client):
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
@@ -214,7 +216,7 @@ class Client(calls.Client):
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         options = self._endpoint.options(prepared.call, timeout, headers, compression)
-        return self._endpoint.submit(prepared, inputs, request_id, options, out)
+        return self._endpoint.submit(prepared, inputs, request_id, options, checked_out(out))
 
     def stream(
         self,
@@ -227,7 +229,7 @@ class Client(calls.Client):
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> ResponseStream:
         """Run a model that may give many answers (a decoupled one), and iterate over them.
@@ -238,8 +240,7 @@ class Client(calls.Client):
         headers
             As in `infer`. Inputs may be changed once this has returned.
         timeout : float, seconds, optional
-            When the last answer must have come. The client's by default; None or infinity for no
-            limit.
+            When the last answer must have come. The client's by default; infinity for no limit.
 
         Returns
         -------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..channels.base import Compression
 from ..channels.factory import async_channel_factory, channel_factory
-from ..inference.request import UNSET, Outputs, prepare_streamed
+from ..inference.request import Outputs, prepare_streamed
 from ..options.headers import HeaderSource
 from ..shared_memory.sharing import shared_factory
 from . import calls_async
@@ -129,7 +129,7 @@ class AsyncClient(calls_async.AsyncClient):
         parameters: Mapping[str, Any] | None = None,
         priority: int = 0,
         queue_timeout: float | None = None,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> AsyncResponseStream:
         """Run a model that may give many answers (a decoupled one), and iterate over them.
@@ -141,7 +141,7 @@ class AsyncClient(calls_async.AsyncClient):
             As in `infer`. Inputs may be changed once the first answer is there.
         timeout : float, seconds, optional
             When the last answer must have come, from when the first is asked for. The client's by
-            default; None or infinity for no limit.
+            default; infinity for no limit.
 
         Returns
         -------

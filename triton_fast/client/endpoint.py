@@ -162,7 +162,7 @@ class Endpoint(Policies):
     def options(
         self,
         call: str,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
     ) -> CallOptions:

@@ -189,7 +189,7 @@ class AsyncEndpoint(AsyncPolicies):
     async def options(
         self,
         call: str,
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
     ) -> CallOptions:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..inference.request import UNSET, merged_inputs
 from . import model_calls
+from .attempt import checked_out
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -60,7 +61,7 @@ class Model(model_calls.Model):
         /,
         *,
         request_id: str = "",
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
@@ -71,10 +72,10 @@ class Model(model_calls.Model):
         The first call waits for the model's signature.
         """
         options = self._endpoint.options(self._prepared.call, timeout, headers, compression)
+        out = checked_out(out)
+        both = merged_inputs(inputs, tensors)
         self._learn(options)
-        return self._endpoint.submit(
-            self._prepared, merged_inputs(inputs, tensors), request_id, options, out
-        )
+        return self._endpoint.submit(self._prepared, both, request_id, options, out)
 
     def _learn(self, options: CallOptions) -> None:
         if not self._asked:

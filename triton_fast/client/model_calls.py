@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..inference.request import UNSET, merged_inputs
+from ..options.values import checked_flag
+from .attempt import checked_out
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions, Compression
@@ -42,7 +44,7 @@ class Model:
         /,
         *,
         request_id: str = "",
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
         headers: HeaderSource | None = None,
         compression: Compression | None = UNSET,
         out: Out | None = None,
@@ -74,9 +76,10 @@ class Model:
         """
         endpoint = self._endpoint
         options = endpoint.options(self._prepared.call, timeout, headers, compression)
+        out = checked_out(out)
         self._learn(options)
         both = merged_inputs(inputs, tensors)
-        if split:
+        if checked_flag(split, "split"):
             from .split import infer_split  # noqa: PLC0415 - for those who split
 
             return infer_split(endpoint, self._prepared, both, request_id, options, out)

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InvalidOption, InvalidTensor
 from ..options.deadline import microseconds
+from ..options.values import (
+    checked_mapping,
+    checked_text,
+    instead,
+    plain_parameters,
+    whole_number,
+)
 from .tensor import InputTensor, input_tensor
 
 if TYPE_CHECKING:
@@ -70,7 +77,8 @@ class RequestedOutput:
     Raises
     ------
     InvalidOption
-        If ``class_count`` is not 1 or more, or comes with shared memory, which has no classes.
+        If the name is no str, the parameters are no mapping, or ``class_count`` is not 1 or more,
+        or comes with shared memory, which has no classes.
 
     Source
     ------
@@ -83,14 +91,14 @@ class RequestedOutput:
     class_count: int | None = None
 
     def __post_init__(self) -> None:
-        count = self.class_count
-        if count is None:
+        checked_text(self.name, "an output's name", empty=True)
+        checked_mapping(self.parameters, f"output {self.name!r}: parameters", "name to value")
+        if self.class_count is None:
             return
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 1 << 31:
-            raise InvalidOption(
-                f"output {self.name!r}: class_count is a number of classes, 1 or more, not "
-                f"{count!r}"
-            )
+        what = f"output {self.name!r}: class_count must be a number of classes"
+        object.__setattr__(
+            self, "class_count", whole_number(self.class_count, what, 1, (1 << 31) - 1)
+        )
         for name in ("classification", "shared_memory_region"):
             if name in (self.parameters or ()):
                 raise InvalidOption(
@@ -210,7 +218,8 @@ class PreparedCalls:
         queue_timeout: float | None,
     ) -> Prepared:
         """Return what `prepare` makes of the same arguments."""
-        plain = outputs is None and parameters is None and not priority and queue_timeout is None
+        plain = outputs is None and parameters is None and queue_timeout is None
+        plain = plain and type(priority) is int and priority == 0
         if plain and type(model) is str and type(version) is str:
             known = self._plain.get((model, version))
             if known is not None:
@@ -251,15 +260,16 @@ def prepare(
     InvalidOption
         If a value cannot be sent, or a parameter has an argument of its own.
     """
-    if not model_name:
-        raise InvalidOption("the model's name is empty")
-    for name in parameters or ():
+    model_name = checked_text(model_name, "the model's name")
+    model_version = checked_text(model_version, "the model's version", empty=True)
+    own = plain_parameters(parameters)
+    for name in own or ():
         if name in _RESERVED:
             raise InvalidOption(f"parameter {name!r} is reserved; use {_RESERVED[name]}")
     requested = _requested(outputs)
     settings: dict[str, Any] = {
-        "parameters": dict(parameters) if parameters else None,
-        "priority": priority,
+        "parameters": own or None,
+        "priority": whole_number(priority, "priority must be a whole number", 0, (1 << 64) - 1),
         "queue_timeout_us": microseconds(queue_timeout, "queue_timeout"),
     }
     header = codec.header(model_name, model_version, outputs=requested, **settings)
@@ -305,7 +315,7 @@ def prepare_streamed(
         model_name,
         model_version,
         outputs,
-        {**_FINAL_ANSWER, **(parameters or {})},
+        {**_FINAL_ANSWER, **(plain_parameters(parameters) or {})},
         priority,
         queue_timeout,
         "ModelStreamInfer",
@@ -323,22 +333,33 @@ def _requested(outputs: Outputs | None) -> list[RequestedPair]:
     if outputs is None:
         return []
     if isinstance(outputs, str | RequestedOutput):
-        raise InvalidOption(f"outputs is a sequence of names; write [{outputs!r}]")
+        one = instead(outputs) if isinstance(outputs, str) else "RequestedOutput(…)"
+        raise InvalidOption(f"outputs must be a sequence of names; write [{one}]")
+    try:
+        each = iter(outputs)
+    except TypeError:
+        raise InvalidOption(
+            f"outputs must be a sequence of names, got {instead(outputs)}"
+        ) from None
     requested: list[RequestedPair] = []
-    for output in outputs:
+    for output in each:
         if isinstance(output, RequestedOutput):
             requested.append((output.name, _own_parameters(output)))
         elif isinstance(output, str):
             requested.append((output, None))
         else:
-            raise InvalidOption(f"an output is asked for by its name, not by {output!r}")
+            raise InvalidOption(
+                "outputs must be a sequence of names or RequestedOutput, and has "
+                f"{instead(output)} in it"
+            )
     return requested
 
 
 def _own_parameters(output: RequestedOutput) -> Mapping[str, Any] | None:
+    own = plain_parameters(output.parameters, f"output {output.name!r}: parameters")
     if output.class_count is None:
-        return output.parameters
-    return {**(output.parameters or {}), "classification": output.class_count}
+        return own
+    return {**(own or {}), "classification": output.class_count}
 
 
 def encode_request(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from .._core import _wire
-from ..errors import InvalidOption, InvalidTensor, WireError
+from ..errors import InvalidOption, InvalidTensor, WireError, printable
 from ..protocol.datatypes import datatype_of, dtype_of
 from .request import shared_memory_parameters
 
@@ -250,7 +250,7 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
         arrays = ", ".join(
             f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items()
         )
-        return f"InferResult({self.model_name} {self.model_version}, {{{arrays}}})"
+        return printable(f"InferResult({self.model_name} {self.model_version}, {{{arrays}}})")
 
 
 class Places(dict[str, np.ndarray[Any, Any]]):

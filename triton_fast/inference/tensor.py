@@ -15,10 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core import _wire
-from ..errors import InvalidTensor
+from ..errors import InvalidTensor, printable
+from ..options.values import instead, plain_parameters, whole_number
 from ..protocol.datatypes import DATATYPES, datatype_of
 
-__all__ = ["InputTensor", "Tensor", "copied_bytes", "input_rows", "input_tensor", "memory_of"]
+__all__ = [
+    "InputTensor",
+    "Tensor",
+    "checked_shape",
+    "copied_bytes",
+    "input_rows",
+    "input_tensor",
+    "memory_of",
+]
 
 
 class InputTensor(NamedTuple):
@@ -67,9 +76,11 @@ class Tensor:
     ------
     InvalidTensor
         If there is no such datatype, a dimension is negative, or the memory has not the number of
-        bytes that datatype and shape take, or elements of another size in big-endian order; if it
-        has both data and a place in shared memory; or, without datatype and shape, if no tensor
-        can be made of it.
+        bytes that datatype and shape take (in shared memory: has fewer), or elements of another
+        size in big-endian order; if it has both data and a place in shared memory; or, without
+        datatype and shape, if no tensor can be made of it.
+    InvalidOption
+        If a parameter's name or value is none.
 
     Examples
     --------
@@ -104,9 +115,14 @@ class Tensor:
             raise InvalidTensor(
                 f"parameters must be a mapping of name to value, got {type(parameters).__name__}"
             )
+        parameters = plain_parameters(parameters)
         placed = parameters is not None and "shared_memory_region" in parameters
         if placed and data is not None:
             raise InvalidTensor("a tensor has data or is in shared memory, and not both")
+        for name in ("shared_memory_offset", "shared_memory_byte_size"):
+            if placed and parameters is not None and name in parameters:
+                what = f"parameter {name!r} must be a number of bytes"
+                whole_number(parameters[name], what, 0, kind=InvalidTensor)
         self.parameters = parameters
         if datatype is None and shape is None:
             if data is None or isinstance(data, Tensor):
@@ -124,11 +140,11 @@ class Tensor:
                 "datatype and shape must both be given, for raw memory, or neither, got only "
                 f"{'shape' if datatype is None else 'datatype'}"
             )
-        if datatype not in DATATYPES:
+        if not isinstance(datatype, str) or datatype not in DATATYPES:
             raise InvalidTensor(
-                f"unknown datatype {datatype!r}; expected one of {', '.join(DATATYPES)}"
+                f"unknown datatype {instead(datatype)}; expected one of {', '.join(DATATYPES)}"
             )
-        dimensions = _shape(shape)
+        dimensions = checked_shape(shape)
         self.data = data
         self.datatype = datatype
         self.shape = dimensions
@@ -137,6 +153,15 @@ class Tensor:
                 raise InvalidTensor(
                     "a tensor without data needs parameters that say where in shared memory it is"
                 )
+            assert parameters is not None
+            room = parameters.get("shared_memory_byte_size")
+            if room is not None and datatype != "BYTES":
+                needed = math.prod(dimensions) * _wire.datatype_size(datatype)
+                if needed > room:
+                    raise InvalidTensor(
+                        f"{datatype} {list(dimensions)} takes {needed} bytes, and its place in "
+                        f"shared memory has {room}"
+                    )
             return
         self.data = _contiguous_buffer(data, datatype)
         byte_size = self.data.nbytes
@@ -234,6 +259,8 @@ def input_rows(value: Any) -> np.ndarray[Any, Any] | Tensor:
 
 # Elements of a list or an array of strings that are looked at; enough to go by.
 _MOST_COUNTED = 4096
+# How many dimensions a list has at most, of which elements are looked at.
+_DEEPEST = 16
 # What an element costs beside its bytes, in the time that as many bytes take to copy.
 _BYTES_PER_ELEMENT = 64
 
@@ -246,12 +273,10 @@ def memory_of(value: Any) -> int:
         return 0 if value.data is None else int(value.data.nbytes)
     if isinstance(value, list | tuple | np.ndarray):
         return _memory_of_strings(value)
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int):
-        return size
     try:
-        return memoryview(value).nbytes
-    except (TypeError, BufferError, ValueError):
+        size = getattr(value, "nbytes", None)
+        return size if isinstance(size, int) else memoryview(value).nbytes
+    except Exception:  # noqa: BLE001 - somebody else's code, which may raise anything
         return 0
 
 
@@ -267,12 +292,14 @@ def copied_bytes(value: Any) -> int:
         return memory_of(value)
     try:
         view = memoryview(value)
-    except (TypeError, BufferError, ValueError):
+    except Exception:  # noqa: BLE001 - somebody else's code, which may raise anything
         return memory_of(value)  # nobody knows
     return 0 if view.c_contiguous else view.nbytes
 
 
-def _memory_of_strings(values: Any) -> int:
+def _memory_of_strings(values: Any, depth: int = 0) -> int:
+    if depth > _DEEPEST:
+        return 0  # a list that is in itself, say
     flat = values.reshape(-1) if isinstance(values, np.ndarray) else values
     first = flat[:_MOST_COUNTED]
     total = 0
@@ -280,7 +307,7 @@ def _memory_of_strings(values: Any) -> int:
         if isinstance(element, str | bytes):
             total += len(element) + _BYTES_PER_ELEMENT
         elif isinstance(element, list | tuple):
-            total += _memory_of_strings(element)
+            total += _memory_of_strings(element, depth + 1)
     return total if len(first) == len(flat) else total * len(flat) // len(first)
 
 
@@ -361,7 +388,9 @@ def _array_of_strings(values: Sequence[Any]) -> np.ndarray[Any, Any]:
         )
     try:
         array = np.array(values, dtype=np.object_)
-    except ValueError as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise InvalidTensor("the list's rows are not all of one length") from error
     if any(isinstance(element, list | tuple) for element in array.flat):
         raise InvalidTensor("the list's rows are not all of one length")
@@ -384,18 +413,26 @@ def _foreign(value: Any) -> tuple[np.ndarray[Any, Any], str | None]:
         view = memoryview(value)
     except TypeError:
         view = None
-    except BufferError as error:
-        raise InvalidTensor(f"a {type(value).__name__} lends no memory: {error}") from error
-    if view is not None:
-        return np.asarray(view), None
-    if hasattr(value, "__dlpack__"):
+    except Exception as error:
+        raise _lends_none(value, error) from error
+    if view is None and hasattr(value, "__dlpack__"):
         return _from_dlpack(value)
-    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
-        return np.asarray(value), None
+    if view is not None or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        try:
+            return np.asarray(value if view is None else view), None
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _lends_none(value, error) from error
     raise InvalidTensor(
         f"a {type(value).__name__} is no tensor; send an array, an object with the buffer protocol "
         "or DLPack, a list of str or bytes, or a Tensor"
     )
+
+
+def _lends_none(value: Any, error: Exception, how: str = "") -> InvalidTensor:
+    # What somebody else's code raises, which may be anything.
+    return InvalidTensor(f"a {type(value).__name__} lends no memory{how}: {printable(str(error))}")
 
 
 _DLPACK_CPU = 1
@@ -403,32 +440,46 @@ _DLPACK_CUDA_HOST = 3  # pinned memory, which the CPU reads like any other
 
 
 def _from_dlpack(value: Any) -> tuple[np.ndarray[Any, Any], str | None]:
-    kind = type(value).__name__
-    device, _ = value.__dlpack_device__()
-    if int(device) not in {_DLPACK_CPU, _DLPACK_CUDA_HOST}:
-        raise InvalidTensor(
-            f"the {kind} is on device {getattr(value, 'device', int(device))}, not on the CPU; "
-            "copy it there first"
-        )
     try:
+        device = int(value.__dlpack_device__()[0])
+        if device not in {_DLPACK_CPU, _DLPACK_CUDA_HOST}:
+            raise InvalidTensor(
+                f"the {type(value).__name__} is on device {getattr(value, 'device', device)}, not "
+                "on the CPU; copy it there first"
+            )
         if str(getattr(value, "dtype", "")) == "torch.bfloat16":
             # DLPack has bfloat16 and numpy's reader of it has not: the bits go through as int16.
             return np.from_dlpack(value.view(sys.modules["torch"].int16)), "BF16"
         return np.from_dlpack(value), None
-    except (BufferError, RuntimeError, TypeError) as error:
-        # torch says here that a tensor requires gradients, numpy that it knows no such dtype.
-        raise InvalidTensor(f"the {kind} lends no memory through DLPack: {error}") from error
+    except (InvalidTensor, MemoryError):
+        raise
+    except Exception as error:
+        # torch says here that a tensor requires gradients, or is on device "meta", which has no
+        # memory; numpy that it knows no such dtype.
+        raise _lends_none(value, error, " through DLPack") from error
 
 
-def _shape(shape: Sequence[int]) -> tuple[int, ...]:
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """Return a shape as a tuple of int.
+
+    Raises
+    ------
+    InvalidTensor
+        If it is none: a dimension is negative, say, or larger than any memory.
+    """
     try:
+        if isinstance(shape, str | bytes | bytearray | Mapping | set | frozenset):
+            raise TypeError("they are in no order, or no numbers")
         dimensions = tuple(operator.index(dimension) for dimension in shape)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise InvalidTensor(
-            f"a shape must be a sequence of whole numbers, got {shape!r}"
+            f"a shape must be a sequence of whole numbers, got {instead(shape)}"
         ) from error
-    if any(dimension < 0 for dimension in dimensions):
-        raise InvalidTensor(f"shape {list(dimensions)} has a negative dimension")
+    if any(not 0 <= dimension < 1 << 63 for dimension in dimensions):
+        shown = ", ".join(map(instead, dimensions))
+        raise InvalidTensor(f"shape [{shown}] has a dimension that is negative, or too large")
+    if math.prod(dimensions) >= 1 << 63:
+        raise InvalidTensor(f"shape {list(dimensions[:8])} has more elements than any memory")
     return dimensions
 
 
@@ -436,7 +487,7 @@ def _contiguous_buffer(data: Any, datatype: str) -> Any:
     """Return the memory as an array, copied if it is strided or big-endian; it keeps its owner."""
     try:
         array = data if isinstance(data, np.ndarray) else np.asarray(memoryview(data))
-    except (TypeError, BufferError, ValueError) as error:
+    except Exception as error:
         raise InvalidTensor(
             f"a {type(data).__name__} has no buffer; a Tensor's data is bytes, a memoryview, or "
             "an array"

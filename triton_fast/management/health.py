@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import Unimplemented
+from ..errors import Unimplemented, printable
 from ..protocol.messages import message_class
 
 __all__ = ["Health", "HealthStatus", "survey"]
@@ -130,8 +130,8 @@ def _is_to_serve(model: Any) -> bool:
 
 
 def _sentence(model: Any) -> str:
-    version = f" version {model.version}" if model.version else ""
-    reason = model.reason.strip()
-    if len(reason) > _MOST_SHOWN:
-        reason = reason[:_MOST_SHOWN] + "…"
-    return f"model {model.name!r}{version} is {model.state}" + (f": {reason}" if reason else "")
+    version = f" version {printable(model.version, 20)}" if model.version else ""
+    reason = printable(model.reason.strip(), _MOST_SHOWN)
+    return f"model {model.name!r}{version} is {printable(model.state, 20)}" + (
+        f": {reason}" if reason else ""
+    )

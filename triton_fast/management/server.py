@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeadlineExceeded, InvalidOption, NotFound, ServerError, Unavailable
+from ..errors import DeadlineExceeded, NotFound, ServerError, Unavailable
+from ..options.values import checked_text
 from ..protocol.operations import Query
 from ..protocol.server_messages import is_restricted
 
@@ -91,11 +92,10 @@ def model_config(name: str, version: str) -> Query[ModelConfig]:
 
 
 def _model(name: str, version: str) -> dict[str, str]:
-    fields = {"name": name, "version": version}
-    for field, value in fields.items():
-        if not isinstance(value, str):
-            raise InvalidOption(f"a model's {field} must be a str, got {value!r}")
-    return fields
+    return {
+        "name": checked_text(name, "a model's name", empty=True),
+        "version": checked_text(version, "a model's version", empty=True),
+    }
 
 
 def _live(message: Any) -> bool:

@@ -21,6 +21,7 @@ from .headers import checked_headers
 from .keepalive import Keepalive
 from .target import checked_target
 from .tls import TLS
+from .values import instead, whole_number
 
 __all__ = ["settings_from_environment"]
 
@@ -83,9 +84,13 @@ def settings_from_environment(
     """
     if not isinstance(prefix, str) or not prefix:
         raise InvalidOption(
-            f"prefix must be a str that the variables' names begin with, got {prefix!r}"
+            f"prefix must be a str that the variables' names begin with, got {instead(prefix)}"
         )
     given = os.environ if environ is None else environ
+    if not isinstance(given, Mapping):
+        raise InvalidOption(
+            f"environ must be a mapping of str to str, got {type(environ).__name__}"
+        )
     values = _values(prefix, given)
     settings: dict[str, Any] = {}
     for name, (keyword, reader) in _READERS.items():
@@ -106,6 +111,11 @@ def _values(prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
     values = {}
     unknown = []
     for variable, value in environ.items():
+        if not isinstance(variable, str) or not isinstance(value, str):
+            raise InvalidOption(
+                f"environ must be a mapping of str to str, and has {type(variable).__name__} to "
+                f"{type(value).__name__}"
+            )
         if not variable.startswith(prefix) or variable in _NOT_SETTINGS:
             continue
         name = variable[len(prefix) :]
@@ -140,7 +150,7 @@ def _number(value: str) -> float:
     try:
         number = float(value)
     except ValueError:
-        raise InvalidOption(f"it must be a number of seconds, got {value!r}") from None
+        raise InvalidOption(f"it must be a number of seconds, got {instead(value)}") from None
     seconds(number, "it")
     return number
 
@@ -148,7 +158,9 @@ def _number(value: str) -> float:
 def _one_of(*choices: str) -> Callable[[str], str]:
     def reader(value: str) -> str:
         if value.lower() not in choices:
-            raise InvalidOption(f"it must be one of {', '.join(map(repr, choices))}, got {value!r}")
+            raise InvalidOption(
+                f"it must be one of {', '.join(map(repr, choices))}, got {instead(value)}"
+            )
         return value.lower()
 
     return reader
@@ -158,7 +170,7 @@ def _bool(value: str) -> bool:
     try:
         return _BOOLS[value.lower()]
     except KeyError:
-        raise InvalidOption(f"it must be 1 or 0, true or false, got {value!r}") from None
+        raise InvalidOption(f"it must be 1 or 0, true or false, got {instead(value)}") from None
 
 
 def _shared_memory(value: str) -> bool | str:
@@ -169,16 +181,16 @@ def _bytes(value: str) -> int:
     match = _SIZE.fullmatch(value)
     if match is None:
         raise InvalidOption(
-            f"it must be a number of bytes, such as 1073741824 or 1G, got {value!r}"
+            f"it must be a number of bytes, such as 1073741824 or 1G, got {instead(value)}"
         )
-    return int(match[1]) << _UNITS[match[2]]
+    return whole_number(int(match[1]) << _UNITS[match[2]], "it must be a number of bytes", 0)
 
 
 def _headers(value: str) -> tuple[tuple[str, str | bytes], ...]:
     form = 'it is a JSON object of strings, such as {"authorization": "Bearer …"}'
     try:
         pairs = json.loads(value, object_pairs_hook=_Pairs)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidOption(form) from None
     if not isinstance(pairs, _Pairs) or not all(isinstance(text, str) for _, text in pairs):
         raise InvalidOption(form)
@@ -199,10 +211,11 @@ def _header_value(name: str, text: str) -> str | bytes:
 
 
 def _tls(prefix: str, values: Mapping[str, str]) -> TLS | bool | None:
-    wanted = None
+    wanted: bool | None = None
     if "TLS" in values:
-        with _named(f"{prefix}TLS"):
-            wanted = _bool(values["TLS"])
+        wanted = _BOOLS.get(values["TLS"].lower())
+        if wanted is None:  # it may be a key
+            raise InvalidOption(f"{prefix}TLS: it must be 1 or 0, true or false")
     given: dict[str, Any] = {}
     for name, keyword in _TLS.items():
         if name in values:

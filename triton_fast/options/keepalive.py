@@ -1,14 +1,18 @@
 """When to ping a server that is silent: the settings, which every channel takes from here.
 
-Imports errors and nothing else of the package.
+Imports errors and the checks of `values`, and nothing else of the package.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import numbers
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InvalidOption
+from .values import instead
 
 __all__ = ["Keepalive"]
 
@@ -42,14 +46,15 @@ class Keepalive:
 
     def __post_init__(self) -> None:
         for name in ("time", "timeout"):
-            seconds = getattr(self, name)
-            if (
-                isinstance(seconds, bool)
-                or not isinstance(seconds, int | float)
-                or not math.isfinite(seconds)
-                or not 0.001 <= seconds <= 2_147_483
-            ):
+            given: Any = getattr(self, name)
+            seconds = math.nan
+            if not isinstance(given, bool) and isinstance(given, numbers.Real):
+                with contextlib.suppress(OverflowError):
+                    seconds = float(given)
+            if not 0.001 <= seconds <= 2_147_483:
                 raise InvalidOption(
                     f"keepalive: {name} must be a number of seconds, from 0.001 to 2147483, "
-                    f"got {seconds!r}"
+                    f"got {instead(given)}"
                 )
+            if not isinstance(given, int | float):
+                object.__setattr__(self, name, seconds)

@@ -1,6 +1,7 @@
 """What a connection under TLS needs to know. Owns the settings and their checks, not the sockets.
 
-Imports errors and nothing else of the package: every channel takes its settings from here.
+Imports errors and the checks of `values`, and nothing else of the package: every channel takes its
+settings from here. Neither reprs nor errors show what may be a key.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..errors import InvalidOption
+from .values import instead
 
-__all__ = ["TLS", "PemSource", "TLSMaterial"]
+__all__ = ["TLS", "PemSource", "TLSMaterial", "checked_tls"]
 
 PemSource: TypeAlias = bytes | str | os.PathLike[str]
 """PEM text as bytes, or the path of a file that holds it."""
 
+_SOURCES = ("root_certificates", "private_key", "certificate_chain")
 _PRIVATE_KEY_LABELS = (b"PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY")
 _CERTIFICATE_LABELS = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE")
 
@@ -25,9 +28,10 @@ _CERTIFICATE_LABELS = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICAT
 class TLSMaterial:
     """The bytes behind a `TLS`, read and looked over; None for what was not given."""
 
-    root_certificates: bytes | None
+    # Files of certificates often have the key in them, too.
+    root_certificates: bytes | None = field(repr=False)
     private_key: bytes | None = field(repr=False)
-    certificate_chain: bytes | None
+    certificate_chain: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +59,17 @@ class TLS:
     Notes
     -----
     Files are read when a connection is set up, not here, so that renewed certificates are found by
-    the next one. The repr shows no key.
+    the next one. The repr shows what was given, and no PEM text: a file of certificates may have
+    the key in it.
 
     Examples
     --------
-    >>> TLS(server_name="triton.internal")
-    TLS(root_certificates=None, certificate_chain=None, server_name='triton.internal')
+    >>> TLS(b"-----BEGIN CERTIFICATE-----", server_name="triton.internal")
+    TLS(root_certificates=<27 bytes>, server_name='triton.internal')
     """
 
     root_certificates: PemSource | None = None
-    private_key: PemSource | None = field(default=None, repr=False)
+    private_key: PemSource | None = None
     certificate_chain: PemSource | None = None
     server_name: str | None = None
 
@@ -79,17 +84,31 @@ class TLS:
         if self.server_name is not None and (
             not isinstance(self.server_name, str) or not self.server_name.strip()
         ):
-            raise InvalidOption(f"TLS: server_name must be a host name, got {self.server_name!r}")
-        for name in ("root_certificates", "private_key", "certificate_chain"):
+            raise InvalidOption(
+                f"TLS: server_name must be a host name, got {instead(self.server_name)}"
+            )
+        if self.server_name is not None and not self.server_name.isascii():
+            raise InvalidOption("TLS: server_name must be a host name in ASCII, as DNS has it")
+        for name in _SOURCES:
             source = getattr(self, name)
             if isinstance(source, bytes):
                 _check_pem(name, source, "")
             elif isinstance(source, str) and "-----BEGIN" in source:
                 raise InvalidOption(f"TLS: {name} is PEM text as str; pass bytes, or a path")
-            elif source is not None and not isinstance(source, str | os.PathLike):
+            elif source is not None and not _is_path(source):
                 raise InvalidOption(
                     f"TLS: {name} must be PEM as bytes or a path, got {type(source).__name__}"
                 )
+
+    def __repr__(self) -> str:
+        given = [
+            f"{name}={_described(getattr(self, name))}"
+            for name in _SOURCES
+            if getattr(self, name) is not None
+        ]
+        if self.server_name is not None:
+            given.append(f"server_name={self.server_name!r}")
+        return f"TLS({', '.join(given)})"
 
     def read(self) -> TLSMaterial:
         """Return the certificates and key as bytes, reading the files behind paths.
@@ -111,15 +130,55 @@ class TLS:
         )
 
 
+def checked_tls(tls: TLS | bool | None) -> TLS | None:
+    """Return a client's ``tls=``; None for plain text.
+
+    Raises
+    ------
+    InvalidOption
+        If it is something else.
+    """
+    if isinstance(tls, TLS):
+        return tls
+    if tls is None or isinstance(tls, bool):
+        return TLS() if tls else None
+    raise InvalidOption(f"tls must be a TLS or True, got {type(tls).__name__}")  # it may be a key
+
+
+def _is_path(source: Any) -> bool:
+    if isinstance(source, str):
+        return True
+    try:
+        return isinstance(os.fspath(source), str)
+    except TypeError:
+        return False
+
+
+def _described(source: PemSource) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    return repr(os.fspath(source)) if _is_shown(source) else f"<{type(source).__name__}>"
+
+
+def _is_shown(source: str | os.PathLike[str]) -> bool:
+    """Return whether a path may be told: what stands in for one may be a key in some other form."""
+    try:
+        return not isinstance(source, str) or os.path.lexists(source)
+    except ValueError:
+        return False
+
+
 def _read(name: str, source: PemSource | None) -> bytes | None:
     if source is None or isinstance(source, bytes):
         return source
-    path = Path(source)
+    where = f" from {os.fspath(source)}" if _is_shown(source) else ""
     try:
-        pem = path.read_bytes()
-    except OSError as error:
-        raise InvalidOption(f"TLS: cannot read {name} from {path}: {error.strerror}") from error
-    _check_pem(name, pem, f" in {path}")
+        pem = Path(source).read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no path"
+        # None: the other error has the path in it.
+        raise InvalidOption(f"TLS: cannot read {name}{where}: {why}") from None
+    _check_pem(name, pem, where.replace(" from ", " in ", 1))
     return pem
 
 

@@ -26,6 +26,7 @@ from ..errors import (
     SharedMemoryError,
     Unavailable,
     Unknown,
+    printable,
 )
 from ..inference.request import Prepared, shared_memory_parameters
 from ..inference.tensor import InputTensor
@@ -220,7 +221,7 @@ class SharedMemory:
             if self._required:
                 raise
             self._refused = True
-            self._tell(f"{self._url}: tensors go over the wire, for {refusal.message}")
+            self._tell(f"{self._url}: tensors go over the wire, for {printable(refusal.message)}")
         except (SharedMemoryError, ResourceExhausted) as error:
             if self._required:
                 raise

@@ -12,8 +12,12 @@ from .._core._shm import Segment
 from ..errors import InvalidOption, InvalidTensor
 from ..inference.request import RequestedOutput, shared_memory_parameters
 from ..inference.tensor import Tensor
+from ..options.values import checked_text, instead, whole_number
 from ..protocol.datatypes import datatype_of
 from .ownership import region_name
+from .regions import Regions
+from .regions_async import AsyncRegions
+from .sharing import array_layout
 
 if TYPE_CHECKING:
     from ..client.client import Client
@@ -77,11 +81,11 @@ class SharedMemoryRegion:
         SharedMemoryError
             If the system has not as much; ``errno`` says why.
         InvalidOption
-            If the size is not a positive number.
+            If the size is not a positive number, or the name no str.
         """
-        if isinstance(byte_size, bool) or not isinstance(byte_size, int) or byte_size <= 0:
-            raise InvalidOption(f"byte_size must be a number of bytes from 1 up, got {byte_size!r}")
-        return cls(Segment.create(byte_size), name or region_name(), 0, owned=True)
+        size = whole_number(byte_size, "byte_size must be a number of bytes", 1)
+        named = _named(name)
+        return cls(Segment.create(size), named, 0, owned=True)
 
     @classmethod
     def attach(cls, key: str, byte_size: int, *, offset: int = 0, name: str | None = None) -> Self:
@@ -100,9 +104,16 @@ class SharedMemoryRegion:
         ------
         SharedMemoryError
             If there is no such memory, or it is shorter, or not ours to write to.
+        InvalidOption
+            If an argument is not of its type.
         """
-        segment = Segment.attach(key, byte_size, offset)
-        return cls(segment, name or region_name(), offset, owned=False)
+        posix_name = checked_text(key, "key")
+        if "\0" in posix_name:
+            raise InvalidOption("key must be a POSIX name, and no such name has a NUL in it")
+        size = whole_number(byte_size, "byte_size must be a number of bytes", 1)
+        first = whole_number(offset, "offset must be a number of bytes", 0)
+        named = _named(name)
+        return cls(Segment.attach(posix_name, size, first), named, first, owned=False)
 
     @property
     def key(self) -> str:
@@ -127,8 +138,10 @@ class SharedMemoryRegion:
             `AlreadyExists` if the name is taken; `Internal` if the server cannot open the memory,
             because it runs elsewhere say; `Unimplemented` if it takes no shared memory.
         """
-        regions = client.shared_memory
-        return regions.register(self.name, self.key, self.byte_size, self._offset)
+        regions = _regions_of(client)
+        return regions.register(  # type: ignore[no-any-return]  # of one face or the other
+            self.name, self.key, self.byte_size, self._offset
+        )
 
     @overload
     def unregister(self, client: Client) -> None: ...
@@ -136,7 +149,7 @@ class SharedMemoryRegion:
     def unregister(self, client: AsyncClient) -> Awaitable[None]: ...
     def unregister(self, client: Client | AsyncClient) -> Awaitable[None] | None:
         """Have a client's server let go of it, once no call uses it any more; see `register`."""
-        return client.shared_memory.unregister(self.name)
+        return _regions_of(client).unregister(self.name)  # type: ignore[no-any-return]
 
     def array(self, shape: Sequence[int], dtype: Any, offset: int = 0) -> np.ndarray[Any, Any]:
         """Return an array on its memory, which keeps it from being closed.
@@ -146,13 +159,13 @@ class SharedMemoryRegion:
         InvalidTensor
             If the region does not reach as far.
         """
-        kind = np.dtype(dtype)
-        count = math.prod(shape)
-        self._check(count * kind.itemsize, offset)
-        if count == 0:
-            return np.empty(shape, kind)
+        dimensions, kind = array_layout(shape, dtype)
+        count = math.prod(dimensions)
+        first = self._check(count * kind.itemsize, offset)
+        if count == 0 or kind.itemsize == 0:
+            return np.empty(dimensions, kind)
         # Not np.ndarray, which would keep the segment, but hold no buffer that it could count.
-        return np.frombuffer(memoryview(self._segment), kind, count, offset).reshape(shape)
+        return np.frombuffer(memoryview(self._segment), kind, count, first).reshape(dimensions)
 
     def tensor(self, shape: Sequence[int], dtype: Any, offset: int = 0) -> Tensor:
         """Return what stands for such an array among a call's inputs.
@@ -162,12 +175,12 @@ class SharedMemoryRegion:
         InvalidTensor
             If the region does not reach as far, or no datatype has that dtype.
         """
-        kind = np.dtype(dtype)
+        dimensions, kind = array_layout(shape, dtype)
         datatype = datatype_of(kind)
         if datatype is None or datatype == "BYTES":
             raise InvalidTensor(f"dtype {kind} has no datatype of elements of one size")
-        byte_size = math.prod(shape) * kind.itemsize
-        return Tensor(None, datatype, shape, parameters=self._parameters(byte_size, offset))
+        byte_size = math.prod(dimensions) * kind.itemsize
+        return Tensor(None, datatype, dimensions, parameters=self._parameters(byte_size, offset))
 
     def output(self, name: str, byte_size: int, offset: int = 0) -> RequestedOutput:
         """Return what asks for an output to be written here.
@@ -212,12 +225,26 @@ class SharedMemoryRegion:
         return f"SharedMemoryRegion({self.name!r}, {self.byte_size} bytes at {self.key!r})"
 
     def _parameters(self, byte_size: int, offset: int) -> dict[str, str | int]:
-        self._check(byte_size, offset)
-        return shared_memory_parameters(self.name, offset, byte_size)
+        size = whole_number(byte_size, "byte_size must be a number of bytes", 0, kind=InvalidTensor)
+        return shared_memory_parameters(self.name, self._check(size, offset), size)
 
-    def _check(self, byte_size: int, offset: int) -> None:
-        if offset < 0 or byte_size < 0 or offset + byte_size > self.byte_size:
+    def _check(self, byte_size: int, offset: int) -> int:
+        """Return an offset at which the region has so many bytes."""
+        first = whole_number(offset, "offset must be a number of bytes", 0, kind=InvalidTensor)
+        if first + byte_size > self.byte_size:
             raise InvalidTensor(
-                f"{byte_size} bytes at offset {offset} do not lie in the region {self.name!r}, "
+                f"{byte_size} bytes at offset {first} do not lie in the region {self.name!r}, "
                 f"which has {self.byte_size}"
             )
+        return first
+
+
+def _named(name: str | None) -> str:
+    return region_name() if name is None else checked_text(name, "name")
+
+
+def _regions_of(client: Any) -> Any:
+    regions = getattr(client, "shared_memory", None)
+    if not isinstance(regions, Regions | AsyncRegions):
+        raise InvalidOption(f"client must be a Client or an AsyncClient, got {instead(client)}")
+    return regions

@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Internal, InvalidOption, TritonFastError
+from ..errors import Internal, TritonFastError
 from ..management.server import server_metadata
+from ..options.values import checked_text, whole_number
 from ..protocol.operations import Ask, Query
 from ..protocol.server_messages import region_in_use
 
@@ -66,7 +67,12 @@ def registration(name: str, key: str, byte_size: int, offset: int) -> Query[None
     ------
     inference.proto, SystemSharedMemoryRegister.
     """
-    fields = {"name": _checked(name), "key": key, "byte_size": byte_size, "offset": offset}
+    fields = {
+        "name": _checked(name),
+        "key": checked_text(key, "key"),
+        "byte_size": whole_number(byte_size, "byte_size must be a number of bytes", 1),
+        "offset": whole_number(offset, "offset must be a number of bytes", 0),
+    }
     return Query("SystemSharedMemoryRegister", fields, _nothing)
 
 
@@ -153,9 +159,8 @@ class Registry:
 
 
 def _checked(name: str) -> str:
-    if not name:  # the server would take it for all regions of all clients
-        raise InvalidOption("a region's name is empty")
-    return name
+    # An empty one the server would take for all regions of all clients.
+    return checked_text(name, "a region's name")
 
 
 def _nothing(message: Any) -> None:

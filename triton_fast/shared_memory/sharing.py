@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import operator
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from ..channels.native.channel import native_address
 from ..errors import InvalidOption, InvalidTensor
+from ..inference.tensor import checked_shape
+from ..options.values import instead, whole_number
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from .placement import SharedMemory
 
 __all__ = ["SharedFactory", "array_layout", "shared_factory"]
+
+_MOST_DIMENSIONS = 32  # numpy 1's; numpy 2 has 64
 
 SharedFactory: TypeAlias = "Callable[[Ask, Callable[[], CallOptions]], SharedMemory]"
 """Given what makes management calls, and what returns the options of those that closing takes."""
@@ -38,10 +43,11 @@ def shared_factory(
         If they make no sense, or not together.
     """
     checked: Any = shared_memory
-    if checked not in (True, False, "auto"):
-        raise InvalidOption(f"shared_memory must be 'auto', True or False, got {shared_memory!r}")
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise InvalidOption(f"shared_memory_limit must be a number of bytes, got {limit!r}")
+    if not isinstance(checked, bool) and not (isinstance(checked, str) and checked == "auto"):
+        raise InvalidOption(
+            f"shared_memory must be 'auto', True or False, got {instead(shared_memory)}"
+        )
+    limit = whole_number(limit, "shared_memory_limit must be a number of bytes", 0)
     if not shared_memory or not limit:
         return None
     required = shared_memory is True
@@ -69,9 +75,14 @@ def array_layout(shape: int | Sequence[int], dtype: Any) -> tuple[tuple[int, ...
     """
     try:
         kind = np.dtype(dtype)
-        dimensions = (shape,) if isinstance(shape, int) else tuple(map(operator.index, shape))
-    except TypeError as error:
-        raise InvalidTensor(f"empty({shape!r}, {dtype!r}): {error}") from error
-    if kind.hasobject or min(dimensions, default=0) < 0:
+    except Exception as error:
+        raise InvalidTensor(f"dtype must be one of numpy's, got {instead(dtype)}") from error
+    one = isinstance(shape, numbers.Integral) and not isinstance(shape, bool)
+    dimensions = checked_shape((shape,) if one else shape)
+    if kind.hasobject:
         raise InvalidTensor(f"there are no shared arrays of {kind} {list(dimensions)}")
+    if len(dimensions) > _MOST_DIMENSIONS:
+        raise InvalidTensor(f"there are no arrays of {len(dimensions)} dimensions")
+    if math.prod(dimensions) * kind.itemsize >= 1 << 63:
+        raise InvalidTensor(f"there is no memory for arrays of {kind} {list(dimensions)}")
     return dimensions, kind

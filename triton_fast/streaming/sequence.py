@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import TritonFastError
-from ..inference.request import UNSET
 from ..inference.result import InferResult
 from ..options.headers import checked_headers
 from .sequence_requests import (
@@ -16,7 +15,6 @@ from .sequence_requests import (
     NO_SEQUENCE,
     SequenceRequest,
     SequenceRequests,
-    checked_timeout,
     only_answer,
     unary_only,
 )
@@ -63,7 +61,7 @@ class InferSequence:
         self._endpoint = endpoint
         self._requests = requests
         self._stream = stream
-        self._timeout = checked_timeout(timeout)
+        self._timeout = timeout  # checked
         self._headers = checked_headers(headers)
 
     def __repr__(self) -> str:
@@ -80,7 +78,7 @@ class InferSequence:
         *,
         end: bool = False,
         request_id: str = "",
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
     ) -> InferResult:
         """Make the next request, and wait for its answer.
 
@@ -115,7 +113,7 @@ class InferSequence:
         *,
         end: bool = False,
         request_id: str = "",
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
     ) -> ResponseStream:
         """Make the next request of a model that gives many answers; see `infer`.
 
@@ -139,7 +137,7 @@ class InferSequence:
         ServerError, WireError, ClosedError
             If the server could not be told.
         """
-        self._close(UNSET)
+        self._close(None)
 
     def _infer(
         self,
@@ -148,7 +146,7 @@ class InferSequence:
         request_id: str,
         timeout: float | None,
     ) -> InferResult:
-        limit = self._timeout if timeout is UNSET else timeout
+        limit = self._timeout if timeout is None else timeout
         options = self._endpoint.options(request.prepared.call, limit, self._headers)
         with request:
             return self._endpoint.infer(request.prepared, inputs, request_id, options, None)
@@ -162,7 +160,8 @@ class InferSequence:
     ) -> ResponseStream:
         if self._stream is None:
             raise unary_only()
-        deadline_ns = self._endpoint.deadline_ns(self._timeout if timeout is UNSET else timeout)
+        limit = self._timeout if timeout is None else timeout
+        deadline_ns = self._endpoint.deadline_ns(limit)
         with request:
             answers = self._stream._make(request.prepared, inputs, request_id, deadline_ns)
             request.pending = answers._pending

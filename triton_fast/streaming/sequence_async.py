@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import TritonFastError
-from ..inference.request import UNSET
 from ..inference.result import InferResult
 from ..options.headers import checked_headers
 from .sequence_requests import (
@@ -15,7 +14,6 @@ from .sequence_requests import (
     NO_SEQUENCE,
     SequenceRequest,
     SequenceRequests,
-    checked_timeout,
     only_answer,
     unary_only,
 )
@@ -62,7 +60,7 @@ class AsyncInferSequence:
         self._endpoint = endpoint
         self._requests = requests
         self._stream = stream
-        self._timeout = checked_timeout(timeout)
+        self._timeout = timeout  # checked
         self._headers = checked_headers(headers)
 
     def __repr__(self) -> str:
@@ -79,7 +77,7 @@ class AsyncInferSequence:
         *,
         end: bool = False,
         request_id: str = "",
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
     ) -> InferResult:
         """Make the next request, and wait for its answer.
 
@@ -114,7 +112,7 @@ class AsyncInferSequence:
         *,
         end: bool = False,
         request_id: str = "",
-        timeout: float | None = UNSET,
+        timeout: float | None = None,
     ) -> AsyncResponseStream:
         """Make the next request of a model that gives many answers; see `infer`.
 
@@ -138,7 +136,7 @@ class AsyncInferSequence:
         ServerError, WireError, ClosedError
             If the server could not be told.
         """
-        await self._close(UNSET)
+        await self._close(None)
 
     async def aclose(self) -> None:
         """Do as `close`: `contextlib.aclosing` asks for this name."""
@@ -151,7 +149,7 @@ class AsyncInferSequence:
         request_id: str,
         timeout: float | None,
     ) -> InferResult:
-        limit = self._timeout if timeout is UNSET else timeout
+        limit = self._timeout if timeout is None else timeout
         options = await self._endpoint.options(request.prepared.call, limit, self._headers)
         with request:
             return await self._endpoint.infer(request.prepared, inputs, request_id, options, None)
@@ -165,7 +163,8 @@ class AsyncInferSequence:
     ) -> AsyncResponseStream:
         if self._stream is None:
             raise unary_only()
-        deadline_ns = self._endpoint.deadline_ns(self._timeout if timeout is UNSET else timeout)
+        limit = self._timeout if timeout is None else timeout
+        deadline_ns = self._endpoint.deadline_ns(limit)
         with request:
             answers = await self._stream._make(request.prepared, inputs, request_id, deadline_ns)
             request.pending = answers._pending

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,10 +22,10 @@ from ..errors import (
     InvalidTensor,
     NotFound,
 )
-from ..inference.request import UNSET, Outputs, Prepared, RequestedOutput, prepare, prepare_streamed
+from ..inference.request import Outputs, Prepared, prepare, prepare_streamed
 from ..inference.result import InferResult
 from ..inference.tensor import Tensor, input_tensor
-from ..options.deadline import seconds
+from ..options.values import checked_flag, checked_text, plain_parameters, whole_number
 from ..protocol.datatypes import datatype_of, dtype_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = [
     "NO_SEQUENCE",
     "SequenceRequest",
     "SequenceRequests",
-    "checked_timeout",
     "only_answer",
     "unary_only",
 ]
@@ -166,14 +165,17 @@ class SequenceRequests:
         self._in_doubt = False  # whether the last request failed
         self._ended = False
         self._prepare = functools.partial(prepare_streamed if streamed else prepare, codec)
-        for name in parameters or ():
+        own = plain_parameters(parameters) or {}
+        for name in own:
             if name in _OWN:
                 raise InvalidOption(f"parameter {name!r} is set by the sequence itself")
+        if isinstance(outputs, Iterator):
+            outputs = list(outputs)  # they are needed more than once
         self._arguments = (
             model,
             model_version,
-            outputs if isinstance(outputs, str | RequestedOutput | None) else list(outputs),
-            dict(parameters or {}),
+            outputs,
+            own,
             priority,
             queue_timeout,
         )
@@ -199,7 +201,10 @@ class SequenceRequests:
             If the sequence was ended.
         InvalidTensor
             If the inputs are none.
+        InvalidOption
+            If ``end`` is neither True nor False.
         """
+        end = checked_flag(end, "end")
         self._settle()
         if self.closed or self._ended or any(request.ends for request in self.made):
             raise ClosedError(f"sequence {self.id!r} was ended, and takes no more requests")
@@ -250,11 +255,6 @@ class SequenceRequests:
         return known
 
 
-def checked_timeout(timeout: float | None) -> float | None:
-    """Return a sequence's timeout, UNSET too, or raise InvalidOption."""
-    return timeout if timeout is UNSET else seconds(timeout, "timeout")
-
-
 def only_answer(answers: list[InferResult], requests: SequenceRequests) -> InferResult:
     """Return the one answer to a request; Internal if there is none, or more."""
     if len(answers) != 1:
@@ -273,13 +273,9 @@ def unary_only() -> InvalidOption:
 def _checked_id(value: int | str | None) -> int | str:
     if value is None:
         return secrets.randbits(62) + 1
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63:
-        return value
-    raise InvalidOption(
-        f"a sequence's id must be a positive int64 or a str that is not empty, got {value!r}"
-    )
+    if isinstance(value, str):
+        return checked_text(value, "sequence_id")
+    return whole_number(value, "sequence_id must be a str or a whole number", 1)
 
 
 def _form_of(inputs: Mapping[str, Any]) -> _Form:

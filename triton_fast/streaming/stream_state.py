@@ -9,16 +9,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import (
     ClosedError,
     DeadlineExceeded,
-    InvalidOption,
     ResourceExhausted,
     TritonFastError,
     Unavailable,
 )
+from ..options.values import checked_text, whole_number
 from .demux import Inbox, Pending, ResponseDemux
 
 if TYPE_CHECKING:
@@ -76,11 +76,6 @@ class StreamState:
     def __init__(
         self, target: str, options: CallOptions, buffer_size: int, wake: Callable[[], None]
     ) -> None:
-        checked: Any = buffer_size
-        if isinstance(checked, bool) or not isinstance(checked, int) or checked < 1:
-            raise InvalidOption(
-                f"buffer_size must be a positive number of bytes, got {buffer_size!r}"
-            )
         self.wake = wake
         self.options = options
         self.inbox: Inbox = deque()
@@ -88,7 +83,7 @@ class StreamState:
         self.half_closed = False
         self.reading = False
         self.starved = False
-        self._buffer_size = buffer_size
+        self._buffer_size = whole_number(buffer_size, "buffer_size must be a number of bytes", 1)
         self._demux = ResponseDemux(target)
         self._by_hand: dict[Pending, None] = {}
 
@@ -101,11 +96,14 @@ class StreamState:
             How the stream ended, if it did.
         ClosedError
             If it takes no more requests.
+        InvalidOption
+            If the id is no str.
         """
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         if self.half_closed:
             raise ClosedError("the stream is half closed, and takes no more requests")
+        checked_text(request_id, "request_id", empty=True)
         pending = self._demux.add(request_id, described(prepared, request_id), inbox, alone=last)
         if inbox is self.inbox:
             self._by_hand[pending] = None

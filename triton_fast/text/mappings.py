@@ -6,6 +6,7 @@ options as inputs. Does no I/O.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import numbers
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..errors import InvalidOption
+from ..options.values import (
+    checked_flag,
+    checked_mapping,
+    checked_text,
+    instead,
+    whole_number,
+)
 from ..protocol.datatypes import dtype_of
 
 if TYPE_CHECKING:
@@ -31,6 +39,15 @@ __all__ = [
     "text_inputs",
     "text_outputs",
 ]
+
+
+_NAMES_OF_TENSORS = (
+    "json_options",
+    "stream",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +86,11 @@ class TextMapping:
         Whether tensors have a batch dimension, where the server does not say (KServe servers other
         than Triton may not); numbers are then INT32 or FP32.
 
+    Raises
+    ------
+    InvalidOption
+        If an argument is not of its type.
+
     Examples
     --------
     >>> from triton_fast import TextMapping
@@ -88,6 +110,26 @@ class TextMapping:
     completion_tokens: str = ""
     cumulative: bool = False
     batched: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "text"):
+            checked_text(getattr(self, name), f"mapping: {name}")
+        for name in _NAMES_OF_TENSORS:
+            checked_text(getattr(self, name), f"mapping: {name}", empty=True)
+        for name in ("option_parameters", "cumulative", "batched"):
+            checked_flag(getattr(self, name), f"mapping: {name}")
+        for name in ("options", "constants"):
+            if checked_mapping(given := getattr(self, name), f"mapping: {name}", "names") is None:
+                raise InvalidOption(f"mapping: {name} must be a mapping of names, got None")
+            for key in given:
+                checked_text(key, f"mapping: a name in {name}")
+        for option, inputs in self.options.items():
+            if not isinstance(inputs, tuple | list):
+                raise InvalidOption(
+                    f"mapping: options[{option!r}] must be a tuple of names, got {instead(inputs)}"
+                )
+            for one in inputs:
+                checked_text(one, f"mapping: options[{option!r}]")
 
 
 VLLM: Final = TextMapping(
@@ -232,13 +274,15 @@ def checked_options(
     if stop is not None:
         words = [stop] if isinstance(stop, str) else _listed(stop)
         if not words or not all(isinstance(word, str) and word for word in words):
-            raise InvalidOption(f"stop must be one text or several at which to stop, got {stop!r}")
-        checked["stop"] = words
+            raise InvalidOption(
+                f"stop must be one text or several at which to stop, got {instead(stop)}"
+            )
+        checked["stop"] = [checked_text(word, "stop") for word in words]
     if options is not None and not isinstance(options, Mapping):
-        raise InvalidOption(f"options must be a mapping of name to value, got {options!r}")
+        raise InvalidOption(f"options must be a mapping of name to value, got {instead(options)}")
     for name, value in (options or {}).items():
         if not isinstance(name, str) or name in _ARGUMENTS:
-            raise InvalidOption(f"options: {name!r} is an argument of its own, or no name")
+            raise InvalidOption(f"options: {instead(name)} is an argument of its own, or no name")
         if value is not None:
             checked[name] = _plain(value)
     return checked
@@ -248,22 +292,24 @@ _ARGUMENTS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 
 
 def _integer(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise InvalidOption(f"{name} must be a whole number, {least} or more, got {value!r}")
-    return int(value)
+    return whole_number(value, f"{name} must be a whole number", least, (1 << 64) - 1)
 
 
 def _number(name: str, value: Any, most: float) -> float:
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
-        number = float(value)
-        if 0 <= number <= most and number != np.inf:
-            return number
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+            if 0 <= number <= most and number != np.inf:
+                return number
     limit = "or more" if most == np.inf else f"to {most}"
-    raise InvalidOption(f"{name} must be a number, 0 {limit}, got {value!r}")
+    raise InvalidOption(f"{name} must be a number, 0 {limit}, got {instead(value)}")
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Iterable) else []
+    try:
+        return list(value)
+    except TypeError:
+        return []
 
 
 def _plain(value: Any) -> Any:
@@ -387,7 +433,7 @@ def _parameter(model: TextModel, option: str, value: Any) -> Any:
     if not isinstance(element, bool | int | float | str):
         raise InvalidOption(
             f"model {model.name!r} takes {option} as a parameter: it must be one bool, int, float "
-            f"or str, got {value!r}"
+            f"or str, got {instead(value)}"
         )
     return element
 
@@ -395,7 +441,7 @@ def _parameter(model: TextModel, option: str, value: Any) -> Any:
 def _json(model: TextModel, options: Mapping[str, Any]) -> str:
     try:
         return json.dumps(options, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidOption(
             f"model {model.name!r} takes its options as JSON, which {', '.join(options)} cannot "
             f"be: {error}"
@@ -413,7 +459,7 @@ def _tensor(
     try:
         array = _elements(datatype, elements)
     except (TypeError, ValueError, OverflowError) as error:
-        shown = "" if what == "the prompt" else f", got {value!r}"
+        shown = "" if what == "the prompt" else f", got {instead(value)}"
         raise InvalidOption(
             f"model {model.name!r}: {what} must be {datatype}{shown} ({error})"
         ) from error

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InvalidArgument, InvalidOption, InvalidTensor, NotFound, Unimplemented
-from ..inference.request import UNSET
-from ..options.deadline import deadline_after, seconds
+from ..options.deadline import deadline_after, microseconds, own_seconds
+from ..options.headers import checked_headers
+from ..options.values import checked_text, instead, plain_parameters, whole_number
 from .events import TextDecoder
 from .mappings import (
     TextMapping,
@@ -56,8 +57,9 @@ class TextRequest:
         Comes back in `Started`.
     parameters, priority, queue_timeout, headers
         As in `triton_fast.Client.infer`.
-    timeout : float, seconds, or None or UNSET
-        Of all calls together, from the first one on; UNSET for the client's own, of each.
+    timeout : float, seconds, or None
+        Of all calls together, from the first one on; None for the client's own, of each, and
+        infinity for no limit.
     **options
         As in `triton_fast.text.mappings.checked_options`.
 
@@ -83,33 +85,37 @@ class TextRequest:
         **options: Any,
     ) -> None:
         if not isinstance(prompt, str):
-            raise InvalidOption(f"a prompt must be a str, got {type(prompt).__name__}")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidOption(f"the prompt cannot be encoded in UTF-8: {error.reason}") from None
+            raise InvalidOption(f"the prompt must be a str, got {type(prompt).__name__}")
+        checked_text(prompt, "the prompt", empty=True)
         if mapping is not None and not isinstance(mapping, TextMapping):
-            raise InvalidOption(f"mapping must be a TextMapping, got {mapping!r}")
-        self.key = (model, model_version)
+            raise InvalidOption(f"mapping must be a TextMapping, got {instead(mapping)}")
+        self.key = (
+            checked_text(model, "the model's name"),
+            checked_text(model_version, "the model's version", empty=True),
+        )
         self._prompt = prompt
         self._options = checked_options(**options)
         self._mapping = mapping
-        self._timeout = timeout if timeout is UNSET else seconds(timeout, "timeout")
+        self._timeout = own_seconds(timeout, "timeout")
         self._deadline_ns: int | None = None
-        self.headers = headers
-        self._request_id = request_id
-        self._parameters = parameters
-        self._scheduling = {"priority": priority, "queue_timeout": queue_timeout}
+        # Several calls are made with them.
+        self.headers = None if headers is None else checked_headers(headers)
+        self._request_id = checked_text(request_id, "request_id", empty=True)
+        self._parameters = plain_parameters(parameters)
+        microseconds(queue_timeout, "queue_timeout")
+        self._scheduling = {
+            "priority": whole_number(priority, "priority must be a whole number", 0, (1 << 64) - 1),
+            "queue_timeout": queue_timeout,
+        }
 
     def begin(self) -> None:
         """Start the clock."""
-        if self._timeout is not UNSET:
-            self._deadline_ns = deadline_after(self._timeout)
+        self._deadline_ns = deadline_after(self._timeout)
 
     @property
     def time_left(self) -> float | None:
         """The timeout of the next call, in seconds."""
-        if self._timeout is UNSET or self._deadline_ns is None:
+        if self._deadline_ns is None:
             return self._timeout
         return max(0.0, (self._deadline_ns - time.monotonic_ns()) / 1e9)
 

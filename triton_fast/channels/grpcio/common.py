@@ -22,7 +22,8 @@ from ...errors import (
 )
 from ...options.keepalive import Keepalive
 from ...options.target import checked_target
-from ...options.tls import TLS
+from ...options.tls import TLS, checked_tls
+from ...options.values import checked_text, whole_number
 from ..base import CallOptions
 
 __all__ = ["ChannelOption", "ChannelOptions", "Endpoint", "algorithm", "import_grpc"]
@@ -91,11 +92,8 @@ class Endpoint:
     ) -> None:
         self.target = target
         self._address = checked_target(target)
-        if isinstance(tls, bool):
-            tls = TLS() if tls else None
+        tls = checked_tls(tls)
         if tls is not None:
-            if not isinstance(tls, TLS):
-                raise InvalidOption(f"tls must be a TLS or True, got {tls!r}")
             tls.read()  # so that a missing file is found here, not by the first call
         self._tls = tls
         merged = dict(_DEFAULT_OPTIONS)
@@ -221,27 +219,34 @@ def _checked_options(
     checked: dict[str, ChannelOption] = {}
     if options is None:
         return checked
-    if not isinstance(options, Mapping | Sequence):
+    given: Any = options
+    if isinstance(given, str | bytes) or not isinstance(given, Mapping | Sequence):
         raise InvalidOption(
-            f"channel options must be a mapping or (name, value) pairs, got {options!r}"
+            "channel_options must be a mapping or (name, value) pairs, got "
+            f"{type(options).__name__}"
         )
-    for pair in options.items() if isinstance(options, Mapping) else options:
-        try:
-            name, value = pair
-        except (TypeError, ValueError):
+    for pair in given.items() if isinstance(given, Mapping) else given:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InvalidOption(
-                f"a channel option must be a (name, value) pair, got {pair!r}"
-            ) from None
-        if not isinstance(name, str) or not name:
-            raise InvalidOption(f"the name of a channel option must be a str, got {name!r}")
-        if isinstance(value, float):
-            raise InvalidOption(f"channel option {name} must be an int or a str, got {value!r}")
-        if isinstance(value, int):
-            value = int(value)
-            if not -(2**31) <= value < 2**31:
-                raise InvalidOption(f"channel option {name}: {value} does not fit into 32 bits")
-        checked[name] = value
+                "channel_options must be a mapping or (name, value) pairs, and has "
+                f"{type(pair).__name__} in it"
+            )
+        name, value = pair
+        checked_text(name, "the name of a channel option")
+        checked[name] = _checked_option(f"channel option {name}", value)
     return checked
+
+
+def _checked_option(what: str, value: Any) -> ChannelOption:
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return checked_text(value, what, empty=True)
+    if not hasattr(type(value), "__index__"):
+        raise InvalidOption(f"{what} must be an int or a str, got {type(value).__name__}")
+    # grpcio takes True for 1.
+    number = int(value) if isinstance(value, bool) else value
+    return whole_number(number, f"{what} must fit into 32 bits", -(2**31), 2**31 - 1)
 
 
 def _keepalive_options(keepalive: Keepalive) -> dict[str, ChannelOption]:
