@@ -48,7 +48,7 @@ class Turn:
 
 
 def neither_side_sees_what_the_other_writes(client, times=30):
-    childs, parents = Turn(), Turn()
+    child_turn, parent_turn = Turn(), Turn()
     for number in range(1, times + 1):
         result = infer(client, number)
         room = client.empty(100, np.float32)  # on a page that it shares with others
@@ -59,19 +59,19 @@ def neither_side_sees_what_the_other_writes(client, times=30):
             assert is_all(room, number)
             result[:] = -7
             room[:] = -7
-            childs.comes()
-            parents.wait()
+            child_turn.comes()
+            parent_turn.wait()
             assert is_all(result, -7)
             assert is_all(room, -7)
 
         pid = fork(work)
-        childs.wait()
+        child_turn.wait()
         assert is_all(result, number)
         assert is_all(room, number)
         room[:] = 3
         del result, work
         again = [infer(client, 100 + more) for more in range(3)]  # over the same memory
-        parents.comes()
+        parent_turn.comes()
         join([pid])
         for more, array in enumerate(again):
             assert is_all(array, 100 + more)
@@ -79,22 +79,22 @@ def neither_side_sees_what_the_other_writes(client, times=30):
 
 
 def a_grandchild_has_copies_of_its_own(client):
-    childs, parents = Turn(), Turn()
+    child_turn, parent_turn = Turn(), Turn()
     result = infer(client, 1)
 
     def grandchild():
         assert is_all(result, 2)
         result[:] = 3
-        childs.comes()
-        parents.wait()
+        child_turn.comes()
+        parent_turn.wait()
         assert is_all(result, 3)
 
     def child():
         result[:] = 2
         pid = fork(grandchild)
-        childs.wait()
+        child_turn.wait()
         assert is_all(result, 2)
-        parents.comes()
+        parent_turn.comes()
         join([pid])
 
     join([fork(child)])
