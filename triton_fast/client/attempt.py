@@ -87,10 +87,11 @@ class Attempt:
             header, tensors, placed = placement.header, placement.tensors, placement.outputs
         self.request = encode_request(header, request_id, tensors)
         try:
-            own: Mapping[str, Mapping[str, Any]] = {}
             if prepared.header.shared_memory_outputs:
                 own = {name: parameters for name, parameters in prepared.requested if parameters}
-            self._receiver = Receiver(header, out, placed, own)
+                self._receiver = Receiver(header, out, placed, own)
+            else:
+                self._receiver = Receiver(header, out, placed)
         except BaseException:
             self.request.release()
             raise

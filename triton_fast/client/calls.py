@@ -171,8 +171,9 @@ class Client:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         options = self._endpoint.options(prepared.call, timeout, headers, compression)
-        out = checked_out(out)
-        if checked_flag(split, "split"):
+        if out is not None:
+            out = checked_out(out)
+        if split is not False and checked_flag(split, "split"):
             from .split import infer_split  # noqa: PLC0415 - for those who split
 
             return infer_split(self._endpoint, prepared, inputs, request_id, options, out)

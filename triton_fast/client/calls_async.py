@@ -170,8 +170,9 @@ class AsyncClient:
             model, model_version, outputs, parameters, priority, queue_timeout
         )
         options = await self._endpoint.options(prepared.call, timeout, headers, compression)
-        out = checked_out(out)
-        if checked_flag(split, "split"):
+        if out is not None:
+            out = checked_out(out)
+        if split is not False and checked_flag(split, "split"):
             from .split_async import infer_split  # noqa: PLC0415 - for those who split
 
             return await infer_split(self._endpoint, prepared, inputs, request_id, options, out)

@@ -72,7 +72,8 @@ class Model(model_calls.Model):
         The first call waits for the model's signature.
         """
         options = self._endpoint.options(self._prepared.call, timeout, headers, compression)
-        out = checked_out(out)
+        if out is not None:
+            out = checked_out(out)
         both = merged_inputs(inputs, tensors)
         self._learn(options)
         return self._endpoint.submit(self._prepared, both, request_id, options, out)

@@ -76,10 +76,11 @@ class Model:
         """
         endpoint = self._endpoint
         options = endpoint.options(self._prepared.call, timeout, headers, compression)
-        out = checked_out(out)
+        if out is not None:
+            out = checked_out(out)
         self._learn(options)
         both = merged_inputs(inputs, tensors)
-        if checked_flag(split, "split"):
+        if split is not False and checked_flag(split, "split"):
             from .split import infer_split  # noqa: PLC0415 - for those who split
 
             return infer_split(endpoint, self._prepared, both, request_id, options, out)

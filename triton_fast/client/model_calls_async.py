@@ -75,10 +75,11 @@ class AsyncModel:
         """
         endpoint = self._endpoint
         options = await endpoint.options(self._prepared.call, timeout, headers, compression)
-        out = checked_out(out)
+        if out is not None:
+            out = checked_out(out)
         await self._learn(options)
         both = merged_inputs(inputs, tensors)
-        if checked_flag(split, "split"):
+        if split is not False and checked_flag(split, "split"):
             from .split_async import infer_split  # noqa: PLC0415 - for those who split
 
             return await infer_split(endpoint, self._prepared, both, request_id, options, out)

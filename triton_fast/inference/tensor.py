@@ -210,6 +210,8 @@ def input_tensor(name: str, value: Any) -> InputTensor:
         If no tensor can be made of it; the message names the input.
     """
     try:
+        if isinstance(value, np.ndarray):
+            return _from_array(name, value)
         return _input(name, value)
     except InvalidTensor as error:
         raise InvalidTensor(f"input {name!r}: {error}") from error
@@ -326,9 +328,11 @@ def _check_elements(array: np.ndarray[Any, Any]) -> str:
 
 def _from_array(name: str, array: np.ndarray[Any, Any]) -> InputTensor:
     shape = array.shape
-    datatype = _check_elements(array)
-    if datatype != "BYTES" and not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
+    datatype = datatype_of(array.dtype)
+    if datatype is None:  # none of this byte order
+        datatype = _check_elements(array)
+        if datatype != "BYTES":
+            array = array.astype(array.dtype.newbyteorder("="))
     if datatype == "BYTES":
         return InputTensor(name, datatype, shape, _encode_strings(array))
     if not array.flags.c_contiguous:

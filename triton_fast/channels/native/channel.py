@@ -271,7 +271,7 @@ class NativeChannel:
                 method,
                 outgoing,
                 incoming,
-                metadata(options.headers),
+                metadata(options.headers) if options.headers else (),
                 encoding,
                 options.deadline_ns,
                 self._keepalive,
