@@ -328,10 +328,10 @@ def _check_elements(array: np.ndarray[Any, Any]) -> str:
 
 def _from_array(name: str, array: np.ndarray[Any, Any]) -> InputTensor:
     shape = array.shape
-    datatype = datatype_of(array.dtype)
-    if datatype is None:  # none of this byte order
+    datatype = datatype_of(array.dtype) if type(array) is np.ndarray else None
+    if datatype is None:  # it is not plain, or of the other byte order
         datatype = _check_elements(array)
-        if datatype != "BYTES":
+        if datatype != "BYTES" and not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
     if datatype == "BYTES":
         return InputTensor(name, datatype, shape, _encode_strings(array))
