@@ -29,8 +29,8 @@ def nothing_more(
         return
     end = time.monotonic() + 10
     while any(count > before[kind] for kind, count in counts().items()):
-        # An exception that the test expected may be in a cycle; a thread of an executor's lets go of
-        # what it has done when its result is known already.
+        # An exception that the test expected may be in a cycle; and an executor's thread lets go of
+        # its work when the result is known already.
         gc.collect()
         if time.monotonic() > end:
             break
