@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+from support.interpreter import run_python
 
 pytestmark = [pytest.mark.server, pytest.mark.native]
 
@@ -142,3 +143,30 @@ def test_the_interpreter_ends_with_calls_running(shared_server, end):
     """
     for _ in range(2):
         assert run(script, shared_server().grpc_url) == (7 if "7" in end else 0, "", "")
+
+
+@pytest.mark.parametrize("face", ["blocking", "async"])
+def test_a_programs_own_exit_hook_may_make_calls(triton_server, face):
+    """It was there before, and so runs after ours, when shared memory was given back."""
+    script = """
+    import atexit, sys
+    atexit.register(lambda: print(call()))
+
+    import asyncio
+    import numpy as np
+    from triton_fast import AsyncClient, Client
+
+    large = {"INPUT0": np.ones(1 << 18, np.float32)}
+    if sys.argv[2] == "blocking":
+        client = Client(sys.argv[1], timeout=60)
+        def call():
+            return client.infer("identity_cpp", large)["OUTPUT0"].sum().item()
+    else:
+        client = AsyncClient(sys.argv[1], timeout=60)
+        loop = asyncio.new_event_loop()
+        def call():
+            work = client.infer("identity_cpp", large)
+            return loop.run_until_complete(work)["OUTPUT0"].sum().item()
+    print(call())
+    """
+    assert run_python(script, triton_server.grpc_url, face) == "262144.0\n" * 2

@@ -19,6 +19,7 @@ import numpy as np
 from ..channels.base import CallOptions
 from ..errors import (
     Cancelled,
+    ClosedError,
     DeadlineExceeded,
     InvalidArgument,
     ResourceExhausted,
@@ -227,6 +228,11 @@ class SharedMemory:
                 raise
             self._full_until_ns = time.monotonic_ns() + _FULL_NS
             self._tell(f"{self._url}: tensors go over the wire for now, for {error}")
+        except ClosedError:
+            # A program's own exit hooks that were registered earlier run later, and may make calls.
+            if self._required or not self._pool.interpreter_ends:
+                raise
+            self._refused = True
         except Unavailable:
             # The call itself says it better.
             if self._required:

@@ -141,6 +141,8 @@ class SlotPool:
     ----------
     calls : WeakSet
         Those that the server may be at, each with its ``slots``.
+    interpreter_ends : bool
+        Whether it is closed for that, and not because the client is.
 
     Notes
     -----
@@ -152,6 +154,7 @@ class SlotPool:
         self, registry: Registry, limit: int, closing_options: Callable[[], CallOptions]
     ) -> None:
         self.calls: weakref.WeakSet[_Call] = weakref.WeakSet()
+        self.interpreter_ends = False
         self._registry = registry
         self._limit = limit
         self._closing_options = closing_options
@@ -203,6 +206,8 @@ class SlotPool:
             If it takes more patience.
         """
         while True:
+            if self._closed:
+                raise ClosedError("the client was closed")
             generation = self._arenas.generation
             slots = self.take(sizes)
             if slots is not None:
@@ -447,6 +452,7 @@ def _alive(calls: weakref.WeakSet[_Call]) -> list[_Call]:
 
 def _close_own(pool: SlotPool) -> None:
     if not pool._arenas.inherited:
+        pool.interpreter_ends = True
         pool.close()
 
 
