@@ -208,6 +208,27 @@ def test_variables_of_the_repository():
     assert read(**{name.removeprefix("TRITON_FAST_"): "x" for name in _NOT_SETTINGS}) == {}
 
 
+def test_variables_of_a_service_in_kubernetes():
+    """One that is called as the prefix is: they say nothing of settings."""
+    address = "tcp://10.0.0.11:8001"
+    assert (
+        read(
+            SERVICE_HOST="10.0.0.11",
+            SERVICE_PORT="8001",
+            SERVICE_PORT_GRPC="8001",
+            PORT=address,
+            PORT_8001_TCP=address,
+            PORT_8001_TCP_PROTO="tcp",
+            PORT_8001_TCP_PORT="8001",
+            PORT_8001_TCP_ADDR="10.0.0.11",
+        )
+        == {}
+    )
+    for name in ("PORTS", "SERVICE", "PORT_8001", "SERVICE_HOSTS"):
+        with pytest.raises(InvalidOption, match=name):
+            read(**{name: "x"})
+
+
 def test_arguments_win():
     variables = {"URL": "host:1", "TIMEOUT": "nonsense", "TLS": "nonsense", "KEEPALIVE_TIME": "?"}
     overrides = {"url": "other:2", "timeout": None, "tls": None, "keepalive": None, "busy_poll": 0}

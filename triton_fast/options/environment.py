@@ -49,6 +49,13 @@ _NOT_SETTINGS = frozenset(
     )
 )
 
+# What Kubernetes sets in every container for a service of that name, "triton-fast". Source:
+# kubernetes.io, "Service", environment variables.
+_KUBERNETES = re.compile(
+    r"SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)"
+    r"|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?"
+)
+
 _SIZE = re.compile(r"([0-9]{1,18}) ?([KMGT]?)(?:i?B)?", re.ASCII)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _BOOLS = {
@@ -120,7 +127,8 @@ def _values(prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
             continue
         name = variable[len(prefix) :]
         if name not in _NAMES:
-            unknown.append(variable)
+            if not _KUBERNETES.fullmatch(name):
+                unknown.append(variable)
         elif value.strip():
             values[name] = value.strip()
     if unknown:
