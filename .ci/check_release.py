@@ -19,8 +19,8 @@ def obstacles(tag: str, root: Path) -> list[str]:
         found.append(f"the tag is {tag}, and pyproject.toml's version {version}")
     if not re.search(rf"^## {re.escape(version)}( |$)", changelog, re.MULTILINE):
         found.append(f"CHANGELOG.md has no heading '## {version}'")
-    if not project.get("urls"):
-        found.append("pyproject.toml has no [project.urls]: PyPI is to say where the project lives")
+    if not project.get("urls", {}).get("Source"):
+        found.append("pyproject.toml has no Source in [project.urls]: where the repository is")
     return found
 
 
