@@ -12,7 +12,7 @@ import time
 import numpy as np
 from support.forked_children import fork, join
 
-from triton_fast import AsyncClient, Client
+from triton_fast import AsyncClient, Client, ClosedError
 from triton_fast.shared_memory import fork_copies
 
 SIZE = 1 << 16
@@ -183,6 +183,21 @@ def a_child_that_ends_at_once_holds_nobody_up(client):
     assert is_all(result, 12)
 
 
+def a_future_of_the_parents_ends_in_a_child(client):
+    """And at once, whether anybody waited for it or not; the parent's goes on."""
+    slow = {"INPUT0": np.zeros(1, np.float32), "DELAY": np.array([2], np.float32)}
+    future = client.submit("slow", slow)
+    done = client.submit("identity_cpp", {"INPUT0": np.ones(1, np.float32)})
+    assert done.result(60)["OUTPUT0"][0] == 1
+
+    def child():
+        assert isinstance(future.exception(30), ClosedError)
+        assert done.result(30)["OUTPUT0"][0] == 1
+
+    join([fork(child)])
+    assert future.result(60)["OUTPUT0"][0] == 0
+
+
 def nothing_is_noted_where_nothing_is_leased(client):
     pipe, made = os.pipe, []
     fork_copies.os.pipe = lambda: made.append(1) or pipe()
@@ -204,6 +219,7 @@ PROGRAMS = {
         a_client_that_is_gone_leaves_its_results_alone,
         a_parent_does_not_wait_for_ever,
         a_child_that_ends_at_once_holds_nobody_up,
+        a_future_of_the_parents_ends_in_a_child,
         nothing_is_noted_where_nothing_is_leased,
     )
 }

@@ -20,6 +20,6 @@ run(*sys.argv[1:3])
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_arrays_after_a_fork(shared_server, name):
-    url = shared_server(models=["identity_cpp"]).grpc_url
+    url = shared_server(models=["identity_cpp", "slow"]).grpc_url
     said = run_python(SCRIPT, name, url, str(Path(__file__).parent), timeout=100)
     assert said.endswith("done\n"), said

@@ -90,6 +90,10 @@ def test_arguments_of_a_client(face, name, value, says):
     "url",
     [
         f"{SECRET}@host:8001",
+        f"host:8001&token={SECRET}",
+        f"host:8001;{SECRET}",
+        f"user:{SECRET}",
+        BEARER,
         f"user:{SECRET}@host:8001",
         f"user:{SECRET}@host",
         f"dns:///user:{SECRET}@host:8001",

@@ -50,8 +50,8 @@ def _dropped(
     # Any thread may be here, in the middle of whatever it does, and giving back takes calls.
     threading.Thread(target=give_back, name="triton_fast", daemon=True).start()
     warnings.warn(
-        f"the client of {url} was dropped without close(), which it takes for the server to let go "
-        "of shared memory at a time of your choosing",
+        f"the client of {url} was dropped without close(), and the server is told to let go of its "
+        "shared memory only now; close it, or use it in a with block",
         ResourceWarning,
         stacklevel=2,
     )

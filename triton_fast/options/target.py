@@ -28,6 +28,12 @@ def checked_target(target: str) -> str:
         raise InvalidOption(
             f"a target must be a str such as 'localhost:8001', got {instead(target)}"
         )
+    if any(c.isspace() for c in target) and not target.startswith(_SOCKETS):
+        # Not shown: it may be something else than an address, a header's value say.
+        raise InvalidOption(
+            f"a target must be host:port without spaces, such as 'localhost:8001', got a str of "
+            f"{len(target)} characters with a space in it"
+        )
     if not target or target != target.strip() or any(not c.isprintable() for c in target):
         raise InvalidOption(f"{_shown(target)}: write host:port, such as 'localhost:8001'")
     if target.startswith("unix:"):
@@ -67,6 +73,10 @@ def checked_target(target: str) -> str:
 def _check_host_port(target: str, address: str, numeric: str = "") -> None:
     if "/" in address:
         raise InvalidOption(f"{_shown(target)}: a gRPC target ends with the port, without a path")
+    if "," in address:
+        raise InvalidOption(
+            f"{_shown(target)}: several addresses are written as 'ipv4:10.0.0.1:8001,10.0.0.2:8001'"
+        )
     host, colon, port = address.rpartition(":")
     if address.startswith("[") and address.endswith("]"):
         host, colon, port = address, "", ""
@@ -79,7 +89,9 @@ def _check_host_port(target: str, address: str, numeric: str = "") -> None:
     if not host or any(c.isspace() for c in host):
         raise InvalidOption(f"{_shown(target)} has no host; write 'localhost:{port}' for this one")
     if not (port.isascii() and port.isdigit() and len(port) < 10 and 0 < int(port) < 65536):
-        raise InvalidOption(f"{_shown(target)}: {instead(port)} is not a port from 1 to 65535")
+        raise InvalidOption(
+            f"{_shown(target)}: what follows the last colon must be a port from 1 to 65535"
+        )
     if not host.isascii():
         raise InvalidOption(f"{_shown(target)}: {_in_ascii(host, port)}")
     if numeric:
@@ -117,8 +129,16 @@ def _shown(target: str) -> str:
         begin = scheme.end() if scheme else 0
         before, at, rest = target[begin:].rpartition("@")
         place = re.split("[?#]" if target.startswith(_URIS) else "[/?#]", rest, maxsplit=1)[0]
+        host, colon, port = place.rpartition(":")
+        if colon and not port.isdigit() and not place.endswith("]"):
+            port = "…" if port else ""
         target = (
-            target[:begin] + ("…@" if before or at else "") + place + ("…" if place != rest else "")
+            target[:begin]
+            + ("…@" if before or at else "")
+            + host
+            + colon
+            + port
+            + ("…" if place != rest else "")
         )
     return f"target {target[:_MOST_SHOWN] + '…' if len(target) > _MOST_SHOWN else target!r}"
 

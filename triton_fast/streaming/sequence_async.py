@@ -211,7 +211,8 @@ class AsyncInferSequence:
             await self.close()
             return
         try:
-            await self._close(CLOSE_TIMEOUT_S)
+            limit = CLOSE_TIMEOUT_S if self._timeout is None else self._timeout
+            await self._close(min(limit, CLOSE_TIMEOUT_S))
         except TritonFastError as failure:
             # The error that is on its way is the one to see; this one is told with it.
             error.add_note(f"and sequence {self.id!r} could not be ended: {failure}")

@@ -63,17 +63,19 @@ class ResponseStream(Iterator[InferResult]):
         return self
 
     def __next__(self) -> InferResult:
+        item: InferResult | TritonFastError | None
         try:
             item = self._inbox.popleft()
         except IndexError:
-            found = None if self._closed else self._stream._next(self._pending, self._deadline_ns)
-            if found is None:
+            item = None
+        if item is None:  # out of the handler: what is raised here has nothing to do with it
+            if not self._closed:
+                item = self._stream._next(self._pending, self._deadline_ns)
+            if item is None:
                 self._finish()
-                raise StopIteration from None
-            item = found
-        else:
-            if self._stream._state.starved:
-                self._stream._took(item)
+                raise StopIteration
+        elif self._stream._state.starved:
+            self._stream._took(item)
         if isinstance(item, InferResult):
             return item
         if self._pending.over and not self._inbox:
