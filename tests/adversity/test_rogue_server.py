@@ -863,6 +863,22 @@ def test_compressed_and_broken(case, monkeypatch):
         fails(client, Internal, match)
 
 
+def test_a_connection_on_which_too_much_came_is_not_used_again():
+    """More may be on its way, and nothing tells where it ends."""
+
+    def script(peer):
+        stream = peer.request().stream
+        once = FLOODS["informational headers"](stream)
+        peer.send(once * (400_000 // len(once)))
+        peer.wait(LONG)
+
+    with meeting(script, usable=False) as (rogue, client):
+        fails(client, ResourceExhausted, "more than 128 KiB of headers")
+        rogue.reform()
+        assert_good(client)
+        assert rogue.connections == 2
+
+
 # Floods -------------------------------------------------------------------------------------------
 
 FLOODS = {
