@@ -166,11 +166,11 @@ Outcome Connection::end_call() {
     outcome.status = Status::kCancelled;
     outcome.message = "the call was cancelled";
   }
-  // What is still coming of an answer that was given up, by the caller or for what came of it,
-  // would be in the way of the next one.
-  const bool noisy =
-      (given_up && stream_->answered()) ||
-      (outcome.status != Status::kOk && session_.received() - received_before_ > kNoise);
+  // What is still coming of an answer that was given up would be in the way of the next one; also
+  // of one that we have refused, for its headers have no end.
+  const bool much = session_.received() - received_before_ > kNoise;
+  const bool noisy = (given_up && (stream_->answered() || much)) ||
+                     (outcome.status == Status::kResourceExhausted && much);
   // Nothing at all came before the deadline: the model is slow, or nothing will ever come here, as
   // a router may have forgotten the connection. A new one costs less than to find out.
   const bool silent =
