@@ -122,7 +122,7 @@ def _obstacle(target: str, tls: TLS | bool | None, options: Mapping[str, Any] | 
 def _check_keepalive(keepalive: Keepalive | None) -> None:
     if keepalive is None:
         return
-    from ..options.keepalive import Keepalive  # noqa: PLC0415 - only where it is used
+    from ..options.keepalive import Keepalive  # noqa: PLC0415 - imported on use
 
     if not isinstance(keepalive, Keepalive):
         raise InvalidOption(

@@ -174,7 +174,7 @@ class Client:
         if out is not None:
             out = checked_out(out)
         if split is not False and checked_flag(split, "split"):
-            from .split import infer_split  # noqa: PLC0415 - for those who split
+            from .split import infer_split  # noqa: PLC0415 - imported on use
 
             return infer_split(self._endpoint, prepared, inputs, request_id, options, out)
         return self._endpoint.infer(prepared, inputs, request_id, options, out)
@@ -294,7 +294,7 @@ class Client:
         ...     if isinstance(event, Token):
         ...         print(event.text, end="", flush=True)
         """
-        from ..text.generation import Generation  # noqa: PLC0415 - for those who do
+        from ..text.generation import Generation  # noqa: PLC0415 - imported on use
         from ..text.text_request import TextRequest  # noqa: PLC0415
 
         request = TextRequest(
@@ -370,7 +370,7 @@ class Client:
         ...         result = sequence.infer({"INPUT": chunk})
         ...         total = result["OUTPUT"]
         """
-        from ..streaming.sequence import InferSequence  # noqa: PLC0415 - for those who do
+        from ..streaming.sequence import InferSequence  # noqa: PLC0415 - imported on use
         from ..streaming.sequence_requests import SequenceRequests  # noqa: PLC0415
 
         requests = SequenceRequests(
@@ -414,7 +414,7 @@ class Client:
             Asks the server for the model's signature at its first call, and holds every call
             against it before anything is sent.
         """
-        from .model import Model  # noqa: PLC0415 - for those who make one
+        from .model import Model  # noqa: PLC0415 - imported on use
 
         prepared = prepare(
             self._endpoint.codec, name, version, outputs, parameters, priority, queue_timeout

@@ -173,7 +173,7 @@ class AsyncClient:
         if out is not None:
             out = checked_out(out)
         if split is not False and checked_flag(split, "split"):
-            from .split_async import infer_split  # noqa: PLC0415 - for those who split
+            from .split_async import infer_split  # noqa: PLC0415 - imported on use
 
             return await infer_split(self._endpoint, prepared, inputs, request_id, options, out)
         return await self._endpoint.infer(prepared, inputs, request_id, options, out)
@@ -293,7 +293,7 @@ class AsyncClient:
         ...     if isinstance(event, Token):
         ...         print(event.text, end="", flush=True)
         """
-        from ..text.generation_async import AsyncGeneration  # noqa: PLC0415 - for those who do
+        from ..text.generation_async import AsyncGeneration  # noqa: PLC0415 - imported on use
         from ..text.text_request import TextRequest  # noqa: PLC0415
 
         request = TextRequest(
@@ -369,7 +369,7 @@ class AsyncClient:
         ...         result = await sequence.infer({"INPUT": chunk})
         ...         total = result["OUTPUT"]
         """
-        from ..streaming.sequence_async import AsyncInferSequence  # noqa: PLC0415 - for those who do
+        from ..streaming.sequence_async import AsyncInferSequence  # noqa: PLC0415 - imported on use
         from ..streaming.sequence_requests import SequenceRequests  # noqa: PLC0415
 
         requests = SequenceRequests(
@@ -413,7 +413,7 @@ class AsyncClient:
             Asks the server for the model's signature at its first call, and holds every call
             against it before anything is sent.
         """
-        from .model_async import AsyncModel  # noqa: PLC0415 - for those who make one
+        from .model_async import AsyncModel  # noqa: PLC0415 - imported on use
 
         prepared = prepare(
             self._endpoint.codec, name, version, outputs, parameters, priority, queue_timeout

@@ -174,7 +174,7 @@ class Client(calls.Client):
         ``SHARED_MEMORY_LIMIT``
             In bytes, or with K, M, G or T: ``512M`` is 512 MiB.
         """
-        from ..options.environment import settings_from_environment  # noqa: PLC0415 - where it is used
+        from ..options.environment import settings_from_environment  # noqa: PLC0415 - imported on use
 
         return cls(**settings_from_environment(prefix, environ, overrides))
 

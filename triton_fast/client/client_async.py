@@ -111,7 +111,7 @@ class AsyncClient(calls_async.AsyncClient):
 
         As `triton_fast.Client.from_env`; what ``BUSY_POLL`` says is for that one alone.
         """
-        from ..options.environment import settings_from_environment  # noqa: PLC0415 - for those who do
+        from ..options.environment import settings_from_environment  # noqa: PLC0415 - imported on use
 
         settings = settings_from_environment(prefix, environ, overrides)
         if "busy_poll" not in overrides:

@@ -139,7 +139,7 @@ class AsyncEndpoint(AsyncPolicies):
     def _open_shared(self) -> AsyncSharedMemory | None:
         if self._new_shared is None:
             return None
-        from ..shared_memory.placement_async import AsyncSharedMemory  # noqa: PLC0415 - only where it is used
+        from ..shared_memory.placement_async import AsyncSharedMemory  # noqa: PLC0415 - imported on use
 
         # Where there may be no loop, and so nobody to ask the hook for headers. Nothing that it
         # knows may lead back here: an endpoint that nobody uses is to go.

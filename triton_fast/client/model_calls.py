@@ -81,7 +81,7 @@ class Model:
         self._learn(options)
         both = merged_inputs(inputs, tensors)
         if split is not False and checked_flag(split, "split"):
-            from .split import infer_split  # noqa: PLC0415 - for those who split
+            from .split import infer_split  # noqa: PLC0415 - imported on use
 
             return infer_split(endpoint, self._prepared, both, request_id, options, out)
         return endpoint.infer(self._prepared, both, request_id, options, out)

@@ -80,7 +80,7 @@ class AsyncModel:
         await self._learn(options)
         both = merged_inputs(inputs, tensors)
         if split is not False and checked_flag(split, "split"):
-            from .split_async import infer_split  # noqa: PLC0415 - for those who split
+            from .split_async import infer_split  # noqa: PLC0415 - imported on use
 
             return await infer_split(endpoint, self._prepared, both, request_id, options, out)
         return await endpoint.infer(self._prepared, both, request_id, options, out)

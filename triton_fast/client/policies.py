@@ -15,7 +15,7 @@ from ..errors import InvalidTensor, ServerError, TritonFastError, Unimplemented,
 from ..inference.request import Prepared
 from ..inference.result import InferResult
 from .attempt import Attempt, Out
-from .repeats import Repeats
+from .repeats import Repeats, distrust
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -90,9 +90,7 @@ class Policies:
                 try:
                     result = self._result_of(attempt, options)
                 except WireError as error:
-                    # Nobody knows what the server has done, or does, with the slots.
-                    if shared is not None and placement is not None:
-                        shared.conclude(prepared, placement, error)
+                    distrust(error, shared, prepared, placement)
                     raise
             finally:
                 attempt.release()

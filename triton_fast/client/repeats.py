@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..errors import ServerError
+from ..errors import ServerError, WireError
 
 if TYPE_CHECKING:
     from ..inference.request import Prepared
     from ..shared_memory.placement import Placement
 
-__all__ = ["Repeats", "repeated", "repeated_async"]
+__all__ = ["Repeats", "distrust", "repeated", "repeated_async"]
 
 T = TypeVar("T")
 
@@ -90,6 +90,21 @@ class Repeats:
             return False
         self._placed_anew += 1
         return self._placed_anew <= _MOST_PLACED_ANEW
+
+
+def distrust(
+    error: BaseException,
+    shared: Concluding | None,
+    prepared: Prepared,
+    placement: Placement | None,
+) -> None:
+    """Draw the conclusions for shared memory of an answer that made no sense.
+
+    Nobody knows then what the server has done, or does, with the slots. For the parameters see
+    `Repeats.after`.
+    """
+    if isinstance(error, WireError) and shared is not None and placement is not None:
+        shared.conclude(prepared, placement, error)
 
 
 def repeated(call: Callable[..., T], *arguments: Any) -> T:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from ..errors import InvalidOption, InvalidTensor, ServerError, TritonFastError, server_error
+from ..inference.request import check_inputs
 from ..inference.result import InferResult, Places, check_out
 from ..inference.tensor import InputTensor, Tensor, input_rows, input_tensor
 from ..protocol.datatypes import DATATYPES, datatype_of, dtype_of
@@ -137,10 +138,7 @@ class Split:
             raise InvalidOption(
                 f"split: model {prepared.model_name!r} takes no batches, as far as the server says"
             )
-        if not isinstance(inputs, Mapping):
-            raise InvalidTensor(
-                f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
-            )
+        check_inputs(inputs)
         shared = prepared.header.shared_memory_outputs
         if shared:
             raise InvalidOption(

@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import WireError
 from ..inference.result import InferResult
 from .future import CallFuture
-from .repeats import Repeats
+from .repeats import Repeats, distrust
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions, Channel
@@ -85,10 +84,7 @@ class Submission:
                 result = attempt.result()
             except Exception as failure:  # noqa: BLE001 - it is the future's now
                 error = failure
-                placement = attempt.placement
-                if isinstance(failure, WireError) and self._shared is not None and placement:
-                    # Nobody knows what the server has done, or does, with the slots.
-                    self._shared.conclude(self._prepared, placement, failure)
+                distrust(failure, self._shared, self._prepared, attempt.placement)
         else:
             again = self._repeats.after(error, self._shared, self._prepared, attempt.placement)
         attempt.release()

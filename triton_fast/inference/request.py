@@ -26,6 +26,7 @@ __all__ = [
     "Prepared",
     "PreparedCalls",
     "RequestedOutput",
+    "check_inputs",
     "encode_request",
     "input_tensors",
     "merged_inputs",
@@ -128,13 +129,19 @@ def shared_memory_parameters(region: str, offset: int, byte_size: int) -> dict[s
     }
 
 
-def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
-    """Return a call's inputs as tensors; see `triton_fast.Client.infer` for what they may be."""
-    # A dict is what nearly all give, and an abstract class takes long to ask.
-    if type(inputs) is not dict and not isinstance(inputs, Mapping):
+def check_inputs(inputs: Any) -> None:
+    """Raise InvalidTensor unless a call's inputs are a mapping."""
+    if not isinstance(inputs, Mapping):
         raise InvalidTensor(
             f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
         )
+
+
+def input_tensors(inputs: Mapping[str, Any]) -> list[InputTensor]:
+    """Return a call's inputs as tensors; see `triton_fast.Client.infer` for what they may be."""
+    # A dict is what nearly all give, and an abstract class takes long to ask.
+    if type(inputs) is not dict:
+        check_inputs(inputs)
     return [input_tensor(name, value) for name, value in inputs.items()]
 
 
@@ -144,10 +151,7 @@ def merged_inputs(
     """Return a call's inputs, however they were given; InvalidOption if one was given twice."""
     if inputs is None:
         return tensors
-    if not isinstance(inputs, Mapping):
-        raise InvalidTensor(
-            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
-        )
+    check_inputs(inputs)
     both = inputs.keys() & tensors.keys()
     if both:
         raise InvalidOption(f"input {min(both)!r} was given twice")

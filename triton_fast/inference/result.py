@@ -223,7 +223,7 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
                 f"output {name!r} is {array.dtype} {list(array.shape)} and no classes; ask for "
                 f"them with RequestedOutput({name!r}, class_count=…)"
             )
-        from .classification import parse_classes  # noqa: PLC0415 - only where it is used
+        from .classification import parse_classes  # noqa: PLC0415 - imported on use
 
         return parse_classes(name, array)
 

@@ -68,7 +68,7 @@ def whole_number(
     Raises
     ------
     InvalidOption, or ``kind``
-        If it is none, a bool say, or too small or large.
+        If it is no whole number (a bool is not one), or too small or large.
     """
     number = None
     if type(value) is int:
@@ -90,7 +90,7 @@ def checked_text(value: Any, what: str, *, empty: bool = False) -> str:
     Raises
     ------
     InvalidOption
-        If it is none, cannot be written as UTF-8, or is empty where it must not be.
+        If it is not a str, cannot be written as UTF-8, or is empty where it must not be.
     """
     if not isinstance(value, str):
         raise InvalidOption(f"{what} must be a str, got {instead(value)}")
@@ -127,7 +127,7 @@ def one_of(value: Any, what: str, choices: Collection[str | None]) -> Any:
     Raises
     ------
     InvalidOption
-        If it is none of them.
+        If it is not among them.
     """
     if (value is None or isinstance(value, str)) and value in choices:
         return value
@@ -156,7 +156,7 @@ def plain_parameters(
     Raises
     ------
     InvalidOption
-        If they are no mapping, or a name or a value is none.
+        If they are not a mapping, a name is not a str, or a value not of a kind that can be sent.
     """
     if checked_mapping(parameters, what, "name to value") is None:
         return None

@@ -56,7 +56,7 @@ def shared_factory(
         if required:
             raise InvalidOption(f"shared_memory=True: target {url!r} is not one address")
         return None
-    from .placement import SharedMemory  # noqa: PLC0415 - only where it is used
+    from .placement import SharedMemory  # noqa: PLC0415 - imported on use
     from .pool import SlotPool  # noqa: PLC0415
     from .registration import Registry  # noqa: PLC0415
 

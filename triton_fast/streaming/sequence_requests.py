@@ -22,7 +22,7 @@ from ..errors import (
     InvalidTensor,
     NotFound,
 )
-from ..inference.request import Outputs, Prepared, prepare, prepare_streamed
+from ..inference.request import Outputs, Prepared, check_inputs, prepare, prepare_streamed
 from ..inference.result import InferResult
 from ..inference.tensor import Tensor, input_tensor
 from ..options.values import checked_flag, checked_text, plain_parameters, whole_number
@@ -279,10 +279,7 @@ def _checked_id(value: int | str | None) -> int | str:
 
 
 def _form_of(inputs: Mapping[str, Any]) -> _Form:
-    if not isinstance(inputs, Mapping):
-        raise InvalidTensor(
-            f"inputs must be a mapping of name to array, got {type(inputs).__name__}"
-        )
+    check_inputs(inputs)
     form = []
     for name, value in inputs.items():
         datatype = datatype_of(value.dtype) if isinstance(value, np.ndarray) else None
