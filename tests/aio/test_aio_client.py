@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import threading
 
 import numpy as np
@@ -157,11 +156,6 @@ def test_closing_lets_nobody_wait(aio_run, new_client):
             assert [type(result) for result in results] == [ClosedError] * 5
 
     aio_run(work(), timeout=40)  # which is less than a call's own
-
-
-def test_what_goes_to_other_processes(new_client):
-    with pytest.raises(TypeError, match="make one in the other process"):
-        pickle.dumps(new_client())
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ class Proxy:
         How many requests a client's connection may carry, where that can be set.
     largest_request : int, bytes
         What the proxy takes, where that can be set; 0 for anything.
+    name : str
+        The one that calls must be for, where that can be set; empty for any.
     """
 
     program = ""
@@ -53,6 +55,7 @@ class Proxy:
         idle_seconds: float = 60,
         requests: int = 1_000_000,
         largest_request: int = 0,
+        name: str = "",
     ) -> None:
         self.folder = folder
         self.upstream = upstream
@@ -60,6 +63,7 @@ class Proxy:
         self.idle_seconds = idle_seconds
         self.requests = requests
         self.largest_request = largest_request
+        self.name = name
         self.port = _free_port(set())
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -154,6 +158,7 @@ class Nginx(Proxy):
             f"  {kind}_temp_path {self.folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
+        elsewhere = f'if ($http_host != "{self.name}") {{ return 404; }}' if self.name else ""
         return f"""
 daemon off;
 user root;
@@ -171,6 +176,7 @@ http {{
   server {{
     listen {self.target} http2;
     location / {{
+      {elsewhere}
       grpc_pass grpc://triton;
       grpc_connect_timeout 2s;
       grpc_read_timeout {self.answer_seconds}s;

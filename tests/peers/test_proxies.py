@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
@@ -12,6 +13,7 @@ from peer_calls import SLACK, Caller, give_up_by_deadline, told
 from support.model_calls import assert_usable, slow
 
 from triton_fast import (
+    AsyncClient,
     Client,
     DeadlineExceeded,
     Internal,
@@ -212,6 +214,24 @@ def test_a_request_too_large_for_nginx(start_proxy, triton_server, channel):
             with pytest.raises(Unknown, match="413"):
                 client.infer("identity_fp32", inputs)
             assert_usable(client)
+    proxy.stop()
+
+
+@pytest.mark.parametrize("name", ["triton.example", "triton.example:8001"])
+def test_a_proxy_that_routes_by_name(start_proxy, triton_server, channel, name):
+    proxy = start_proxy("nginx", triton_server.grpc_url, name=name)
+    options = {"shared_memory": False, "channel": channel, "timeout": 30}
+    with Client(proxy.target, authority=name, **options) as client:
+        assert_usable(client)
+        assert len(list(client.stream("identity_fp32", tensor(64)))) == 1
+
+    async def ask():
+        async with AsyncClient(proxy.target, authority=name, **options) as client:
+            return await client.is_ready()
+
+    assert asyncio.run(ask())
+    with Client(proxy.target, **options) as client, pytest.raises(ServerError, match="404"):
+        client.server_metadata()
     proxy.stop()
 
 

@@ -118,7 +118,7 @@ def test_empty_is_not_set():
         ("CHANNEL", "http", "one of 'auto', 'native', 'grpc', got 'http'"),
         ("COMPRESSION", "zstd", "one of 'gzip', 'deflate', got 'zstd'"),
         ("BUSY_POLL", "yes", "a number of seconds, got 'yes'"),
-        ("SHARED_MEMORY", "maybe", "1 or 0, true or false, got 'maybe'"),
+        ("SHARED_MEMORY", "maybe", "must be auto, 1 or 0, got 'maybe'"),
         ("SHARED_MEMORY_LIMIT", "1.5G", "a number of bytes.*got '1.5G'"),
         ("SHARED_MEMORY_LIMIT", "-1", "a number of bytes"),
         ("SHARED_MEMORY_LIMIT", "1X", "a number of bytes"),

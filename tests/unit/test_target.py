@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from triton_fast import InvalidOption
-from triton_fast.options.target import checked_target
+from triton_fast.options.target import checked_authority, checked_target
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,28 @@ def test_sockets_are_written_as_grpcio_reads_them():
 def test_targets_that_are_none(target, says):
     with pytest.raises(InvalidOption, match=says):
         checked_target(target)
+
+
+@pytest.mark.parametrize("authority", ["triton", "triton.example:8001", "[::1]:8001", "a_b-c~1"])
+def test_authorities(authority):
+    assert checked_authority(authority) == authority
+    assert checked_authority(None) is None
+
+
+@pytest.mark.parametrize(
+    ("authority", "says"),
+    [
+        ("", "of 1 to 255 characters, got 0"),
+        ("a" * 256, "of 1 to 255 characters, got 256"),
+        ("user:pw@host", "got '@' in one"),
+        ("host/path", "got '/' in one"),
+        ("two words", "got ' ' in one"),
+        ("bücher.example", "got 'ü' in one"),
+        ("host\n", r"got '\\n' in one"),
+        (b"host", "must be a str such as 'triton.example', got bytes"),
+        (8001, "must be a str such as 'triton.example', got int"),
+    ],
+)
+def test_what_is_no_authority(authority, says):
+    with pytest.raises(InvalidOption, match=says):
+        checked_authority(authority)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InvalidOption
 from ..options.deadline import seconds
-from ..options.target import checked_target
+from ..options.target import checked_authority, checked_target
 from ..options.values import instead, one_of
 from .base import AsyncChannel, Channel
 
@@ -29,12 +30,13 @@ def channel_factory(
     keepalive: Keepalive | None,
     busy_poll: float,
     options: Mapping[str, Any] | None,
+    authority: str | None = None,
 ) -> ChannelFactory:
-    """Return what makes a client's channel, in this process and in forked children.
+    """Return what makes a client's channel, in forked children and, pickled, elsewhere too.
 
     Parameters
     ----------
-    target, choice, tls, keepalive, busy_poll, options
+    target, choice, tls, keepalive, busy_poll, options, authority
         ``url``, ``channel`` and the rest of `triton_fast.Client`.
 
     Raises
@@ -43,6 +45,7 @@ def channel_factory(
         If they do not go together.
     """
     _check_keepalive(keepalive)
+    authority = checked_authority(authority)
     busy = seconds(busy_poll, "busy_poll") or 0.0
     if not busy and busy_poll:
         raise InvalidOption(f"busy_poll must be a short time in seconds, got {instead(busy_poll)}")
@@ -52,10 +55,23 @@ def channel_factory(
             raise InvalidOption(f"busy_poll is the native channel's; {obstacle}")
         from .grpcio.channel import GrpcChannel  # noqa: PLC0415
 
-        return lambda: GrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
+        return partial(
+            GrpcChannel,
+            target,
+            tls=tls,
+            keepalive=keepalive,
+            options=options,
+            authority=authority,
+        )
     from .native.channel import NativeChannel  # noqa: PLC0415
 
-    return lambda: NativeChannel(target, keepalive=keepalive, busy_poll_ns=round(busy * 1e9))
+    return partial(
+        NativeChannel,
+        target,
+        keepalive=keepalive,
+        authority=authority,
+        busy_poll_ns=round(busy * 1e9),
+    )
 
 
 def async_channel_factory(
@@ -65,22 +81,31 @@ def async_channel_factory(
     tls: TLS | bool | None,
     keepalive: Keepalive | None,
     options: Mapping[str, Any] | None,
+    authority: str | None = None,
 ) -> AsyncChannelFactory:
     """Return what makes a coroutines' client's channel; see `channel_factory`.
 
     Parameters
     ----------
-    target, choice, tls, keepalive, options
+    target, choice, tls, keepalive, options, authority
         ``url``, ``channel`` and the rest of `triton_fast.AsyncClient`.
     """
     _check_keepalive(keepalive)
+    authority = checked_authority(authority)
     if _why_grpcio(target, choice, tls, options) is not None:
         from .grpcio.channel_async import AsyncGrpcChannel  # noqa: PLC0415
 
-        return lambda: AsyncGrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
+        return partial(
+            AsyncGrpcChannel,
+            target,
+            tls=tls,
+            keepalive=keepalive,
+            options=options,
+            authority=authority,
+        )
     from .native.channel_async import AsyncNativeChannel  # noqa: PLC0415
 
-    return lambda: AsyncNativeChannel(target, keepalive=keepalive)
+    return partial(AsyncNativeChannel, target, keepalive=keepalive, authority=authority)
 
 
 def _why_grpcio(

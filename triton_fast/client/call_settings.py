@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from ..channels.base import CallOptions, Compression
 from ..errors import InvalidOption
@@ -59,11 +59,32 @@ class CallSettings(Generic[Hook]):
         self._compression = _checked(compression)
         self._plain: dict[str, CallOptions] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # nothing in it is changed
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        if self._headers:
+            names = ", ".join(sorted({name for name, _ in self._headers}))
+            warnings.warn(
+                f"a client was pickled with the values of its headers ({names}), and whoever has "
+                "the pickle can read them; a header_hook is pickled by its name, and gets them in "
+                "the other process",
+                stacklevel=2,
+            )
+        return self._timeout, self._headers, self.header_hook, self._compression
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._timeout, self._headers, self.header_hook, self._compression = state
+        self._plain = {}
+
     def without_hook(self) -> CallSettings[Hook]:
         """Return settings like these, but for the header hook, which may know the client."""
-        plain = copy.copy(self)
-        plain.header_hook = None
-        return plain
+        return CallSettings(
+            timeout=self._timeout,
+            headers=self._headers,
+            header_hook=None,
+            compression=self._compression,
+        )
 
     def deadline_ns(self, timeout: float | None) -> int | None:
         """Return when a call must be over that begins now; see `CallOptions`.

@@ -611,5 +611,9 @@ class Client:
     def __repr__(self) -> str:
         return f"Client({self.url!r}{', closed' if self._endpoint.closed else ''})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a Client holds a connection; make one in the other process from its url")
+    def __getstate__(self) -> dict[str, Any]:
+        # What else it holds is made of this, and made again.
+        return {"_endpoint": self._endpoint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Client.__init__(self, state["_endpoint"])

@@ -60,6 +60,9 @@ class Client(calls.Client):
     busy_poll : float, seconds, default 0
         How long a call on the native channel asks for its answer before it sleeps. 50e-6 or so
         takes a third off a small call, and keeps a processor busy meanwhile.
+    authority : str, optional
+        The name that calls carry as ``:authority``, which HTTP calls ``Host``: what an ingress or a
+        proxy in between routes by. The url's own by default, or that of `TLS`.
     channel_options : mapping, optional
         Options of grpcio's channel, by name, over the ones that we set.
     shared_memory : {"auto", True, False}, default "auto"
@@ -84,6 +87,10 @@ class Client(calls.Client):
     ``with`` block. A client that is dropped without either has the server let go of its shared
     memory on a thread of its own, with a ResourceWarning.
 
+    Can be pickled, as its address and settings: what comes out is another client that connects by
+    itself. The values of ``headers``, and a private key given as bytes, are in the pickle as they
+    are, with a UserWarning; of a ``header_hook`` the name is, and of a file its path.
+
     Examples
     --------
     >>> with Client("localhost:8001") as client:  # doctest: +SKIP
@@ -103,6 +110,7 @@ class Client(calls.Client):
         tls: TLS | bool | None = None,
         keepalive: Keepalive | None = None,
         busy_poll: float = 0.0,
+        authority: str | None = None,
         channel_options: Mapping[str, Any] | None = None,
         shared_memory: bool | Literal["auto"] = "auto",
         shared_memory_limit: int = 1 << 30,
@@ -114,6 +122,7 @@ class Client(calls.Client):
             keepalive=keepalive,
             busy_poll=busy_poll,
             options=channel_options,
+            authority=authority,
         )
         endpoint = Endpoint(
             url,
@@ -156,7 +165,7 @@ class Client(calls.Client):
         -----
         The variables, after the prefix; those that are empty count as not set:
 
-        ``URL``, ``TIMEOUT``, ``CHANNEL``, ``COMPRESSION``, ``BUSY_POLL``
+        ``URL``, ``TIMEOUT``, ``CHANNEL``, ``COMPRESSION``, ``BUSY_POLL``, ``AUTHORITY``
             As the arguments of that name.
         ``HEADERS``
             A JSON object, ``{"authorization": "Bearer …"}``; values of names that end in ``-bin``

@@ -7,6 +7,7 @@ protobuf.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..channels.base import Compression
@@ -32,8 +33,8 @@ class AsyncClient(calls_async.AsyncClient):
 
     Parameters
     ----------
-    url, timeout, channel, headers, compression, tls, keepalive, channel_options, shared_memory,
-    shared_memory_limit
+    url, timeout, channel, headers, compression, tls, keepalive, authority, channel_options,
+    shared_memory, shared_memory_limit
         As in `triton_fast.Client`. ``channel="native"`` is HTTP/2 in the event loop itself,
         ``"grpc"`` is grpc.aio.
     header_hook : callable or coroutine function, optional
@@ -55,7 +56,7 @@ class AsyncClient(calls_async.AsyncClient):
     first call until that loop is closed; any number of that loop's tasks may use it. Inputs are
     sent from where they lie: leave them alone until the call has returned. Cancelling a task that
     waits for a call cancels the call on the server. After ``os.fork`` the child may use it in a
-    loop of its own.
+    loop of its own. Can be pickled, as `triton_fast.Client` can.
 
     Examples
     --------
@@ -75,6 +76,7 @@ class AsyncClient(calls_async.AsyncClient):
         compression: Compression | None = None,
         tls: TLS | bool | None = None,
         keepalive: Keepalive | None = None,
+        authority: str | None = None,
         channel_options: Mapping[str, Any] | None = None,
         shared_memory: bool | Literal["auto"] = "auto",
         shared_memory_limit: int = 1 << 30,
@@ -84,7 +86,12 @@ class AsyncClient(calls_async.AsyncClient):
         endpoint = AsyncEndpoint(
             url,
             async_channel_factory(
-                url, channel, tls=tls, keepalive=keepalive, options=channel_options
+                url,
+                channel,
+                tls=tls,
+                keepalive=keepalive,
+                options=channel_options,
+                authority=authority,
             ),
             CallSettings(
                 timeout=timeout,
@@ -92,10 +99,16 @@ class AsyncClient(calls_async.AsyncClient):
                 header_hook=header_hook,
                 compression=compression,
             ),
-            lambda: Admission(max_in_flight, max_in_flight_bytes),
+            partial(Admission, max_in_flight, max_in_flight_bytes),
             shared_factory(url, shared_memory, shared_memory_limit),
             channel_factory(
-                url, channel, tls=tls, keepalive=keepalive, busy_poll=0.0, options=channel_options
+                url,
+                channel,
+                tls=tls,
+                keepalive=keepalive,
+                busy_poll=0.0,
+                options=channel_options,
+                authority=authority,
             ),
         )
         super().__init__(endpoint)

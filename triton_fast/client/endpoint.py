@@ -97,6 +97,10 @@ class Endpoint(Policies):
         self._shared = self._open_shared()
         renew_after_fork(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another, that connects by itself: one lives in one process.
+        return type(self), (self.url, self._new_channel, self._settings, self._new_shared)
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""

@@ -112,6 +112,12 @@ class AsyncEndpoint(AsyncPolicies):
         self._shared = self._open_shared()
         renew_after_fork(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another, that connects by itself: one lives in one process, and in one event loop.
+        channels = self._new_channel, self._new_blocking
+        settings = self._settings, self._new_admission, self._new_shared
+        return type(self), (self.url, channels[0], *settings, channels[1])
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""

@@ -90,6 +90,9 @@ class Model:
         """Have asked for the model's signature, within the deadline of the call that wants it."""
         raise NotImplementedError
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._endpoint, self._prepared)
+
     def __repr__(self) -> str:
         version = f", {self.version!r}" if self.version else ""
         return f"Model({self.name!r}{version} at {self._endpoint.url})"

@@ -89,6 +89,9 @@ class AsyncModel:
         """Have asked for the model's signature, within the deadline of the call that wants it."""
         raise NotImplementedError
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._endpoint, self._prepared)
+
     def __repr__(self) -> str:
         version = f", {self.version!r}" if self.version else ""
         return f"AsyncModel({self.name!r}{version} at {self._endpoint.url})"

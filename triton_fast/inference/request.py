@@ -189,6 +189,11 @@ class Prepared:
     settings: Mapping[str, Any]
     codec: Codec
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The header is bytes of C++'s, and made again of the rest.
+        names = self.model_name, self.model_version
+        return _prepared_of, (self.codec, *names, self.requested, self.settings, self.call)
+
     def asking_for(self, outputs: Sequence[RequestedPair]) -> Header:
         """Return a header like this one's, but for the outputs."""
         return self.codec.header(
@@ -271,23 +276,26 @@ def prepare(
     for name in own or ():
         if name in _RESERVED:
             raise InvalidOption(f"parameter {name!r} is reserved; use {_RESERVED[name]}")
-    requested = _requested(outputs)
     settings: dict[str, Any] = {
         "parameters": own or None,
         "priority": whole_number(priority, "priority must be a whole number", 0, (1 << 64) - 1),
         "queue_timeout_us": microseconds(queue_timeout, "queue_timeout"),
     }
+    call = f"{method}({model_name!r})"
+    return _prepared_of(codec, model_name, model_version, _requested(outputs), settings, call)
+
+
+def _prepared_of(
+    codec: Codec,
+    model_name: str,
+    model_version: str,
+    requested: Sequence[RequestedPair],
+    settings: Mapping[str, Any],
+    call: str,
+) -> Prepared:
     header = codec.header(model_name, model_version, outputs=requested, **settings)
-    return Prepared(
-        model_name,
-        model_version,
-        tuple(name for name, _ in requested),
-        header,
-        f"{method}({model_name!r})",
-        requested,
-        settings,
-        codec,
-    )
+    names = tuple(name for name, _ in requested)
+    return Prepared(model_name, model_version, names, header, call, requested, settings, codec)
 
 
 # Has a decoupled model's last answer sent though it has nothing in it, so that one knows it is the

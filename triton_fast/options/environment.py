@@ -19,7 +19,7 @@ from ..errors import InvalidOption
 from .deadline import seconds
 from .headers import checked_headers
 from .keepalive import Keepalive
-from .target import checked_target
+from .target import checked_authority, checked_target
 from .tls import TLS
 from .values import instead, whole_number
 
@@ -154,6 +154,10 @@ def _url(value: str) -> str:
     return value
 
 
+def _authority(value: str) -> str | None:
+    return checked_authority(value)
+
+
 def _number(value: str) -> float:
     try:
         number = float(value)
@@ -182,7 +186,12 @@ def _bool(value: str) -> bool:
 
 
 def _shared_memory(value: str) -> bool | str:
-    return "auto" if value.lower() == "auto" else _bool(value)
+    if value.lower() == "auto":
+        return "auto"
+    try:
+        return _bool(value)
+    except InvalidOption:
+        raise InvalidOption(f"it must be auto, 1 or 0, got {instead(value)}") from None
 
 
 def _bytes(value: str) -> int:
@@ -268,6 +277,7 @@ _READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "HEADERS": ("headers", _headers),
     "COMPRESSION": ("compression", _one_of("gzip", "deflate")),
     "BUSY_POLL": ("busy_poll", _number),
+    "AUTHORITY": ("authority", _authority),
     "SHARED_MEMORY": ("shared_memory", _shared_memory),
     "SHARED_MEMORY_LIMIT": ("shared_memory_limit", _bytes),
 }

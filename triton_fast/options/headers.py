@@ -27,7 +27,7 @@ _RESERVED = {
     "connection": _ONE_CONNECTION,
     "content-length": "the length of a message is in the message",
     "content-type": _BY_CHANNEL,
-    "host": "the server's name comes from the client's url, or TLS(server_name=…)",
+    "host": "for the name that a proxy routes by there is the client's authority=",
     "keep-alive": f"{_ONE_CONNECTION}; for pings there is the argument keepalive=",
     "proxy-connection": _ONE_CONNECTION,
     "te": _BY_CHANNEL,
@@ -108,6 +108,8 @@ def _header(number: int, name: Any, value: Any) -> tuple[str, str | bytes]:
 
 def _reserved(name: str) -> str | None:
     """Return why a header is not a caller's to set; None if it is."""
+    if name == ":authority":
+        return _RESERVED["host"]
     if name.startswith(":"):
         return "names that begin with ':' are HTTP/2's own"
     if name.startswith("grpc-"):

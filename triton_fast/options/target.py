@@ -12,7 +12,7 @@ import re
 from ..errors import InvalidOption
 from .values import instead
 
-__all__ = ["checked_target"]
+__all__ = ["checked_authority", "checked_target"]
 
 _PASSED_ON = ("unix-abstract:", "vsock:", "xds:", "google-c2p:")
 _URIS = ("dns:", "ipv4:", "ipv6:", *_PASSED_ON)
@@ -20,6 +20,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _UNIX_PATH_LIMIT = 107  # sun_path in unix(7), less its NUL
 _SOCKETS = ("unix:", "unix-abstract:")  # names of files and the like, with @ and ? as they come
 _MOST_SHOWN = 200
+# RFC 3986, 3.2: a host and perhaps a port; RFC 9113, 8.3.1: nobody's name and password before it.
+_NOT_IN_AUTHORITY = re.compile(r"[^A-Za-z0-9._~!$&'()*+,;=%:\[\]-]")
+_AUTHORITY = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]{1,255}\Z")
 
 
 def checked_target(target: str) -> str:
@@ -68,6 +71,33 @@ def checked_target(target: str) -> str:
         return target
     _check_host_port(target, target)
     return target
+
+
+def checked_authority(authority: str | None) -> str | None:
+    """Return a client's ``authority=``; None for the address's own.
+
+    Raises
+    ------
+    InvalidOption
+        If HTTP/2 has no place for it.
+
+    Source
+    ------
+    RFC 9113, 8.3.1; RFC 3986, 3.2.
+    """
+    if authority is None:
+        return None
+    if not isinstance(authority, str):
+        raise InvalidOption(
+            f"authority must be a str such as 'triton.example', got {type(authority).__name__}"
+        )
+    if not _AUTHORITY.match(authority):
+        wrong = _NOT_IN_AUTHORITY.search(authority)
+        raise InvalidOption(
+            "authority must be a host name, perhaps with a port, of 1 to 255 characters, got "
+            + (f"{wrong[0]!r} in one" if wrong else f"{len(authority)}")
+        )
+    return str.__str__(authority)
 
 
 def _check_host_port(target: str, address: str, numeric: str = "") -> None:

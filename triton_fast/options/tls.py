@@ -7,9 +7,10 @@ settings from here. Neither reprs nor errors show what may be a key.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from ..errors import InvalidOption
 from .values import instead
@@ -99,6 +100,22 @@ class TLS:
                 raise InvalidOption(
                     f"TLS: {name} must be PEM as bytes or a path, got {type(source).__name__}"
                 )
+
+    def __copy__(self) -> Self:
+        return self  # nothing in it can be changed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.private_key, bytes):
+            warnings.warn(
+                "a TLS was pickled with its private_key, and whoever has the pickle can read it; "
+                "of a key that is given as a path, the path alone is in it",
+                stacklevel=2,
+            )
+        sources = (self.root_certificates, self.private_key, self.certificate_chain)
+        return type(self), (*sources, self.server_name)
 
     def __repr__(self) -> str:
         given = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -30,7 +31,7 @@ SharedFactory: TypeAlias = "Callable[[Ask, Callable[[], CallOptions]], SharedMem
 def shared_factory(
     url: str, shared_memory: bool | Literal["auto"], limit: int
 ) -> SharedFactory | None:
-    """Return what makes a client's use of shared memory; None for a client without.
+    """Return what makes a client's use of shared memory; None for a client without. Can be pickled.
 
     Parameters
     ----------
@@ -56,13 +57,22 @@ def shared_factory(
         if required:
             raise InvalidOption(f"shared_memory=True: target {url!r} is not one address")
         return None
+    return partial(_open_shared, url, limit, required)
+
+
+def _open_shared(
+    url: str,
+    limit: int,
+    required: bool,
+    ask: Ask,
+    closing_options: Callable[[], CallOptions],
+) -> SharedMemory:
     from .placement import SharedMemory  # noqa: PLC0415 - imported on use
     from .pool import SlotPool  # noqa: PLC0415
     from .registration import Registry  # noqa: PLC0415
 
-    return lambda ask, closing_options: SharedMemory(
-        SlotPool(Registry(ask), limit, closing_options), required=required, url=url
-    )
+    pool = SlotPool(Registry(ask), limit, closing_options)
+    return SharedMemory(pool, required=required, url=url)
 
 
 def array_layout(shape: int | Sequence[int], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..channels.one_process import OneProcess
 from ..errors import TritonFastError
 from ..inference.result import InferResult
 from ..options.headers import checked_headers
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["InferSequence"]
 
 
-class InferSequence:
+class InferSequence(OneProcess):
     """Requests that a model with state sees as one sequence; made by `Client.sequence`.
 
     Attributes

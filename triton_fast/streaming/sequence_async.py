@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..channels.one_process import OneProcess
 from ..errors import TritonFastError
 from ..inference.result import InferResult
 from ..options.headers import checked_headers
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncInferSequence"]
 
 
-class AsyncInferSequence:
+class AsyncInferSequence(OneProcess):
     """Requests that a model with state sees as one sequence; made by `AsyncClient.sequence`.
 
     Attributes

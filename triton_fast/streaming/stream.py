@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from ..channels.lifecycle import Phase, watch
+from ..channels.one_process import OneProcess
 from ..channels.waiting import Waiters
 from ..errors import Cancelled, ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ResponseStream", "Stream"]
 
 
-class ResponseStream(Iterator[InferResult]):
+class ResponseStream(OneProcess, Iterator[InferResult]):
     """The answers to one request, in order; made by `Client.stream` and `Stream.stream`.
 
     Ends after the model's final response, which is not among the answers if it has no outputs. An
@@ -113,7 +114,7 @@ class ResponseStream(Iterator[InferResult]):
             self.close()
 
 
-class Stream:
+class Stream(OneProcess):
     """A call that many requests share, driven by hand; made by `Client.open_stream`.
 
     `stream` makes a request whose answers are read from an iterator of its own. `send` and

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from ..channels.base import CallOptions
+from ..channels.one_process import OneProcess
 from ..errors import ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncResponseStream", "AsyncStream"]
 
 
-class AsyncResponseStream(AsyncIterator[InferResult]):
+class AsyncResponseStream(OneProcess, AsyncIterator[InferResult]):
     """The answers to one request, in order; made by `AsyncClient.stream` and `AsyncStream.stream`.
 
     See `triton_fast.ResponseStream`. Nothing is sent before the first answer is asked for.
@@ -155,7 +156,7 @@ class AsyncResponseStream(AsyncIterator[InferResult]):
             self._stream._state.drop(pending)
 
 
-class AsyncStream:
+class AsyncStream(OneProcess):
     """A call that many requests share, driven by hand; made by `AsyncClient.open_stream`.
 
     See `triton_fast.Stream`, whose names it has as coroutines.

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
+from ..channels.one_process import OneProcess
 from ..errors import Unimplemented
 from .events import Event
 from .mappings import TextModel
@@ -38,7 +39,7 @@ class _Calls(Protocol):
         """Run a model and iterate over its answers."""
 
 
-class Generation:
+class Generation(OneProcess):
     """The events of one text; made by `Client.generate`.
 
     An iterator of `Started`, any number of `Token`, and `Finished`, and a context

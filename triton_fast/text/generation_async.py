@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
+from ..channels.one_process import OneProcess
 from ..errors import Unimplemented
 from .events import Event
 from .mappings import TextModel
@@ -37,7 +38,7 @@ class _Calls(Protocol):
         """Run a model and iterate over its answers."""
 
 
-class AsyncGeneration:
+class AsyncGeneration(OneProcess):
     """The events of one text; made by `AsyncClient.generate`.
 
     An asynchronous iterator of `Started`, any number of `Token`, and `Finished`, and a context

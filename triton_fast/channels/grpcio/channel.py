@@ -54,6 +54,8 @@ class GrpcChannel:
         ``keepalive``; a value of None leaves the option to grpcio.
     keepalive : Keepalive, optional
         Left out, no pings are sent.
+    authority : str, optional
+        What calls carry as ``:authority``, in place of the target's own or that of ``tls``.
 
     Raises
     ------
@@ -87,9 +89,12 @@ class GrpcChannel:
         tls: TLS | bool | None = None,
         options: ChannelOptions | None = None,
         keepalive: Keepalive | None = None,
+        authority: str | None = None,
     ) -> None:
         self.target = target
-        self._endpoint = Endpoint(target, tls=tls, options=options, keepalive=keepalive)
+        self._endpoint = Endpoint(
+            target, tls=tls, options=options, keepalive=keepalive, authority=authority
+        )
         self._grpc: Any = None
         self._channel: Any = None
         self._methods: dict[str, _Callables] = {}

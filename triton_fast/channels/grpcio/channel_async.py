@@ -63,9 +63,12 @@ class AsyncGrpcChannel:
         tls: TLS | bool | None = None,
         options: ChannelOptions | None = None,
         keepalive: Keepalive | None = None,
+        authority: str | None = None,
     ) -> None:
         self.target = target
-        self._endpoint = Endpoint(target, tls=tls, options=options, keepalive=keepalive)
+        self._endpoint = Endpoint(
+            target, tls=tls, options=options, keepalive=keepalive, authority=authority
+        )
         self._loop: asyncio.AbstractEventLoop | None = None  # while there is a grpc.aio channel
         self._channel: Any = None
         self._grpc: Any = None

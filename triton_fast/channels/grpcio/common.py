@@ -71,7 +71,7 @@ class Endpoint:
 
     Parameters
     ----------
-    target, tls, options, keepalive
+    target, tls, options, keepalive, authority
         As in `triton_fast.channels.grpcio.channel.GrpcChannel`.
 
     Attributes
@@ -89,6 +89,7 @@ class Endpoint:
         tls: TLS | bool | None = None,
         options: ChannelOptions | None = None,
         keepalive: Keepalive | None = None,
+        authority: str | None = None,
     ) -> None:
         self.target = target
         self._address = checked_target(target)
@@ -102,6 +103,8 @@ class Endpoint:
         if tls is not None and tls.server_name is not None:
             merged["grpc.ssl_target_name_override"] = tls.server_name
             merged["grpc.default_authority"] = tls.server_name
+        if authority is not None:
+            merged["grpc.default_authority"] = authority
         merged.update(_checked_options(options))
         self.options = tuple((name, value) for name, value in merged.items() if value is not None)
 

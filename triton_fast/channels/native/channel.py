@@ -55,18 +55,23 @@ class Address(NamedTuple):
     authority: str
 
 
-def native_address(target: str) -> Address | None:
+def native_address(target: str, authority: str | None = None) -> Address | None:
     """Return the one address that a target stands for, or None if it takes grpcio to reach it.
 
     Parameters
     ----------
     target : str
         As in `triton_fast.Client`; found to be a target already.
+    authority : str, optional
+        What calls carry as ``:authority`` in place of the target's own.
     """
     if target.startswith("unix:"):
         path = target.removeprefix("unix:")
         return Address(
-            "", "", path.removeprefix("//") if path.startswith("//") else path, "localhost"
+            "",
+            "",
+            path.removeprefix("//") if path.startswith("//") else path,
+            authority or "localhost",
         )
     for scheme in ("ipv4:", "ipv6:"):
         if target.startswith(scheme):
@@ -78,7 +83,7 @@ def native_address(target: str) -> Address | None:
     host, colon, port = target.rpartition(":")
     if not colon or not host or not port.isdigit():
         return None
-    return Address(host.removeprefix("[").removesuffix("]"), port, "", target)
+    return Address(host.removeprefix("[").removesuffix("]"), port, "", authority or target)
 
 
 def why_not_native() -> str | None:
@@ -119,6 +124,8 @@ class NativeChannel:
     keepalive : Keepalive, optional
         When to ping a server that is silent during a call. There are no pings between calls: a
         connection that died then is noticed when the next call takes it.
+    authority : str, optional
+        What calls carry as ``:authority``, in place of the target's own.
     busy_poll_ns : int, nanoseconds
         How long a call asks for its answer without sleeping, at the cost of a busy processor.
 
@@ -142,10 +149,11 @@ class NativeChannel:
         target: str,
         *,
         keepalive: Keepalive | None = None,
+        authority: str | None = None,
         busy_poll_ns: int = 0,
     ) -> None:
         self._native = import_native()
-        address = native_address(target)
+        address = native_address(target, authority)
         if address is None:
             raise InvalidOption(
                 f"target {target!r}: the native channel takes one address, 'host:port' or "

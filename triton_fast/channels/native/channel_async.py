@@ -71,9 +71,11 @@ class AsyncNativeChannel:
     that is given up are kept until the last frame that was begun with them is sent.
     """
 
-    def __init__(self, target: str, *, keepalive: Keepalive | None = None) -> None:
+    def __init__(
+        self, target: str, *, keepalive: Keepalive | None = None, authority: str | None = None
+    ) -> None:
         self._native = import_native()
-        address = native_address(target)
+        address = native_address(target, authority)
         if address is None:
             raise InvalidOption(
                 f"target {target!r}: the native channel takes one address, 'host:port' or "

@@ -21,6 +21,9 @@ class _GrpcCodec:
     inference.proto, ModelInfer and ModelStreamInfer.
     """
 
+    def __reduce__(self) -> str:
+        return "GRPC"  # there is one, and it is found by its name
+
     infer_method = method_path("ModelInfer")
     stream_method = method_path("ModelStreamInfer")
     header = _wire.Header
