@@ -48,6 +48,9 @@ def main() -> int:
                 "-Wdefault::pytest_benchmark.logger.PytestBenchmarkWarning",
                 "-p",
                 "no:cacheprovider",
+                # In the file's order: what one leaves in the allocator is the next one's start.
+                "-p",
+                "no:randomly",
                 f"--benchmark-json={json_path}",
                 f"--benchmark-storage=file://{storage}",
                 "--benchmark-quiet",
