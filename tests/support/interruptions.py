@@ -12,6 +12,7 @@ import functools
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -23,6 +24,10 @@ __all__ = ["SLOW_S", "Interrupt", "interrupted", "is_in_package"]
 
 SLOW_S = 15.0
 """What no work takes, on a busy machine either, if its server is well. Deadlines are longer."""
+
+# How often one place counts. Who waits looks again every second, and has the same places each time:
+# for a server that does not answer, the work is to come to its deadline, not to one more place.
+_MOST_SAME = 3
 
 _FOLDER = str(Path(triton_fast.__file__).parent)
 _HANDLED_AFTER = ("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RESUME")
@@ -67,6 +72,7 @@ class _Tracer:
     def __init__(self, number: int) -> None:
         self._left = number
         self._last: dict[FrameType, int] = {}  # the instruction that was executed
+        self._been: Counter[tuple[CodeType, int]] = Counter()
         self.raised = False
 
     def enter(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
@@ -83,6 +89,10 @@ class _Tracer:
             last = self._last.get(frame)
             self._last[frame] = frame.f_lasti
             if last is not None and _is_place(frame.f_code, last, frame.f_lasti):
+                place = frame.f_code, last
+                self._been[place] += 1
+                if self._been[place] > _MOST_SAME:
+                    return self._step
                 if not self._left and not self.raised:
                     self.raised = True
                     self._last.clear()
