@@ -178,6 +178,33 @@ def test_garbage_wherever_it_is():
 # What is said -------------------------------------------------------------------------------------
 
 
+def bare(request_id, value):
+    """Return an answer as servers send it whose service returns a stream of ModelInferResponse."""
+    response = message_class("ModelInferResponse")(model_name="m", model_version="1", id=request_id)
+    response.outputs.add(name="OUTPUT0", datatype="FP32", shape=[1])
+    response.raw_output_contents.append(np.float32(value).tobytes())
+    return h2.message(response.SerializeToString())
+
+
+def test_answers_without_an_envelope():
+    """As from MLServer: the model's name is no error, and the call's end is the stream's."""
+
+    def script(peer):
+        while True:
+            asked = Asked(peer)
+            asked.begin()
+            asked.say(b"".join(bare(asked.id, number) for number in range(5)))
+            asked.end()
+
+    with meeting(script, usable=False) as (_, client):
+        for request_id in ("", "mine"):
+            results = list(client.stream("m", ONE, request_id=request_id))
+            assert [result["OUTPUT0"][0] for result in results] == list(range(5))
+            for result in results:
+                told = (result.model_name, result.model_version, result.id)
+                assert told == ("m", "1", request_id)
+
+
 # Both answer when all has been asked, for the stream takes no more requests after that.
 def act_unknown(asked):
     asked.next_id()

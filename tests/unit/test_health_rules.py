@@ -177,6 +177,13 @@ def test_models_that_are_not_ready(ask):
     assert len(health.errors[2]) < 500
 
 
+def test_mlservers_states(ask):
+    listed = index(("a", "", "State.READY"), ("b", "", "State.UNAVAILABLE", "no file"))
+    health = ask(LIVE, READY, listed)
+    assert health.models == {"a": True, "b": False}
+    assert health.errors == ("model 'b' is UNAVAILABLE: no file",)
+
+
 def test_models_that_nobody_wants_served(ask):
     health = ask(
         LIVE,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import wire_fields as wf
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc.service_pb2 import ModelInferResponse, ModelStreamInferResponse
@@ -33,11 +35,23 @@ ERROR, RESPONSE = 1, 2
 fewer = settings(max_examples=settings.default.max_examples * 2 // 5)
 
 
+def looks_bare(message: ModelStreamInferResponse) -> bool:
+    """Whether there are fields that the envelope has not, and a ModelInferResponse has."""
+    return any(
+        field.wire_type == wf.LENGTH and 3 <= field.field_number <= 6
+        for field in UnknownFieldSet(message)
+    )
+
+
 def agree(encoded: bytes, where: Iterable[int]) -> None:
     """Compare ours with the official package on any bytes."""
     message = ModelStreamInferResponse()
     try:
         message.ParseFromString(encoded)
+        if looks_bare(message):
+            with contextlib.suppress(WireError):
+                decode(encoded, where, envelope=True)
+            return
         inner = message.infer_response
         expected = replace(answer(inner), error=message.error_message)
     except (DecodeError, RefusedError):
@@ -82,6 +96,41 @@ def test_response_in_two_parts() -> None:
     assert decoded.outputs[0].payload == b"ab"
 
 
+@fewer
+@given(response=responses(), data=st.data())
+def test_responses_without_an_envelope(
+    response: tuple[ModelInferResponse, bytes], data: st.DataObject
+) -> None:
+    """As servers send them whose service returns a stream of ModelInferResponse."""
+    message, _ = response
+    message.model_version = message.model_version[:50]
+    encoded = message.SerializeToString()
+    if not (message.id or message.parameters or message.outputs or message.raw_output_contents):
+        return  # a name alone may be an error
+    expected = answer(message)
+    if not message.model_name and message.model_version:
+        with contextlib.suppress(WireError):  # a version alone is read as an envelope's response
+            decode(encoded, envelope=True)
+        return
+    assert decode(encoded, data.draw(cuts(encoded)), envelope=True) == expected
+    assert decode(encoded, every_byte(encoded), envelope=True) == expected
+
+
+def test_error_and_a_response_in_three_parts() -> None:
+    """The first is held until it is clear what it is."""
+    parts = [wf.text(1, "m"), wf.text(3, "id"), wf.text(4, wf.text(1, "p"))]
+    inside = [wf.text(RESPONSE, part) for part in parts]
+    for encoded in (
+        wf.text(ERROR, "no") + b"".join(inside),
+        wf.text(ERROR, "no") + inside[0] + wf.text(RESPONSE, b"") + inside[1],
+        wf.text(ERROR, "no") + inside[0] + wf.text(ERROR, "never") + inside[1] + wf.text(9, "x"),
+        wf.text(ERROR, "no") + wf.text(RESPONSE, b"\xff"),
+        wf.text(ERROR, "no") + wf.text(RESPONSE, parts[0] * 200) + inside[1],
+    ):
+        agree(encoded, every_byte(encoded))
+        agree(encoded, ())
+
+
 def test_error_alone() -> None:
     assert decode(wf.text(ERROR, "no"), envelope=True) == Answer(error="no")
     assert decode(b"", envelope=True) == Answer()
@@ -101,6 +150,10 @@ def test_error_alone() -> None:
             r"ModelInferResponse.outputs\[0\].name is not UTF-8",
         ),
         (b"\x00", "ModelStreamInferResponse has a tag"),
+        (
+            wf.text(1, "m") + wf.text(2, b"\xff") + wf.text(3, "id"),
+            "ModelInferResponse.model_version is not UTF-8",
+        ),
     ],
 )
 def test_faults_have_names(encoded: bytes, fault: str) -> None:

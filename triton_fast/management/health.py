@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import Unimplemented, printable
 from ..protocol.messages import message_class
+from ..protocol.server_messages import model_state
 
 __all__ = ["Health", "HealthStatus", "survey"]
 
@@ -109,7 +110,7 @@ def survey() -> Generator[str, tuple[Any, float] | None, Health]:
         for model in answer.models:
             if not _is_to_serve(model):
                 continue
-            served = model.state == "READY"
+            served = model_state(model.state) == "READY"
             models[model.name] = models.get(model.name, True) and served
             if not served:
                 errors.append(_sentence(model))
@@ -123,15 +124,16 @@ def _unhealthy(latency: float, error: str) -> Health:
 
 def _is_to_serve(model: Any) -> bool:
     """Return whether an entry of the index is a fault if it is not ready."""
-    if not model.state or model.state == "UNLOADING":
+    state = model_state(model.state)
+    if not state or state == "UNLOADING":
         return False
     # What somebody had unloaded, or a newer version has replaced.
-    return not (model.state == "UNAVAILABLE" and model.reason == "unloaded")
+    return not (state == "UNAVAILABLE" and model.reason == "unloaded")
 
 
 def _sentence(model: Any) -> str:
     version = f" version {printable(model.version, 20)}" if model.version else ""
     reason = printable(model.reason.strip(), _MOST_SHOWN)
-    return f"model {model.name!r}{version} is {printable(model.state, 20)}" + (
+    return f"model {model.name!r}{version} is {printable(model_state(model.state), 20)}" + (
         f": {reason}" if reason else ""
     )

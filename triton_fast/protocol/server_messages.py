@@ -10,7 +10,14 @@ import re
 
 from ..errors import Internal, NotFound, ServerError, StatusCode, Unavailable, server_error
 
-__all__ = ["is_restricted", "lost_region", "region_in_use", "request_error", "too_small_output"]
+__all__ = [
+    "is_restricted",
+    "lost_region",
+    "model_state",
+    "region_in_use",
+    "request_error",
+    "too_small_output",
+]
 
 # A stream has no status beside a request's error, only Triton's text; these are the texts of its
 # frontend and core, by what they stand for. What a model says itself is none of them.
@@ -51,6 +58,14 @@ _TOO_SMALL = re.compile(
     r"should be at least (?P<size>\d+) bytes"
 )
 _LOST = re.compile(r"Unable to find (?:system )?shared memory region")
+
+
+def model_state(text: str) -> str:
+    """Return a model's state as a repository's index has it, as in ``"READY"``.
+
+    MLServer 1.7 sends the name of Python's enumeration, ``"State.READY"``.
+    """
+    return text.removeprefix("State.")
 
 
 def request_error(text: str, call: str, target: str) -> ServerError:

@@ -40,6 +40,8 @@ constexpr std::size_t kMaxRank = 32;
 constexpr std::size_t kMaxEntries = 4096;
 // protobuf's own limit for nesting, of messages and groups together.
 constexpr std::size_t kMaxDepth = 100;
+// What a bare response's version may have where one is told from an envelope.
+constexpr std::size_t kLongestVersion = 256;
 // Memory that is taken on the word of a length alone. What lies past it is taken as bytes arrive.
 constexpr std::size_t kEagerSize = std::size_t{32} << 20;
 
@@ -420,10 +422,43 @@ void ResponseReader::begin_envelope_field(std::uint64_t size) {
     case envelope::kErrorMessage:
       return begin_text(error_message_, size);
     case envelope::kInferResponse:
+      if (!responded_ && !error_message_.empty() && size != 0 && size <= kLongestVersion) {
+        if (held_.empty()) return begin_text(held_, size);
+      }
+      if (!held_.empty()) read_held();  // it comes twice, and goes on with the same message
+      responded_ = responded_ || size != 0;
       return push(Message::kResponse, size);
     default:
-      return begin_token(State::kSkip);
+      return begin_bare_field(size);
   }
+}
+
+/// A field that the envelope has not. MLServer and others, whose service returns a stream of
+/// ModelInferResponse, send no envelope: what came as the error was the model's name.
+void ResponseReader::begin_bare_field(std::uint64_t size) {
+  if (responded_ || field_ < response::kId || field_ > response::kRawContents) {
+    return begin_token(State::kSkip);
+  }
+  enveloped_ = false;
+  frames_[0].message = Message::kResponse;
+  model_name_ = std::exchange(error_message_, {});
+  model_version_ = std::exchange(held_, {});
+  if (!is_utf8(
+          {reinterpret_cast<const std::uint8_t*>(model_version_.data()), model_version_.size()})) {
+    field_ = response::kModelVersion;
+    fail("is not UTF-8");
+  }
+  begin_response_field(size);
+}
+
+/// Nothing has shown that what was held is a version: it is the envelope's response.
+void ResponseReader::read_held() {
+  const std::string held = std::exchange(held_, {});
+  responded_ = true;
+  position_ -= held.size();  // as if they were still to come
+  frames_[depth_++] = {Message::kResponse, position_ + held.size()};
+  state_ = State::kTag;
+  feed({reinterpret_cast<const std::uint8_t*>(held.data()), held.size()});
 }
 
 void ResponseReader::begin_response_field(std::uint64_t size) {
@@ -531,6 +566,7 @@ void ResponseReader::end_token() {
     if (!groups_.empty()) fail("ends inside a group");
     if (depth_ == 1) {
       state_ = State::kDone;
+      if (!held_.empty()) read_held();
       return;
     }
     end_message();
@@ -562,6 +598,7 @@ void ResponseReader::begin_text(std::string& target, std::uint64_t size) {
 }
 
 void ResponseReader::end_text() {
+  if (text_ == &held_) return;  // it may be a message
   if (!is_utf8({reinterpret_cast<const std::uint8_t*>(text_->data()), text_->size()})) {
     // Not to be quoted: messages are UTF-8.
     text_->clear();

@@ -70,7 +70,8 @@ class ResponseReader {
   /// @brief Says that the request asked for this output in shared memory, so that no elements come.
   void expect_shared_memory(std::string name);
 
-  /// @brief Says that the message is a stream's: ModelStreamInferResponse.
+  /// @brief Says that the message is a stream's: ModelStreamInferResponse, or a ModelInferResponse
+  /// by itself, which is what other servers than Triton send there.
   void expect_envelope() noexcept { enveloped_ = true; }
 
   /// @brief Announces a message of this many bytes. @throws WireError if no message may be so long
@@ -147,6 +148,8 @@ class ResponseReader {
   void on_fixed();
   void on_length();
   void begin_envelope_field(std::uint64_t size);
+  void begin_bare_field(std::uint64_t size);
+  void read_held();
   void begin_response_field(std::uint64_t size);
   void begin_output_field(std::uint64_t size);
   void begin_contents_field(std::uint64_t size);
@@ -196,6 +199,8 @@ class ResponseReader {
 
   // What is being read.
   bool enveloped_ = false;
+  bool responded_ = false;  // the envelope's response was begun
+  std::string held_;  // a field 2 after a field 1, until what follows says which message's it is
   Parameter entry_;
   Contents contents_;
   std::vector<Contents> output_contents_;  // one for each output
