@@ -87,7 +87,7 @@ def test_busy_polling_is_not_grpcios():
         chosen("localhost:8001", "grpc", busy_poll=50e-6)
     with pytest.raises(InvalidOption, match=r"busy_poll .* it does not speak TLS"):
         Client("localhost:8001", tls=True, busy_poll=50e-6)
-    for nonsense in (-1, "soon", float("nan"), True):
+    for nonsense in (-1, "soon", float("nan"), True, 50):
         with pytest.raises(InvalidOption, match="busy_poll"):
             Client("localhost:8001", busy_poll=nonsense)
 

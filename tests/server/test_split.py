@@ -81,6 +81,9 @@ def test_a_piece_that_fails_is_named(client):
     np.testing.assert_array_equal(result["OUTPUT0"], rows)
     with pytest.raises(InvalidTensor, match="piece 0 of 3 .*'NOPE'"):
         client.infer("add_sub", pair(20), split=True, outputs=["NOPE"])
+    with pytest.raises(InvalidArgument, match=r"INVALID_ARGUMENT: DELAY .* between") as raised:
+        client.infer("queued", {"INPUT0": rows[:1], "DELAY": delays[:1] - 1}, split=True)
+    assert raised.value.__cause__ is not raised.value
 
 
 def test_when_it_fails_no_piece_is_running(client):

@@ -13,7 +13,7 @@ import pytest
 
 from triton_fast import DATATYPES, InvalidTensor, Tensor
 from triton_fast._core import _wire
-from triton_fast.inference.tensor import copied_bytes, input_tensor, memory_of
+from triton_fast.inference.tensor import copied_bytes, input_tensor, memory_of, new_array
 from triton_fast.protocol.datatypes import datatype_of, dtype_of
 from triton_fast.protocol.messages import decode
 
@@ -364,3 +364,14 @@ def test_parameters_that_do_not_go_with_data():
 def test_an_array_beside_which_there_are_parameters_is_borrowed():
     values = np.arange(6.0)
     assert address_sent(Tensor(values, parameters={"a": 1})) == values.ctypes.data
+
+
+@pytest.mark.parametrize("value", [[1.5], [[1.5, 2]], [[[1], [2]]], ((True,),), [np.float32(1)]])
+def test_numbers_in_lists_have_no_dtype(value):
+    with pytest.raises(InvalidTensor, match=r"'x': .*numpy.array\(values, dtype=numpy.float32\)"):
+        input_tensor("x", value)
+
+
+def test_more_memory_than_there_is():
+    with pytest.raises(InvalidTensor, match=r"no memory for arrays of float32 \[11529215"):
+        new_array((1 << 60,), np.dtype(np.float32))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncChannelFactory", "ChannelFactory", "async_channel_factory", "channel_factory"]
 
+# A processor is kept busy as long; who writes 50 means microseconds.
+_LONGEST_POLL_S = 1.0
+
 ChannelFactory: TypeAlias = Callable[[], Channel]
 AsyncChannelFactory: TypeAlias = Callable[[], AsyncChannel]
 
@@ -47,8 +50,10 @@ def channel_factory(
     _check_keepalive(keepalive)
     authority = checked_authority(authority)
     busy = seconds(busy_poll, "busy_poll") or 0.0
-    if not busy and busy_poll:
-        raise InvalidOption(f"busy_poll must be a short time in seconds, got {instead(busy_poll)}")
+    if (not busy and busy_poll) or busy > _LONGEST_POLL_S:
+        raise InvalidOption(
+            f"busy_poll must be a short time in seconds, such as 50e-6, got {instead(busy_poll)}"
+        )
     obstacle = _why_grpcio(target, choice, tls, options)
     if obstacle is not None:
         if busy:

@@ -21,6 +21,7 @@ from ..errors import ClosedError
 from ..inference.request import UNSET, Prepared, input_tensors
 from ..inference.result import InferResult
 from ..inference.signatures import Signatures
+from ..inference.tensor import new_array
 from ..options.headers import HeaderSource
 from ..protocol.grpc.codec import GRPC
 from ..shared_memory.sharing import SharedFactory, array_layout
@@ -246,7 +247,7 @@ class Endpoint(Policies):
         self._open_channel()
         dimensions, kind = array_layout(shape, dtype)
         if self._shared is None:
-            return np.empty(dimensions, kind)
+            return new_array(dimensions, kind)
         return self._shared.empty(dimensions, kind, self.options("empty"))
 
     def _inputs(

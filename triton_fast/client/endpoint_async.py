@@ -25,7 +25,7 @@ from ..errors import (
 from ..inference.request import UNSET, Prepared, input_tensors
 from ..inference.result import InferResult
 from ..inference.signatures import Signatures
-from ..inference.tensor import copied_bytes, memory_of
+from ..inference.tensor import copied_bytes, memory_of, new_array
 from ..options.headers import HeaderSource
 from ..protocol.grpc.codec import GRPC
 from ..protocol.grpc.queries import exchange, message_ends
@@ -312,7 +312,7 @@ class AsyncEndpoint(AsyncPolicies):
         self._enter()
         dimensions, kind = array_layout(shape, dtype)
         if self._shared is None:
-            return np.empty(dimensions, kind)
+            return new_array(dimensions, kind)
         return await self._shared.empty(dimensions, kind, await self.options("empty"))
 
     def empty_soon(self, options: CallOptions) -> Callable[[Sequence[int], Any], Any]:
@@ -321,7 +321,7 @@ class AsyncEndpoint(AsyncPolicies):
         def empty(shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
             dimensions, kind = array_layout(shape, dtype)
             if self._shared is None:
-                return np.empty(dimensions, kind)
+                return new_array(dimensions, kind)
             return self._shared.empty_soon(dimensions, kind, options)
 
         return empty

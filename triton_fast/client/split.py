@@ -175,7 +175,8 @@ class Split:
 
     def error(self, number: int, error: TritonFastError) -> TritonFastError:
         """Return a piece's error with the piece's number in it."""
-        return _of_piece(self._join.misfit(number, error) or error, _label(self.pieces, number))
+        where = f"{_label(self.pieces, number)}: " if len(self.pieces) > 1 else ""
+        return _of_piece(self._join.misfit(number, error) or error, where)
 
     def result(self) -> InferResult:
         """Return the answer to the whole batch."""
@@ -183,6 +184,8 @@ class Split:
 
 
 def _label(pieces: Sequence[slice], number: int) -> str:
+    if len(pieces) == 1:
+        return "the whole batch"
     piece = pieces[number]
     return f"piece {number} of {len(pieces)} (rows {piece.start} to {piece.stop - 1})"
 
@@ -190,11 +193,11 @@ def _label(pieces: Sequence[slice], number: int) -> str:
 def _of_piece(error: TritonFastError, where: str) -> TritonFastError:
     if isinstance(error, ServerError):
         return server_error(
-            error.status, f"{where}: {error.message}", call=error.call, target=error.target
+            error.status, f"{where}{error.message}", call=error.call, target=error.target
         )
     if isinstance(error, OSError):
-        return type(error)(error.errno, f"{where}: {error.strerror}")
-    return type(error)(f"{where}: {error}")
+        return type(error)(error.errno, f"{where}{error.strerror}")
+    return type(error)(f"{where}{error}")
 
 
 # --- Inputs ---------------------------------------------------------------------------------------

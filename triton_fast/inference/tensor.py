@@ -27,6 +27,7 @@ __all__ = [
     "input_rows",
     "input_tensor",
     "memory_of",
+    "new_array",
 ]
 
 
@@ -386,10 +387,7 @@ def _array_of_strings(values: Sequence[Any]) -> np.ndarray[Any, Any]:
     if not values or isinstance(values[0], str | bytes):
         return np.fromiter(values, np.object_, len(values))
     if not isinstance(values[0], list | tuple):
-        raise InvalidTensor(
-            f"a list must hold str or bytes, to be sent as BYTES, got {type(values[0]).__name__}. "
-            "For numbers, say which: numpy.array(values, dtype=numpy.float32)"
-        )
+        raise _numbers(values[0])
     try:
         array = np.array(values, dtype=np.object_)
     except MemoryError:
@@ -398,7 +396,16 @@ def _array_of_strings(values: Sequence[Any]) -> np.ndarray[Any, Any]:
         raise InvalidTensor("the list's rows are not all of one length") from error
     if any(isinstance(element, list | tuple) for element in array.flat):
         raise InvalidTensor("the list's rows are not all of one length")
+    if array.size and isinstance(array.flat[0], int | float | complex | np.generic):
+        raise _numbers(array.flat[0])
     return array
+
+
+def _numbers(value: Any) -> InvalidTensor:
+    return InvalidTensor(
+        f"a list must hold str or bytes, to be sent as BYTES, got {type(value).__name__}. "
+        "For numbers, say which: numpy.array(values, dtype=numpy.float32)"
+    )
 
 
 def _foreign(value: Any) -> tuple[np.ndarray[Any, Any], str | None]:
@@ -461,6 +468,22 @@ def _from_dlpack(value: Any) -> tuple[np.ndarray[Any, Any], str | None]:
         # torch says here that a tensor requires gradients, or is on device "meta", which has no
         # memory; numpy that it knows no such dtype.
         raise _lends_none(value, error, " through DLPack") from error
+
+
+def new_array(dimensions: Sequence[int], kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return an ordinary array, not initialized.
+
+    Raises
+    ------
+    InvalidTensor
+        If there is not so much memory.
+    """
+    try:
+        return np.empty(dimensions, kind)
+    except MemoryError as error:
+        raise InvalidTensor(
+            f"there is no memory for arrays of {kind} {list(dimensions)}"
+        ) from error
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:

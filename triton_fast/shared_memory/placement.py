@@ -30,7 +30,7 @@ from ..errors import (
     printable,
 )
 from ..inference.request import Prepared, shared_memory_parameters
-from ..inference.tensor import InputTensor
+from ..inference.tensor import InputTensor, new_array
 from ..protocol.server_messages import lost_region, too_small_output
 from .pool import Refused, Slot, SlotPool, WaitPolicy, WouldBlock
 
@@ -343,7 +343,7 @@ class SharedMemory:
         byte_size = math.prod(shape) * dtype.itemsize
         slots = None if self._refused else self._lease([byte_size], options, patience)
         if slots is None:
-            return np.empty(shape, dtype)
+            return new_array(shape, dtype)
         return np.ndarray(shape, dtype, slots[0].lease)  # type: ignore[arg-type]  # it has a buffer
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..client.attempt import Out
     from ..inference.request import Prepared
     from ..inference.result import InferResult
-    from ..inference.tensor import InputTensor
+    from ..inference.tensor import InputTensor, new_array
     from .placement import Placement, SharedMemory
     from .sharing import SharedFactory
 
@@ -113,7 +113,7 @@ class AsyncSharedMemory:
         try:
             return self.inner.empty(shape, dtype, options, WaitPolicy.WORK)
         except WouldBlock:
-            return np.empty(shape, dtype)
+            return new_array(shape, dtype)
 
     async def _patiently(
         self, options: CallOptions, function: Callable[..., T], *arguments: Any

@@ -158,6 +158,8 @@ class Endpoint:
         if status == StatusCode.CANCELLED and ended is not None and not cancelled:
             return ClosedError(ended)
         message = error.details() or ""
+        if status == StatusCode.DEADLINE_EXCEEDED and message == "Deadline Exceeded":
+            message = "the deadline passed before the server answered"
         if status == StatusCode.UNAVAILABLE:
             message += self._advice(message)
         return server_error(status, message, call=options.call, target=self.target)
