@@ -20,7 +20,7 @@
 PYTHON ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-TESTS ?= not soak and not slow
+TESTS ?= not soak and not slow and not matrix
 WORKERS ?= 3
 RUNS ?= 10
 HOG ?=
@@ -38,7 +38,7 @@ SHELL := /bin/sh
 # A goal for each of lint's tools; .pre-commit-config.yaml has a hook for each.
 LINTS := lint-twins lint-ruff lint-mypy lint-cython lint-clang-format lint-codespell lint-github
 
-.PHONY: help demo test steady planted bench soak lint twins fuzz wheel clean build-core check-core \
+.PHONY: help demo test steady planted bench soak matrix lint twins fuzz wheel clean build-core check-core \
   check-fuzz check-python check-planted check-benchmarks $(LINTS) FORCE
 
 STAMPS := .venv/.stamps
@@ -57,7 +57,7 @@ BUILDS := $(filter-out help lint $(LINTS) twins clean,$(MAKECMDGOALS))
 WISHED := $(if $(IN_CI),,wished-)
 NEEDS := $(if $(BUILDS),compiler headers) \
   $(if $(BUILDS),$(if $(filter AUTO,$(HTTP2)),wished-nghttp2,$(if $(filter SYSTEM,$(HTTP2)),nghttp2))) \
-  $(if $(filter demo test steady planted bench soak check-python check-benchmarks,$(BUILDS)),libpython) \
+  $(if $(filter demo test steady planted bench soak matrix check-python check-benchmarks,$(BUILDS)),libpython) \
   $(if $(filter test steady build-core check-core,$(BUILDS)),doctest) \
   $(if $(filter test steady check-python,$(BUILDS)),$(WISHED)proxies) \
   $(if $(filter bench check-benchmarks,$(BUILDS)),wished-grpcpp) \
@@ -96,6 +96,9 @@ soak: $(STAMPS)/group-test $(STAMPS)/package $(STAMPS)/server ## the long campai
 	@CMAKE=$(CMAKE) csrc/fuzz/run.sh $(SOAK_FUZZ)
 	@TRITON_FAST_SOAK=1 $(PYTEST) tests/wire $(PYTEST_ARGS)
 	@$(PYTEST) -m soak $(PYTEST_ARGS)
+
+matrix: $(STAMPS)/group-test $(STAMPS)/package $(STAMPS)/server ## against MLServer and earlier Tritons (large downloads)
+	@TRITON_FAST_MATRIX=$(CURDIR)/build/matrix $(PYTEST) -m matrix $(PYTEST_ARGS)
 
 lint: $(LINTS) ## twins, ruff, mypy, cython-lint, clang-format, codespell, .github (seconds)
 
