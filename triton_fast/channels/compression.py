@@ -231,14 +231,13 @@ def decompressed(message: bytes, encoding: str, check: CallCheck) -> deque[bytes
         while at < len(view) and not decompressor.eof:
             rest: bytes | memoryview = view[at : at + _SLICE]
             at += len(rest)
-            piece_size = 0
-            # What was all taken in may have more to give, if as much came as was wanted.
-            while (rest or piece_size == _PIECE) and not decompressor.eof:
+            # What has all been taken in may have more to give, which comes with the next slice: the
+            # last one ends in a checksum, and that is taken last.
+            while rest and not decompressor.eof:
                 check(DECOMPRESSING)
                 pieces.append(decompressor.decompress(rest, _PIECE))
                 rest = decompressor.unconsumed_tail
-                piece_size = len(pieces[-1])
-                byte_size += piece_size
+                byte_size += len(pieces[-1])
                 if byte_size > most:
                     raise ResourceExhausted(
                         _too_long(encoding, len(message), most), call=call, target=target
