@@ -38,7 +38,7 @@ TEST_CASE("entries of a message and of those in it") {
   CHECK(entries(field(1, times(1000, field(7, "")))) == 1001);
   CHECK(entries(times(10, field(1, times(10, field(2, field(3, "")))))) == 210);
   // Numbers of all kinds are none, and nor is what is in a group.
-  const std::string numbers("\x08\x96\x01\x11........\x1d....\x0b\x08\x01\x0c", 22);
+  const std::string numbers("\x08\x96\x01\x11........\x1d....\x0b\x08\x01\x0c", 21);
   CHECK(entries(numbers) == 0);
   CHECK(entries(numbers + field(1, numbers)) == 1);
   // Where the messages of the protocol end, and not on the word of a peer for ever.
