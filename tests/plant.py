@@ -121,6 +121,27 @@ FAULTS = [
         "tests/unit/test_loop_budget.py",
     ),
     Fault(
+        "channels/compression",
+        "an answer may be as dense as it likes",
+        "min(max(_ANY_RATIO_BYTES, _MOST_RATIO * len(message)), _MOST_BYTES)",
+        "_MOST_BYTES",
+        "tests/unit/test_compression.py::test_bounds",
+    ),
+    Fault(
+        "channels/compression_async",
+        "what nobody waits for is decompressed to its end",
+        "check.stop()  # the thread may still be at it",
+        "pass",
+        "tests/adversity/test_bombs.py::test_a_task_is_cancelled_and_its_loop_goes_on_meanwhile",
+    ),
+    Fault(
+        "channels/grpcio/common",
+        "grpcio decompresses what comes",
+        '    "grpc.per_message_decompression": 0,\n',
+        "",
+        "tests/adversity/test_bombs.py::test_a_bomb",
+    ),
+    Fault(
         "shared_memory/placement",
         "slots that the server may still write to are leased again",
         "self._pool.quarantine(placement.slots)\n            return False",

@@ -7,7 +7,7 @@
 //   3  seed of the cuts, where they are at random
 //
 // Every message is read twice, in one piece and in pieces. What must hold is in check_results(),
-// check_alike() and check_memory().
+// check_alike(), check_memory() and check_entries().
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -20,6 +20,7 @@
 #include "memory.hpp"
 #include "require.hpp"
 #include "triton_fast/error.hpp"
+#include "triton_fast/wire/entries.hpp"
 #include "triton_fast/wire/response_reader.hpp"
 #include "triton_fast/wire/strings.hpp"
 
@@ -31,6 +32,7 @@ using triton_fast::MutableBuffer;
 using triton_fast::TensorError;
 using triton_fast::WireError;
 using triton_fast::wire::count_elements;
+using triton_fast::wire::count_entries;
 using triton_fast::wire::Datatype;
 using triton_fast::wire::datatype_from_name;
 using triton_fast::wire::element_size;
@@ -312,6 +314,18 @@ void check_alike(const Destinations& one, const Destinations& two) {
   }
 }
 
+/// The walk without a schema sees at least what the reader has made, and stops where it is told to.
+void check_entries(ConstBuffer message, Reading& reading) {
+  const std::size_t found = count_entries(message, SIZE_MAX - 1);
+  REQUIRE(found <= 5 * message.size);  // two bytes each, nine messages deep
+  REQUIRE(count_entries(message, found) == found);
+  REQUIRE(found == 0 || count_entries(message, found - 1) == found);
+  if (reading.outcome != Outcome::kRead) return;
+  std::size_t made = reading.reader.outputs().size() + reading.reader.parameters().size();
+  for (const Output& output : reading.reader.outputs()) made += output.parameters.size();
+  REQUIRE(found >= made);
+}
+
 // ---- How much of it gets through
 // -----------------------------------------------------------------
 
@@ -347,6 +361,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   check_memory(message_size, announced);
   check_results(whole, enveloped, whole_destinations, data[1]);
+  check_entries({message, message_size}, whole);
 
   Reading pieces;
   const Destinations pieces_destinations(pieces.reader, data[1]);

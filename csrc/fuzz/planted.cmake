@@ -49,6 +49,9 @@ triton_fast_planted_bug(
 # Lengths not held against what is left.
 triton_fast_planted_bug(
   length fuzz_response ${reader} "if (size > frame_end() - position_) {" "if (false) {")
+# A walk over a message that loses its way.
+triton_fast_planted_bug(
+  entries fuzz_response src/wire/entries.cpp "size = 4;" "size = 8;")
 # A payload that is too long for its shape.
 triton_fast_planted_bug(
   payload_size fuzz_response ${reader} "expected * size != payload.size"

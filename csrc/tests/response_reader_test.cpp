@@ -516,22 +516,45 @@ TEST_CASE("response limits") {
   check_refused(output("x", "INT8", std::vector<std::int64_t>(33, 1)) + raw("a"), "32 dimensions");
   std::string many;
   std::string raws;
-  std::string parameters;
   for (int i = 0; i < 4097; ++i) {
     if (i == 4096) {
       ResponseReader just_enough;
-      read(just_enough, many + raws + parameters);
+      read(just_enough, many + raws);
       CHECK(just_enough.outputs().size() == 4096);
-      CHECK(just_enough.parameters().size() == 4096);
     }
     many += output(std::to_string(i), "INT8", {0});
     raws += raw("");
-    parameters += field(4, field(1, std::to_string(i)));
   }
   CHECK_THROWS_WITH_AS(read_anew(many), doctest::Contains("outputs has more than 4096"), WireError);
   CHECK_THROWS_WITH_AS(read_anew(raws), doctest::Contains("raw_output_contents has more than"),
                        WireError);
-  CHECK_THROWS_WITH_AS(read_anew(parameters), doctest::Contains("more than 4096 entries"),
+}
+
+// Of the response and of its outputs together: limits for each would be multiplied.
+TEST_CASE("response limits parameters") {
+  const auto parameters = [](int count) {
+    std::string all;
+    for (int i = 0; i < count; ++i) all += field(4, "");
+    return all;
+  };
+  const auto message = [&](int own, int of_each_output) {
+    std::string all = parameters(own);
+    for (int i = 0; i < 16; ++i) {
+      all += output(std::to_string(i), "INT8", {0}, parameters(of_each_output));
+    }
+    return all;
+  };
+  ResponseReader reader;
+  read(reader, message(384, 1000));
+  CHECK(reader.parameters().size() == 384);
+  CHECK(reader.outputs().back().parameters.size() == 1000);
+  CHECK(reader.footprint() > 16384 * sizeof(Parameter));
+  CHECK(reader.footprint() < 16384 * 4 * sizeof(Parameter));
+  read_anew(message(16384, 0));
+  CHECK_THROWS_WITH_AS(read_anew(message(16385, 0)),
+                       doctest::Contains("parameters has more than 16384 entries"), WireError);
+  CHECK_THROWS_WITH_AS(read_anew(message(385, 1000)),
+                       doctest::Contains("outputs[15].parameters has more than 16384 entries"),
                        WireError);
 }
 

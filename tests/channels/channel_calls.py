@@ -19,7 +19,9 @@ def path(method: str) -> str:
 def call(channel, method: str, message: bytes = b"", **options) -> bytes:
     answer = Answer()
     channel.call(path(method), Message(message), answer, CallOptions(**options))
-    assert answer.told == ["begin", "feed", "finish"]
+    assert answer.told[0] == "begin"
+    assert answer.told[-1] == "finish"
+    assert set(answer.told[1:-1]) <= {"feed"}
     assert answer.announced == len(answer.bytes)
     return answer.bytes
 

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from triton_fast.errors import MissingDependency, TritonFastError, WireError
 from triton_fast.protocol import messages
+from triton_fast.protocol.grpc.queries import MessageIn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,28 @@ def test_decode() -> None:
 def test_decode_refuses_what_is_no_message(encoded: bytes) -> None:
     with pytest.raises(WireError, match=f"ModelReadyRequest of {len(encoded)} bytes"):
         messages.decode("ModelReadyRequest", encoded)
+
+
+def test_decode_refuses_what_would_make_very_many_objects() -> None:
+    """Two bytes of a message can be an object of seventy, and what we make of it has more."""
+    one = b"\x0a\x00"  # field 1, nothing in it
+    assert len(messages.decode("RepositoryIndexResponse", one * 262_144).models) == 262_144
+    with pytest.raises(WireError, match="RepositoryIndexResponse of 524290 bytes has more than"):
+        messages.decode("RepositoryIndexResponse", one * 262_145)
+    inner = b"\x3a\x00" * 300_000  # of one model's statistics
+    head = b"\x0a" + bytes([len(inner) & 127 | 128, len(inner) >> 7 & 127 | 128, len(inner) >> 14])
+    with pytest.raises(WireError, match="has more than 262144 entries"):
+        messages.decode("ModelStatisticsResponse", head + inner)
+    # One that is broken as well has been decoded up to there by the time that it is found out.
+    with pytest.raises(WireError, match="has more than 262144 entries"):
+        messages.decode("RepositoryIndexResponse", one * 262_145 + b"\xff")
+
+
+def test_an_answer_of_protobufs_has_a_size() -> None:
+    answer = MessageIn("ModelConfigResponse")
+    answer.begin(64 << 20)
+    with pytest.raises(WireError, match="ModelConfigResponse of 67108865 bytes: at most 67108864"):
+        answer.begin((64 << 20) + 1)
 
 
 def test_decode_keeps_fields_of_later_servers() -> None:

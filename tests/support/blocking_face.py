@@ -33,6 +33,9 @@ class BlockingFace:
     def model_metadata(self, *arguments):
         return self.run(self._client.model_metadata(*arguments))
 
+    def stream(self, *arguments, **more):
+        return _Answers(self, self._client.stream(*arguments, **more))
+
     def sequence(self, *arguments, **more):
         return _Sequence(self, self._client.sequence(*arguments, **more))
 

@@ -18,6 +18,17 @@ def resident_of_its_own() -> int:
     return _pages(1) - _pages(2)
 
 
+def peak() -> int:
+    """Return how much memory this process has had at most, since `reset_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
+def reset_peak() -> None:
+    """Have `peak` begin with what there is now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def _pages(field: int) -> int:
     statm = Path("/proc/self/statm").read_text()
     return int(statm.split()[field]) * os.sysconf("SC_PAGE_SIZE")

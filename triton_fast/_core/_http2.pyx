@@ -167,9 +167,15 @@ cdef class Call:
         Silence after which to ping, and how long to wait for the answer, in nanoseconds; 0 is off.
     busy_ns : int
         How long to ask again and again for the answer before sleeping.
+
+    Attributes
+    ----------
+    cancelled : bool
+        Whether somebody has called `cancel`.
     """
 
     cdef http2.Call* call
+    cdef readonly bint cancelled
     cdef MessageSink* landing
     cdef BufferSink* gathered
     cdef object outgoing
@@ -242,6 +248,7 @@ cdef class Call:
 
     def cancel(self):
         """Have `run` end the call with CANCELLED. Any thread."""
+        self.cancelled = True
         self.call.cancel()
 
 

@@ -40,6 +40,7 @@ from triton_fast._core.wire cimport (
     append_parameter_uint64,
     append_requested_output,
     count_elements,
+    count_entries,
     datatype_from_name,
     element_size,
     encode_elements,
@@ -698,6 +699,20 @@ def count_encoded(data):
     finally:
         held.drop()
     return count if whole else -1
+
+
+def count_message_entries(bytes message not None, size_t most):
+    """Return how many texts and messages there are in a protobuf message; ``most`` + 1 for more.
+
+    An estimate from above: a text counts for what it would be as a message.
+    """
+    cdef ConstBuffer encoded
+    cdef size_t count
+    encoded.data = <const uint8_t*>PyBytes_AsString(message)
+    encoded.size = <size_t>len(message)
+    with nogil:
+        count = count_entries(encoded, most)
+    return count
 
 
 def decode_elements(Payload payload not None, array):

@@ -50,6 +50,10 @@ cdef extern from "triton_fast/wire/strings.hpp" namespace "triton_fast::wire" no
     ConstBuffer next_element(ConstBuffer& rest) noexcept
 
 
+cdef extern from "triton_fast/wire/entries.hpp" namespace "triton_fast::wire" nogil:
+    size_t count_entries(ConstBuffer message, size_t most) noexcept
+
+
 cdef extern from "triton_fast/wire/request_writer.hpp" namespace "triton_fast::wire" nogil:
     unsigned int kRequestParameters
     unsigned int kInputParameters

@@ -156,4 +156,3 @@ async def fed(incoming: Incoming, message: bytes) -> None:
         for first in range(0, len(view), _PIECE):
             incoming.feed(view[first : first + _PIECE])
             await asyncio.sleep(0)
-    incoming.finish()

@@ -52,7 +52,9 @@ class Client(calls.Client):
         Called with a description of each call (``"ModelInfer('resnet')"``), on the calling
         thread; returns headers to send with it, or None. For tokens that expire, and tracing.
     compression : {"gzip", "deflate"}, optional
-        Of requests, unless a call says otherwise.
+        Of requests, unless a call says otherwise. The server may compress its answers then, too.
+        One that does may not have more than 2 GiB, nor, where it has more than 256 MiB, more than a
+        hundred times as many bytes as came: that is `ResourceExhausted`.
     tls : TLS or bool, optional
         Encrypt: True for the system's certificates, `TLS` for others, or for mutual TLS.
     keepalive : Keepalive, optional

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from .._core import _wire
 from ..errors import MissingDependency, TritonFastError, WireError
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ METHODS: Final = frozenset(
 _PACKAGE: Final = SERVICE.rpartition(".")[0] + "."
 _RESOURCE: Final = "inference.descriptors"
 _REQUIRED: Final = "protobuf>=4.25"
+# Texts and messages in an answer. Each may be two bytes in it, and takes about seventy in memory,
+# and some more as what we make of it. The status of 10,000 shared memory regions has 50,000.
+_MOST_ENTRIES: Final = 1 << 18
 
 # Filled once, under the key _RESOURCE. No lock: a child forked while another thread held one could
 # never load anything. Threads that come at the same time each load, and setdefault picks one.
@@ -169,7 +173,8 @@ def decode(name: str, encoded: bytes) -> Message:
     Raises
     ------
     WireError
-        If the bytes are not such a message.
+        If the bytes are not such a message, or if they would make so many objects as no server's
+        answer has.
     LookupError, MissingDependency, TritonFastError
         As for `message_class`.
 
@@ -182,6 +187,11 @@ def decode(name: str, encoded: bytes) -> Message:
     protos/inference.proto, protos/model_config.proto
     """
     kind = message_class(name)
+    if _wire.count_message_entries(encoded, _MOST_ENTRIES) > _MOST_ENTRIES:
+        raise WireError(
+            f"{name} of {len(encoded)} bytes has more than {_MOST_ENTRIES} entries: "
+            "texts, and messages in it"
+        )
     from google.protobuf.message import DecodeError
 
     try:

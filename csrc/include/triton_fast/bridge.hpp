@@ -71,9 +71,11 @@ class QueueSink final : public http2::MessageSink {
   void feed(ConstBuffer piece) override { current_->feed(piece); }
   void finish() override {
     current_->finish();
+    // Texts and elements, and the records of what may be two bytes each in the message.
+    const std::uint64_t taken = size_ + current_->footprint();
     const std::lock_guard<std::mutex> lock(mutex_);
-    messages_.push_back({std::move(current_), size_});
-    byte_size_ += kReader + size_;
+    messages_.push_back({std::move(current_), taken});
+    byte_size_ += taken;
     count_.store(messages_.size());
   }
   MutableBuffer landing() noexcept override {
@@ -88,7 +90,7 @@ class QueueSink final : public http2::MessageSink {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (messages_.empty()) return nullptr;
     wire::ResponseReader* const message = messages_.front().reader.release();
-    byte_size_ -= kReader + messages_.front().size;
+    byte_size_ -= messages_.front().size;
     messages_.pop_front();
     count_.store(messages_.size());
     return message;
@@ -97,12 +99,10 @@ class QueueSink final : public http2::MessageSink {
  private:
   // What may come while a message is sent that the server does not take before its own were read.
   static constexpr std::uint64_t kMost = std::uint64_t{64} << 20;
-  // What a message takes beside its tensors, about; most are far smaller than that.
-  static constexpr std::uint64_t kReader = 1024;
 
   struct Message {
     std::unique_ptr<wire::ResponseReader> reader;
-    std::uint64_t size;
+    std::uint64_t size;  // in memory, about
   };
 
   std::unique_ptr<wire::ResponseReader> current_;

@@ -35,9 +35,12 @@ enum : std::uint32_t { kBool = 1, kInt64, kString, kDouble, kUint64 };
 
 // numpy 1 stops at 32 dimensions, and so do we.
 constexpr std::size_t kMaxRank = 32;
-// Outputs, raw contents and parameters: far more than any model has, and few enough that a hostile
-// message of two-byte entries cannot make us take a hundred times its size.
+// Outputs, and raw contents: far more than any model has, and few enough that a hostile message of
+// two-byte entries cannot make us take a hundred times its size.
 constexpr std::size_t kMaxEntries = 4096;
+// Parameters of the response and of all its outputs together: a few for each output, or thousands
+// of the response's. With a limit for each, outputs and parameters multiply: 33 MB made 1.3 GiB.
+constexpr std::size_t kMaxParameters = 16384;
 // protobuf's own limit for nesting, of messages and groups together.
 constexpr std::size_t kMaxDepth = 100;
 // What a bare response's version may have where one is told from an envelope.
@@ -133,7 +136,9 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
-std::string too_many() { return "has more than " + std::to_string(kMaxEntries) + " entries"; }
+std::string too_many(const char* what, std::size_t most) {
+  return std::string("has more than ") + std::to_string(most) + " " + what;
+}
 
 /// Text from the peer made fit for an error message: short, and UTF-8 (it was checked on arrival).
 std::string quoted(const std::string& text) {
@@ -472,7 +477,7 @@ void ResponseReader::begin_response_field(std::uint64_t size) {
     case response::kParameters:
       return begin_parameter(size);
     case response::kOutputs:
-      if (outputs_.size() == kMaxEntries) fail(too_many());
+      if (outputs_.size() == kMaxEntries) fail(too_many("entries", kMaxEntries));
       outputs_.emplace_back();
       contents_ = Contents{};
       return push(Message::kOutput, size);
@@ -581,10 +586,11 @@ void ResponseReader::end_message() {
   } else if (ended == Message::kEntry) {
     std::vector<Parameter>& parameters =
         message() == Message::kOutput ? outputs_.back().parameters : parameters_;
-    if (parameters.size() == kMaxEntries) {
+    if (parameter_count_ == kMaxParameters) {
       field_ = response::kParameters;  // an output's have the same number
-      fail(too_many());
+      fail(too_many("entries, those of the response and of all outputs together", kMaxParameters));
     }
+    ++parameter_count_;
     // Not looked up among the others: that would take time with the square of their number.
     parameters.push_back(std::move(entry_));
   }
@@ -610,7 +616,7 @@ void ResponseReader::begin_raw(std::uint64_t size) {
   state_ = State::kRaw;
   raw_.clear();
   raw_target_ = nullptr;
-  if (raws_.size() == kMaxEntries) fail(too_many());
+  if (raws_.size() == kMaxEntries) fail(too_many("entries", kMaxEntries));
   raws_.emplace_back();
   const std::size_t index = raws_.size() - 1;
   if (index < outputs_.size()) {
@@ -691,6 +697,12 @@ ResponseReader::Destination* ResponseReader::destination_of(const Output& output
 bool ResponseReader::in_shared_memory(const Output& output) const noexcept {
   return std::find(shared_memory_.begin(), shared_memory_.end(), output.name) !=
          shared_memory_.end();
+}
+
+std::size_t ResponseReader::footprint() const noexcept {
+  return sizeof *this + outputs_.capacity() * sizeof(Output) +
+         output_contents_.capacity() * sizeof(Contents) + raws_.capacity() * sizeof(Raw) +
+         parameter_count_ * 2 * sizeof(Parameter);  // a list that grows doubles
 }
 
 void ResponseReader::finish() {

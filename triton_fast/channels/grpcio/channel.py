@@ -23,8 +23,10 @@ from ...errors import (
 from ...options.keepalive import Keepalive
 from ...options.tls import TLS
 from ..base import Call, CallOptions, Incoming, Outgoing, StreamIncoming
+from .answers import feed_answer
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
 from .fork import ActiveCall, gate, here
+from .stream_rules import withdrawn
 
 if TYPE_CHECKING:
     from .stream import GrpcStream
@@ -67,6 +69,12 @@ class GrpcChannel:
     Thread-safe. Constructing one opens nothing and does not import grpcio; the first call does.
 
     Messages may have any size. A server that is away is tried again once a second at most.
+
+    A server may compress its answers though nobody has asked for that, since grpcio says to each
+    that it may. They are not decompressed by grpcio, which knows no bound then (its option
+    ``"grpc.max_receive_message_length"`` is for the bytes on the wire), but here, within the call's
+    deadline and the bounds of `triton_fast.channels.compression`. The option
+    ``"grpc.per_message_decompression": 1`` leaves it to grpcio.
 
     grpcio goes through the proxy that ``grpc_proxy``, ``https_proxy`` or ``http_proxy`` names, for
     every host that ``no_grpc_proxy`` or ``no_proxy`` does not list, ``localhost`` included; the
@@ -114,8 +122,7 @@ class GrpcChannel:
         else:
             response = self._call(method, outgoing, options)
         try:
-            incoming.begin(len(response))
-            incoming.feed(response)
+            feed_answer(incoming, response, options, self.target, self.closed_meanwhile)
         finally:
             del response  # or the traceback of a WireError would hold it
         incoming.finish()
@@ -191,6 +198,10 @@ class GrpcChannel:
     def ended(self) -> str | None:
         """Why no call can be made any more; None if one can."""
         return self._ended
+
+    def closed_meanwhile(self) -> ClosedError | None:
+        """Return the error of a call that has outlived the channel; None if there can be none."""
+        return None if self._ended is None else ClosedError(self._ended)
 
     def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""
@@ -398,12 +409,17 @@ class _StartedCall:
                 future, self._options, cancelled=self._cancelled
             ) from future
         response = future.result()
+        channel, options = self._channel, self._options
         try:
-            self._incoming.begin(len(response))
-            self._incoming.feed(response)
+            feed_answer(self._incoming, response, options, channel.target, self._ended)
         finally:
             del response
         self._incoming.finish()
+
+    def _ended(self) -> TritonFastError | None:
+        if self._cancelled:
+            return withdrawn(self._channel, self._options)
+        return self._channel.closed_meanwhile()
 
 
 def _goes_as_stream(outgoing: Outgoing, options: CallOptions) -> bool:

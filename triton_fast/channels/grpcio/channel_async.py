@@ -17,7 +17,8 @@ from ...errors import ClosedError, FailedPrecondition, TritonFastError
 from ...options.keepalive import Keepalive
 from ...options.tls import TLS
 from ..base import CallOptions, Incoming, Outgoing, StreamIncoming
-from ..event_loop import Cancellation, fed, in_thread, running_loop
+from ..event_loop import Cancellation, in_thread, running_loop
+from .answers_async import feed_answer_async
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
 from .fork import ActiveCall, collect_calls, gate
 
@@ -93,9 +94,10 @@ class AsyncGrpcChannel:
             del message
             gate.leave(flight)
         try:
-            await fed(incoming, response)
+            await feed_answer_async(incoming, response, options, self.target, self.closed_meanwhile)
         finally:
             del response  # or the traceback of a WireError would hold it
+        incoming.finish()
 
     async def _answer(self, method: str, message: bytes, options: CallOptions) -> bytes:
         cancelled = Cancellation()
@@ -236,6 +238,10 @@ class AsyncGrpcChannel:
     def ended(self) -> str | None:
         """Why no call can be made any more; None if one can."""
         return self._ended
+
+    def closed_meanwhile(self) -> ClosedError | None:
+        """Return the error of a call that has outlived the channel; None if there can be none."""
+        return None if self._ended is None else ClosedError(self._ended)
 
     def remaining(self, options: CallOptions) -> float | None:
         """Return the seconds to the deadline, or raise if there are none."""

@@ -41,6 +41,9 @@ ChannelOptions: TypeAlias = Mapping[str, ChannelOption] | Sequence[tuple[str, Ch
 _DEFAULT_OPTIONS: Mapping[str, ChannelOption] = {
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
+    # Compressed answers are ours to decompress: grpcio's core takes them unasked, and any size of
+    # them. What max_receive_message_length bounds are the bytes that came (1.85). See answers.py.
+    "grpc.per_message_decompression": 0,
     # An error message travels as a header, and Triton's can hold a whole Python traceback. grpcio's
     # own limit of 8 KiB turns those into RESOURCE_EXHAUSTED and loses what the server said.
     "grpc.max_metadata_size": 4 << 20,

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
-from ...errors import ClosedError, StatusCode, TritonFastError, WireError
+from ...errors import ClosedError, StatusCode, TritonFastError
 from ..base import CallOptions, Outgoing, StreamIncoming
 from ..waiting import Waiters
+from .answers import feed_answer
 from .fork import ActiveCall, gate
 from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
 
@@ -141,6 +142,9 @@ class GrpcStream:
     def _is_over(self) -> bool:
         return self._at_end or self._failure is not None
 
+    def _ended(self) -> TritonFastError | None:
+        return self._failure
+
     def _check_process(self) -> None:
         if self._pid != os.getpid():  # where a thread that does not exist may hold the lock
             raise ClosedError(f"the stream to {self._channel.target} is the parent process's")
@@ -190,16 +194,17 @@ class GrpcStream:
                 except StopIteration:
                     break
                 parsed = self._incoming.message()
-                parsed.begin(len(message))
-                parsed.feed(message)
+                byte_size = feed_answer(
+                    parsed, message, self._options, self._channel.target, self._ended
+                )
                 parsed.finish()
-                self._append(parsed, len(message))
+                self._append(parsed, byte_size)
                 del message, parsed
                 self._wait_for_room()
         except BaseException as error:  # noqa: BLE001  it is told to those who receive
             failure = (
                 error
-                if isinstance(error, WireError)
+                if isinstance(error, TritonFastError)
                 else self._channel.failure(error, self._options, cancelled=False)
             )
         with self._lock:

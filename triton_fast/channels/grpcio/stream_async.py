@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -16,11 +17,12 @@ from ...errors import (
     DeadlineExceeded,
     StatusCode,
     TritonFastError,
-    WireError,
     server_error,
 )
 from ..base import CallOptions, Outgoing, StreamIncoming
-from ..event_loop import LONG, Cancellation, fed, seconds_left
+from ..event_loop import LONG, Cancellation, seconds_left
+from .answers import encoding_of
+from .answers_async import feed_answer_async
 from .fork import ActiveCall, gate
 from .stream_rules import MOST_BYTES, MOST_MESSAGES, StreamOwner, deadline_error, withdrawn
 
@@ -134,7 +136,7 @@ class AsyncGrpcStream:
             self._ahead = ahead = _ReadAhead(self._call)
         await ahead.wait(seconds_left(deadline_ns))
         if ahead.messages:
-            return await ahead.take(self._incoming)
+            return await ahead.take(self._incoming, self._feed)
         if not ahead.is_over:
             raise self._late("there was a message")
         if ahead.error is None:
@@ -145,6 +147,12 @@ class AsyncGrpcStream:
         if isinstance(ahead.error, self._channel.errors):
             raise self._end(self._channel.failure(ahead.error, self._options)) from ahead.error
         raise ahead.error
+
+    async def _feed(self, parsed: Any, message: bytes) -> None:
+        # Within the call's own deadline: who receives for less long would begin anew each time.
+        target = self._channel.target
+        await feed_answer_async(parsed, message, self._options, target, lambda: self._over)
+        parsed.finish()
 
     def cancel(self) -> None:
         """End the call, unless it is over, and tell the server. Idempotent."""
@@ -262,17 +270,27 @@ class _ReadAhead:
         finally:
             self._waiter = None
 
-    async def take(self, incoming: StreamIncoming[Any]) -> list[Any]:
-        """Return the messages that are there; a large one comes by itself."""
+    async def take(
+        self, incoming: StreamIncoming[Any], feed: Callable[[Any, bytes], Awaitable[None]]
+    ) -> list[Any]:
+        """Return the messages that are there; a large one comes by itself, and a compressed one.
+
+        Parameters
+        ----------
+        incoming : StreamIncoming
+            Makes their parsers.
+        feed : coroutine function
+            Gives one its message.
+        """
         taken: list[Any] = []
         while self.messages:
             message = self.messages[0]
-            if taken and len(message) >= LONG:
+            if taken and (len(message) >= LONG or encoding_of(message) is not None):
                 break  # who is cancelled while it is read would lose these
             parsed = incoming.message()
             try:
-                await fed(parsed, message)
-            except WireError:
+                await feed(parsed, message)
+            except TritonFastError:
                 if taken:
                     break  # it is told when these have been taken
                 self._drop_first()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ...errors import (
+    Cancelled,
     ClosedError,
     DeadlineExceeded,
     InvalidOption,
@@ -270,9 +271,10 @@ class NativeChannel:
         self._check(options)
         encoding = options.compression or ""
         if encoding:
-            from .compression import Compressed  # noqa: PLC0415 - rare
+            from ..compression import CallCheck, Compressed  # noqa: PLC0415 - rare
 
-            outgoing = Compressed(outgoing.render(), encoding)
+            check = CallCheck(options, self.target, self._closed_meanwhile)
+            outgoing = Compressed(outgoing.render(), encoding, check)
         try:
             call: _http2.Call = self._native.Call(
                 self._pool,
@@ -310,8 +312,9 @@ class NativeChannel:
         native.run()
         outcome = native.end()
         if outcome.status != StatusCode.OK:
-            if outcome.status == StatusCode.CANCELLED and self._closed:
-                raise ClosedError(f"the channel to {self.target} was closed during the call")
+            closed = self._closed_meanwhile()
+            if outcome.status == StatusCode.CANCELLED and closed is not None:
+                raise closed
             raise server_error(
                 outcome.status,
                 outcome.message,
@@ -322,12 +325,26 @@ class NativeChannel:
         message = outcome.gathered
         if message is not None:
             if outcome.compressed:
-                from .compression import decompressed  # noqa: PLC0415 - rare
+                from ..compression import CallCheck, feed_decompressed  # noqa: PLC0415 - rare
 
-                message = decompressed(message, outcome.encoding, options, self.target)
-            incoming.begin(len(message))
-            incoming.feed(message)
+                def ended() -> TritonFastError | None:
+                    if native.cancelled:
+                        return Cancelled(
+                            "the call was cancelled", call=options.call, target=self.target
+                        )
+                    return self._closed_meanwhile()
+
+                check = CallCheck(options, self.target, ended)
+                feed_decompressed(incoming, message, outcome.encoding, check)
+            else:
+                incoming.begin(len(message))
+                incoming.feed(message)
         incoming.finish()
+
+    def _closed_meanwhile(self) -> ClosedError | None:
+        if not self._closed:
+            return None
+        return ClosedError(f"the channel to {self.target} was closed during the call")
 
 
 def metadata(headers: Headers) -> list[tuple[str, str]]:

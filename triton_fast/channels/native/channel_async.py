@@ -141,17 +141,23 @@ class AsyncNativeChannel:
         message = outcome.gathered
         if message is not None:
             if outcome.compressed:
-                message = await self._decompressed(message, outcome.encoding, options)
-            incoming.begin(len(message))
-            incoming.feed(message)
+                from ..compression import CallCheck  # noqa: PLC0415 - rare
+                from ..compression_async import feed_decompressed_async  # noqa: PLC0415 - rare
+
+                check = CallCheck(options, self.target, self._closed_meanwhile)
+                await feed_decompressed_async(incoming, message, outcome.encoding, check)
+            else:
+                incoming.begin(len(message))
+                incoming.feed(message)
         incoming.finish()
 
     def _failure(
         self, outcome: _http2.Outcome, connection: AsyncConnection, options: CallOptions
     ) -> TritonFastError:
         """Return the error for a call that went wrong on a connection."""
-        if self._closed:
-            return ClosedError(f"{self._name} was closed during the call")
+        closed = self._closed_meanwhile()
+        if closed is not None:
+            return closed
         if outcome.safe_to_retry:
             connection.retire()  # it idled, and was dead: whoever tries again has another one
         return server_error(
@@ -162,19 +168,8 @@ class AsyncNativeChannel:
             safe_to_retry=outcome.safe_to_retry,
         )
 
-    async def _decompressed(self, message: bytes, encoding: str, options: CallOptions) -> bytes:
-        from .compression import decompressed  # noqa: PLC0415 - rare
-
-        return await in_thread(
-            options,
-            self.target,
-            decompressed,
-            message,
-            encoding,
-            options,
-            self.target,
-            phase="before the answer was decompressed",
-        )
+    def _closed_meanwhile(self) -> ClosedError | None:
+        return ClosedError(f"{self._name} was closed during the call") if self._closed else None
 
     async def _wait(
         self,
@@ -204,16 +199,17 @@ class AsyncNativeChannel:
             )
 
     async def _compressed(self, outgoing: Outgoing, encoding: str, options: CallOptions) -> Any:
-        from .compression import Compressed  # noqa: PLC0415 - rare
+        from ..compression import CallCheck, Compressed  # noqa: PLC0415 - rare
 
+        check = CallCheck(options, self.target, self._closed_meanwhile)
         if outgoing.byte_size < _SLOW:
-            return Compressed(outgoing.render(), encoding)
-        return await in_thread(
-            options,
-            self.target,
-            lambda: Compressed(outgoing.render(), encoding),
-            borrowed=True,
-        )
+            return Compressed(outgoing.render(), encoding, check)
+        message = await in_thread(options, self.target, outgoing.render, borrowed=True)
+        try:
+            return await in_thread(options, self.target, Compressed, message, encoding, check)
+        except BaseException:
+            check.stop()  # the thread may still be at it
+            raise
 
     def open_stream(
         self, method: str, incoming: StreamIncoming[Any], options: CallOptions

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..._core import _wire
+from ...errors import WireError
 from ..messages import decode, message_class, method_path
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from ...channels.base import CallOptions, Channel
 
 __all__ = ["MessageIn", "MessageOut", "exchange", "message_ends"]
+
+# Of what is decoded as a whole, and copied twice for that: configurations have some kilobytes.
+_MOST_BYTES = 64 << 20
 
 
 class MessageOut:
@@ -61,7 +65,17 @@ class MessageIn:
         self._encoded = bytearray()
 
     def begin(self, byte_size: int) -> None:
-        """Announce the length; nothing is taken on the word of it."""
+        """Announce the length; nothing is taken on the word of it.
+
+        Raises
+        ------
+        WireError
+            If it is longer than what a server has to say of itself.
+        """
+        if byte_size > _MOST_BYTES:
+            raise WireError(
+                f"{self._name} of {byte_size} bytes: at most {_MOST_BYTES} are taken for one"
+            )
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next piece."""

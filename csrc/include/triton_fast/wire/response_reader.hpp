@@ -90,6 +90,10 @@ class ResponseReader {
   /// @throws WireError if they do not; TensorError if one does not fit its destination
   void finish();
 
+  /// @brief About how much memory it takes beside texts and elements, which are as large as the
+  /// message: small entries make records that are many times larger.
+  std::size_t footprint() const noexcept;
+
   // Results; valid after finish().
   /// Of the envelope; empty if nothing went wrong.
   const std::string& error_message() const noexcept { return error_message_; }
@@ -213,6 +217,7 @@ class ResponseReader {
   std::string model_version_;
   std::string id_;
   std::vector<Parameter> parameters_;
+  std::size_t parameter_count_ = 0;  // the outputs' too
   std::vector<Output> outputs_;
   struct Raw {
     OwnedBuffer elements;
