@@ -79,7 +79,27 @@ class InvalidTensor(TritonFastError, ValueError):
     """A tensor cannot be sent or received as it is: its name, datatype, shape or size is wrong.
 
     Raised before anything is sent, except for an ``out=`` array that does not fit the answer.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong.
+    output, answer : str, optional
+        Where an output does not fit the array that was to take it: its name, and the datatype and
+        shape that came, as in ``"FP32 [4, 3]"``.
+
+    Attributes
+    ----------
+    output, answer
+        As above.
     """
+
+    def __init__(
+        self, message: str = "", *, output: str | None = None, answer: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.output = output
+        self.answer = answer
 
     def __str__(self) -> str:
         return printable(super().__str__())  # it may have a server's names in it

@@ -11,20 +11,22 @@ ErrorInfo current_error() noexcept {
     try {
       throw;
     } catch (const WireError& error) {
-      return {ErrorKind::kWire, error.what()};
+      return {ErrorKind::kWire, error.what(), 0, {}, {}};
+    } catch (const UnfitOutputError& error) {
+      return {ErrorKind::kTensor, error.what(), 0, error.output(), error.answer()};
     } catch (const TensorError& error) {
-      return {ErrorKind::kTensor, error.what()};
+      return {ErrorKind::kTensor, error.what(), 0, {}, {}};
     } catch (const SharedMemoryError& error) {
-      return {ErrorKind::kSharedMemory, error.what(), error.number()};
+      return {ErrorKind::kSharedMemory, error.what(), error.number(), {}, {}};
     } catch (const std::bad_alloc&) {
-      return {ErrorKind::kMemory, {}};
+      return {ErrorKind::kMemory, {}, 0, {}, {}};
     } catch (const std::exception& error) {
-      return {ErrorKind::kOther, error.what()};
+      return {ErrorKind::kOther, error.what(), 0, {}, {}};
     } catch (...) {
-      return {ErrorKind::kOther, "an exception of unknown type"};
+      return {ErrorKind::kOther, "an exception of unknown type", 0, {}, {}};
     }
   } catch (...) {
-    return {ErrorKind::kMemory, {}};
+    return {ErrorKind::kMemory, {}, 0, {}, {}};
   }
 }
 

@@ -20,6 +20,8 @@ cdef extern from "triton_fast/error.hpp" namespace "triton_fast" nogil:
         ErrorKind kind
         string message
         int number
+        string output
+        string answer
 
     ErrorInfo current_error() noexcept
 
@@ -30,7 +32,10 @@ cdef int translate() except -1:
     if info.kind == ErrorKind.kWire:
         raise WireError(message)
     if info.kind == ErrorKind.kTensor:
-        raise InvalidTensor(message)
+        raise InvalidTensor(
+            message,
+            output=info.output.decode("utf-8", "replace") or None,
+            answer=info.answer.decode("utf-8", "replace") or None)
     if info.kind == ErrorKind.kSharedMemory:
         raise SharedMemoryError(info.number, message)
     if info.kind == ErrorKind.kMemory:

@@ -15,7 +15,7 @@ from ..errors import InvalidOption, InvalidTensor, ServerError, TritonFastError,
 from ..inference.request import check_inputs
 from ..inference.result import InferResult, Places, check_out
 from ..inference.tensor import InputTensor, Tensor, input_rows, input_tensor
-from ..protocol.datatypes import DATATYPES, datatype_of, dtype_of
+from ..protocol.datatypes import datatype_of, dtype_of
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
@@ -514,22 +514,15 @@ class _Join:
 
     def misfit(self, number: int, error: TritonFastError) -> InvalidTensor | None:
         """Return what an error says of a place that nobody but us gave; None if it does not."""
-        text = str(error)
-        if isinstance(error, InvalidTensor):
-            # Of what C++ has received, too: its errors have no more than their text.
-            for name in self._handed.get(number, ()):
-                for place in (f"out[{name!r}] is ", f"out['{name}'] is "):
-                    _, separator, answer = text.partition("; the answer is ")
-                    if separator and text.startswith(place) and name not in self._given:
-                        return self._unlike(name, answer)
-        return None
+        if not isinstance(error, InvalidTensor) or error.output is None or error.answer is None:
+            return None
+        if error.output not in self._handed.get(number, ()) or error.output in self._given:
+            return None
+        return self._unlike(error.output, error.answer)
 
     def _unlike(self, name: str, answer: str) -> InvalidTensor:
         whole = self._arrays[name]
         datatype = datatype_of(whole.dtype.newbyteorder("="))
-        kind, _, shape = answer.partition(" ")
-        if kind not in DATATYPES:
-            kind = datatype_of(np.dtype(kind)) or kind
         if self._by_signature:
             other = "the model's signature says"
             rows = -1
@@ -538,7 +531,7 @@ class _Join:
             first = self._pieces[self._first_number]
             rows = first.stop - first.start
         return InvalidTensor(
-            f"output {name!r} is {kind} {shape}, and {other} {datatype} "
+            f"output {name!r} is {answer}, and {other} {datatype} "
             f"{[rows, *whole.shape[1:]]}: they cannot be joined"
         )
 

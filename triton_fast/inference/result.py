@@ -414,7 +414,9 @@ class Receiver:
         if array.dtype.newbyteorder("=") != dtype or array.shape != shape:
             raise InvalidTensor(
                 f"out[{name!r}] is {array.dtype} {list(array.shape)}; the answer is "
-                f"{dtype} {list(shape)}"
+                f"{dtype} {list(shape)}",
+                output=name,
+                answer=f"{datatype_of(dtype)} {list(shape)}",
             )
 
     def _copy(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

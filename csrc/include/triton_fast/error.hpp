@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace triton_fast {
 
@@ -25,6 +26,20 @@ class TensorError : public Error {
   using Error::Error;
 };
 
+/// An output is not what the caller's memory for it takes.
+class UnfitOutputError : public TensorError {
+ public:
+  /// @param answer the datatype and shape that came, as in "FP32 [4, 3]"
+  UnfitOutputError(const std::string& message, std::string output, std::string answer)
+      : TensorError(message), output_(std::move(output)), answer_(std::move(answer)) {}
+  const std::string& output() const noexcept { return output_; }
+  const std::string& answer() const noexcept { return answer_; }
+
+ private:
+  std::string output_;
+  std::string answer_;
+};
+
 /// The system refuses shared memory, or has none left.
 class SharedMemoryError : public Error {
  public:
@@ -44,6 +59,9 @@ struct ErrorInfo {
   ErrorKind kind = ErrorKind::kOther;
   std::string message;
   int number = 0;  // of errno's, if it has one
+  // Of an output that does not fit; else empty.
+  std::string output;
+  std::string answer;
 };
 
 /// @brief Describes the exception being handled. Call it inside a catch block only.

@@ -841,10 +841,11 @@ void ResponseReader::check_payload(const Output& output, ConstBuffer payload) {
       destination->datatype == output.datatype && destination->shape == output.shape;
   if (is_alike && output.datatype == Datatype::kBytes) return;
   if (!is_alike || destination->memory.size != payload.size) {
-    throw TensorError("out['" + output.name + "'] is " +
-                      std::string(datatype_name(destination->datatype)) + " " +
-                      shape_text(destination->shape) + "; the answer is " + output.datatype_name +
-                      " " + shape_text(output.shape));
+    const std::string answer = output.datatype_name + " " + shape_text(output.shape);
+    throw UnfitOutputError("out['" + output.name + "'] is " +
+                               std::string(datatype_name(destination->datatype)) + " " +
+                               shape_text(destination->shape) + "; the answer is " + answer,
+                           output.name, answer);
   }
   // It came before its name did, or as typed contents.
   if (payload.size != 0) std::memcpy(destination->memory.data, payload.data, payload.size);
