@@ -453,18 +453,25 @@ FAULTS: dict[str, tuple[bytes, str]] = {
         wf.raw(b"") * 4097,
         "ModelInferResponse.raw_output_contents has more than 4096",
     ),
-    "4097 parameters": (
-        b"".join(wf.entry(4, str(index), b"") for index in range(4097)),
-        "ModelInferResponse.parameters has more than 4096",
+    "16385 parameters": (
+        b"".join(wf.entry(4, str(index), b"") for index in range(16385)),
+        "ModelInferResponse.parameters has more than 16384",
     ),
-    "4097 parameters of one key": (
-        wf.entry(4, "k", wf.number(1, 1)) * 4097,
-        "ModelInferResponse.parameters has more than 4096",
+    "16385 parameters of one key": (
+        wf.entry(4, "k", wf.number(1, 1)) * 16385,
+        "ModelInferResponse.parameters has more than 16384",
     ),
-    "4097 parameters of an output": (
+    "16385 parameters of an output": (
         wf.output()
-        + wf.output("y", "INT8", [0], *(wf.entry(4, str(index), b"") for index in range(4097))),
-        "ModelInferResponse.outputs[1].parameters has more than 4096",
+        + wf.output("y", "INT8", [0], *(wf.entry(4, str(index), b"") for index in range(16385))),
+        "ModelInferResponse.outputs[1].parameters has more than 16384",
+    ),
+    "16385 parameters of two outputs": (
+        b"".join(
+            wf.output(name, "INT8", [0], *(wf.entry(4, str(index), b"") for index in range(count)))
+            for name, count in (("x", 16384), ("y", 1))
+        ),
+        "ModelInferResponse.outputs[1].parameters has more than 16384",
     ),
 }
 

@@ -261,5 +261,6 @@ def _too_long(encoding: str, byte_size: int, most: int) -> str:
         return f"{what}, which is what protobuf allows"
     return (
         f"{what}; an answer must not have more than {_MOST_RATIO} times as many bytes as came, "
-        f"unless it has at most {_ANY_RATIO_BYTES:,}: have the server send it uncompressed"
+        f"unless it has at most {_ANY_RATIO_BYTES:,}: ask for it without compression=, or have the "
+        "server send it uncompressed"
     )
