@@ -37,6 +37,8 @@ class Proxy:
         How long a client's connection may be unused before the proxy closes it.
     requests : int
         How many requests a client's connection may carry, where that can be set.
+    streams : int
+        How many it may carry at a time; for nginx.
     largest_request : int, bytes
         What the proxy takes, where that can be set; 0 for anything.
     """
@@ -52,6 +54,7 @@ class Proxy:
         answer_seconds: float = 60,
         idle_seconds: float = 60,
         requests: int = 1_000_000,
+        streams: int = 128,
         largest_request: int = 0,
     ) -> None:
         self.folder = folder
@@ -59,6 +62,7 @@ class Proxy:
         self.answer_seconds = answer_seconds
         self.idle_seconds = idle_seconds
         self.requests = requests
+        self.streams = streams
         self.largest_request = largest_request
         self.port = _free_port(set())
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -166,6 +170,7 @@ http {{
   access_log off;
   client_max_body_size {self.largest_request};
   keepalive_requests {self.requests};
+  http2_max_concurrent_streams {self.streams};
   keepalive_timeout {self.idle_seconds}s;
   upstream triton {{ server {self.upstream}; keepalive 32; }}
   server {{
