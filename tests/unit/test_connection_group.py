@@ -114,7 +114,9 @@ def test_places_are_given_in_order():
         await turns()
         assert done(calls) == [True, True, False, False, False]
         calls[0].result().end()
-        late = asyncio.ensure_future(server.call())  # between the end and who waits for it
+        # Whoever comes between the end and who waits for it comes last all the same.
+        assert server.group.free() is None
+        late = asyncio.ensure_future(server.call())
         await turns()
         assert [*done(calls), late.done()] == [True, True, True, False, False, False]
         assert len(server.made) == 2
