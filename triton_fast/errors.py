@@ -170,7 +170,8 @@ class ServerError(TritonFastError):
         The server's address as given to the client.
     safe_to_retry : bool, default False
         Whether it is known that the server has not begun the call, so that making it again cannot
-        do anything twice. The client has tried that already, once.
+        do anything twice. The client has tried that already, until the call's deadline, or 32 times
+        if it has none; the message says how often.
 
     Attributes
     ----------

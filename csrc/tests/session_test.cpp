@@ -585,6 +585,34 @@ TEST_CASE("session says which calls the server cannot have seen") {
     CHECK(first->outcome().status == Status::kOk);
     CHECK(!first->outcome().safe_to_retry);
   }
+  // Of those that were never sent it is known whatever the server names, and at once: also of one
+  // that waits until the server takes it.
+  for (const bool goaway : {true, false}) {
+    Session session("x");
+    Server server({{NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, 1}});
+    Stream* const first = session.open(call_of("1"), -1, &sink);
+    exchange(session, server);
+    Stream* const second = session.open(call_of("2"), -1, &sink);
+    exchange(session, server);
+    CHECK(server.requests.count(second->id()) == 0);
+    if (goaway) {
+      server.go_away(0x7fffffff, NGHTTP2_NO_ERROR, "max_age");
+      exchange(session, server);
+    } else {
+      session.end("the server closed the connection");
+    }
+    CHECK(first->done() == !goaway);
+    CHECK(!first->outcome().safe_to_retry);
+    REQUIRE(second->done());
+    CHECK(second->outcome().safe_to_retry);
+    CHECK(second->outcome().status == Status::kUnavailable);
+    session.close(second);
+    if (!goaway) continue;
+    server.answer(first->id(), kHeaders, with_prefix("y"), kTrailers);
+    exchange(session, server);
+    CHECK(first->outcome().status == Status::kOk);
+    CHECK(server.requests.size() == 1);
+  }
   for (const std::uint32_t code : {NGHTTP2_REFUSED_STREAM, NGHTTP2_CANCEL}) {
     for (const bool answered : {false, true}) {
       Session session("x");
@@ -616,6 +644,21 @@ TEST_CASE("session says which calls the server cannot have seen") {
     CHECK(stream->outcome().message.find("the server closed the connection, and said nothing "
                                          "before (check that") == 0);
   }
+}
+
+TEST_CASE("session says how many calls the server takes") {
+  Session session("x");
+  CHECK(!session.settled());
+  CHECK(session.most_calls() == 1);
+  Server server({{NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, 7}});
+  exchange(session, server);
+  CHECK(session.settled());
+  CHECK(session.most_calls() == 7);
+  Session other("x");
+  Server generous;
+  exchange(other, generous);
+  CHECK(other.settled());
+  CHECK(other.most_calls() > 1000000);
 }
 
 TEST_CASE("session refuses a body that is longer than it says") {

@@ -23,7 +23,9 @@ from triton_fast import errors
 from triton_fast._core._wire import StreamResponses
 from triton_fast.channels.base import CallOptions
 from triton_fast.channels.grpcio.channel_async import AsyncGrpcChannel
+from triton_fast.channels.native.channel import native_address
 from triton_fast.channels.native.channel_async import AsyncNativeChannel
+from triton_fast.channels.native.connector_async import AsyncConnector
 
 KINDS = {"native": AsyncNativeChannel, "grpc": AsyncGrpcChannel}
 LARGE = 5 << 20  # goes in pieces
@@ -336,7 +338,7 @@ def test_an_address_that_does_not_answer_is_not_waited_for(run, echo_server, clo
             with pytest.raises(errors.DeadlineExceeded, match="connecting"):
                 await call_async(channel, "Echo", deadline_ns=within(0.5))
 
-    monkeypatch.setattr(AsyncNativeChannel, "_hosts", found)
+    monkeypatch.setattr(AsyncConnector, "_hosts", found)
     run(work())
 
 
@@ -349,9 +351,8 @@ def test_addresses_of_both_families_in_turn(monkeypatch):
     async def work():
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(type(loop), "getaddrinfo", found)
-        channel = AsyncNativeChannel("a.name:1")
-        assert await channel._hosts(loop) == ["::1", "127.0.0.1", "::2", "::3"]
-        await channel.close()
+        connector = AsyncConnector(None, native_address("a.name:1"), None, (0, 0))
+        assert await connector._hosts(loop) == ["::1", "127.0.0.1", "::2", "::3"]
 
     asyncio.run(work())
 

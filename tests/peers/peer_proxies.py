@@ -37,6 +37,8 @@ class Proxy:
         How long a client's connection may be unused before the proxy closes it.
     requests : int
         How many requests a client's connection may carry, where that can be set.
+    streams : int
+        How many it may carry at a time; for nginx.
     largest_request : int, bytes
         What the proxy takes, where that can be set; 0 for anything.
     name : str
@@ -54,6 +56,7 @@ class Proxy:
         answer_seconds: float = 60,
         idle_seconds: float = 60,
         requests: int = 1_000_000,
+        streams: int = 128,
         largest_request: int = 0,
         name: str = "",
     ) -> None:
@@ -62,6 +65,7 @@ class Proxy:
         self.answer_seconds = answer_seconds
         self.idle_seconds = idle_seconds
         self.requests = requests
+        self.streams = streams
         self.largest_request = largest_request
         self.name = name
         self.port = _free_port(set())
@@ -171,6 +175,7 @@ http {{
   access_log off;
   client_max_body_size {self.largest_request};
   keepalive_requests {self.requests};
+  http2_max_concurrent_streams {self.streams};
   keepalive_timeout {self.idle_seconds}s;
   upstream triton {{ server {self.upstream}; keepalive 32; }}
   server {{

@@ -3,7 +3,8 @@
     python peer_server.py '{"grpc.max_connection_age_ms": 300}'
 
 serves on a free port of 127.0.0.1, prints the port, and ends when its standard input does. The
-argument has further options of grpcio's server.
+argument has further options of grpcio's server. Of KServe's service it has what a client needs that
+is to be met by what is between: a server that is up, and models that all give back what they got.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import time
 from concurrent import futures
 
 import grpc
+
+from triton_fast.protocol.messages import message_class, method_path
 
 SERVICE = "/peer.Peer/"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -127,6 +130,48 @@ class _Methods(grpc.GenericRpcHandler):
         return b"yes" if self._given_up.acquire(timeout=float(request)) else b"no"
 
 
+class _Inference(grpc.GenericRpcHandler):
+    """Models of any name, which give back their inputs: twice on a stream, the second time last."""
+
+    def service(self, details):
+        for name, method in (("ServerLive", self.live), ("ModelInfer", self.infer)):
+            if details.method == method_path(name):
+                return self._handler(grpc.unary_unary_rpc_method_handler, name, method)
+        if details.method == method_path("ModelStreamInfer"):
+            return self._handler(
+                grpc.stream_stream_rpc_method_handler, "ModelStreamInfer", self.stream, "ModelInfer"
+            )
+        return None
+
+    @staticmethod
+    def _handler(kind, name, method, request=None):
+        return kind(
+            method,
+            message_class(f"{request or name}Request").FromString,
+            message_class(f"{name}Response").SerializeToString,
+        )
+
+    def live(self, request, context):
+        return message_class("ServerLiveResponse")(live=True)
+
+    def infer(self, request, context):
+        answer = message_class("ModelInferResponse")(
+            model_name=request.model_name,
+            id=request.id,
+            raw_output_contents=request.raw_input_contents,
+        )
+        for given in request.inputs:
+            answer.outputs.add(name=given.name, datatype=given.datatype, shape=given.shape)
+        return answer
+
+    def stream(self, requests, context):
+        for request in requests:
+            for final in (False, True):
+                answer = self.infer(request, context)
+                answer.parameters["triton_final_response"].bool_param = final
+                yield message_class("ModelStreamInferResponse")(infer_response=answer)
+
+
 def _main() -> None:
     options = {
         "grpc.max_receive_message_length": -1,
@@ -135,7 +180,7 @@ def _main() -> None:
         **json.loads(sys.argv[1]),
     }
     server = grpc.server(futures.ThreadPoolExecutor(32), options=list(options.items()))
-    server.add_generic_rpc_handlers((_Methods(),))
+    server.add_generic_rpc_handlers((_Methods(), _Inference()))
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     server.start()
     sys.stdin.read()

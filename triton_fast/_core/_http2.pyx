@@ -489,6 +489,16 @@ cdef class Multiplexer:
         return self.multiplexer.usable()
 
     @property
+    def most_calls(self):
+        """How many calls the server takes at a time; one, until it has said so."""
+        return self.multiplexer.most_calls()
+
+    @property
+    def settled(self):
+        """Whether the server has said by now how many calls it takes."""
+        return self.multiplexer.settled()
+
+    @property
     def inherited(self):
         """Whether this is a copy, in a forked child, of the parent's."""
         return self.multiplexer.inherited()

@@ -1,6 +1,6 @@
 # What Cython may use of csrc/http2.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
@@ -116,6 +116,8 @@ cdef extern from "triton_fast/http2/multiplexer.hpp" namespace "triton_fast::htt
         void receive() except +translate
         vector[int32_t] news() except +translate
         cbool usable() noexcept
+        uint32_t most_calls() noexcept
+        cbool settled() noexcept
         void fail(const string& reason) except +translate
         cbool broken() noexcept
         void hang_up() noexcept

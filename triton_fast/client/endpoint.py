@@ -29,7 +29,7 @@ from .attempt import Attempt, Out
 from .call_settings import CallSettings
 from .dropped import give_back_when_dropped
 from .policies import Policies
-from .repeats import repeated
+from .repeats import exchanged
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -186,9 +186,7 @@ class Endpoint(Policies):
 
     def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
         """Make a management call, and return the answer's message; see `ask`."""
-        from ..protocol.grpc.queries import exchange  # noqa: PLC0415 - management only
-
-        return repeated(exchange, self._open_channel(), method, fields, options)
+        return exchanged(self._open_channel(), method, fields, options)
 
     def infer(
         self,
@@ -235,10 +233,13 @@ class Endpoint(Policies):
 
     def open_stream(self, options: CallOptions, buffer_size: int) -> Stream:
         """Return a stream for requests; see `triton_fast.Client.open_stream`."""
+        from ..streaming.repeated_stream import RepeatedStream  # noqa: PLC0415 - imported on use
         from ..streaming.stream import Stream  # noqa: PLC0415 - imported on use
 
-        channel_stream = self._open_channel().open_stream(
-            self.codec.stream_method, self.codec.stream_responses(), options
+        channel, codec = self._open_channel(), self.codec
+        channel_stream = RepeatedStream(
+            lambda: channel.open_stream(codec.stream_method, codec.stream_responses(), options),
+            options.deadline_ns,
         )
         return Stream(channel_stream, options, self.url, self._inputs, buffer_size, self.codec)
 
@@ -263,6 +264,4 @@ class Endpoint(Policies):
 
 def _ask(channel: Channel, query: Query[T], options: CallOptions) -> T:
     """Make a management call on a channel, for the shared memory's own sake; see `Policies.ask`."""
-    from ..protocol.grpc.queries import exchange  # noqa: PLC0415 - management only
-
-    return query.ask(partial(repeated, exchange, channel), options)
+    return query.ask(partial(exchanged, channel), options)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -28,13 +27,13 @@ from ..inference.signatures import Signatures
 from ..inference.tensor import copied_bytes, memory_of, new_array
 from ..options.headers import HeaderSource
 from ..protocol.grpc.codec import GRPC
-from ..protocol.grpc.queries import exchange, message_ends
+from ..protocol.grpc.queries import message_ends
 from ..protocol.messages import are_loaded, message_class, method_path
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import Attempt, Out
 from .dropped import give_back_when_dropped
 from .policies_async import AsyncPolicies
-from .repeats import repeated, repeated_async
+from .repeats import exchanged, repeated_async
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -157,7 +156,7 @@ class AsyncEndpoint(AsyncPolicies):
         shared = AsyncSharedMemory(
             self._new_shared,
             self._new_blocking,
-            partial(repeated, exchange),
+            exchanged,
             closing_options,
             self.url,
         )
@@ -247,7 +246,7 @@ class AsyncEndpoint(AsyncPolicies):
             await channel.call(method_path(method), request, response, options)
             return response.message()
 
-        return await repeated_async(once)
+        return await repeated_async(options.deadline_ns, once)
 
     async def infer(
         self,
@@ -293,6 +292,9 @@ class AsyncEndpoint(AsyncPolicies):
         buffer_size: int,
     ) -> AsyncStream:
         """Return a stream for requests; see `triton_fast.AsyncClient.open_stream`."""
+        from ..streaming.repeated_stream_async import (  # noqa: PLC0415 - imported on use
+            AsyncRepeatedStream,
+        )
         from ..streaming.stream_async import AsyncStream  # noqa: PLC0415 - imported on use
 
         if self._closed:
@@ -301,9 +303,12 @@ class AsyncEndpoint(AsyncPolicies):
 
         async def opening() -> tuple[AsyncChannelStream[ResponseDecoder], CallOptions]:
             options = await self.options(call, timeout, headers)
-            channel = self._enter()
-            responses = self.codec.stream_responses()
-            return channel.open_stream(self.codec.stream_method, responses, options), options
+            channel, codec = self._enter(), self.codec
+
+            def open_stream() -> AsyncChannelStream[ResponseDecoder]:
+                return channel.open_stream(codec.stream_method, codec.stream_responses(), options)
+
+            return AsyncRepeatedStream(open_stream, options.deadline_ns), options
 
         return AsyncStream(opening, self.url, self.inputs, buffer_size, self.codec)
 

@@ -7,6 +7,7 @@ shared memory.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,7 +73,10 @@ class Policies:
     ) -> InferResult:
         """Run a model, again where `Repeats` says so, and wait."""
         shared = self._shared
+        pause = None
         while True:
+            if pause:
+                time.sleep(pause)
             placement = None
             if shared is not None:
                 placement = shared.place(prepared, tensors, out, options)
@@ -83,8 +87,9 @@ class Policies:
                         self.codec.infer_method, attempt.request, attempt.response, options
                     )
                 except BaseException as error:
-                    repeats = repeats or Repeats()
-                    if not repeats.after(error, shared, prepared, placement):
+                    repeats = repeats or Repeats(options.deadline_ns)
+                    pause = repeats.after(error, shared, prepared, placement)
+                    if pause is None:
                         raise
                     continue
                 try:

@@ -6,6 +6,7 @@ shared memory.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,7 +74,10 @@ class AsyncPolicies:
     ) -> InferResult:
         """Run a model, again where `Repeats` says so, and wait."""
         shared = self._shared
+        pause = None
         while True:
+            if pause:
+                await asyncio.sleep(pause)
             placement = None
             if shared is not None:
                 placement = await shared.place(prepared, tensors, out, options)
@@ -84,8 +88,9 @@ class AsyncPolicies:
                         self.codec.infer_method, attempt.request, attempt.response, options
                     )
                 except BaseException as error:
-                    repeats = repeats or Repeats()
-                    if not repeats.after(error, shared, prepared, placement):
+                    repeats = repeats or Repeats(options.deadline_ns)
+                    pause = repeats.after(error, shared, prepared, placement)
+                    if pause is None:
                         raise
                     continue
                 try:

@@ -1,9 +1,10 @@
 """Which failed calls are made again, and why that is safe: the one place that decides it.
 
-Three kinds of failure are over with a second try, and none of them is the caller's:
+Three kinds of failure are over with another try, and none of them is the caller's:
 
 - The channel says that the server has not begun the call (`ServerError.safe_to_retry`): a
-  connection that idled was dead, or the server was going away. Once more, whatever the call.
+  connection that idled was dead, the server was going away, or refused the stream. Until the call's
+  deadline, whatever the call; `triton_fast.channels.unseen` has the rule, which streams go by too.
 - The server does not know a shared memory region any more: it was started anew. The call is placed
   in fresh slots.
 - An output has outgrown its slot, or is gone, because the model was replaced. The call is placed
@@ -15,16 +16,21 @@ Everything else is the caller's to decide. Channels make a call once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..channels.unseen import Unseen
 from ..errors import ServerError, WireError
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from ..channels.base import CallOptions, Channel
     from ..inference.request import Prepared
     from ..shared_memory.placement import Placement
 
-__all__ = ["Repeats", "distrust", "repeated", "repeated_async"]
+__all__ = ["Repeats", "distrust", "exchanged", "repeated", "repeated_async"]
 
 T = TypeVar("T")
 
@@ -36,33 +42,27 @@ class Concluding(Protocol):
         """Draw the conclusions of a failed call; say whether another placement may do better."""
 
 
-# With a fresh connection; if that one breaks too, it is not for having idled.
-_MOST_UNSEEN = 1
 # Several regions may be lost, and several outputs have grown.
 _MOST_PLACED_ANEW = 3
 
 
 class Repeats:
-    """How often one call was made again; made when it has failed for the first time."""
+    """How often one call was made again; made when it has failed for the first time.
 
-    __slots__ = ("_placed_anew", "_unseen")
+    Parameters
+    ----------
+    deadline_ns : int or None
+        The call's.
+    wanted : callable
+        Says whether anybody waits for the call still.
+    """
 
-    def __init__(self) -> None:
-        self._unseen = 0
+    __slots__ = ("_placed_anew", "_unseen", "_wanted")
+
+    def __init__(self, deadline_ns: int | None, wanted: Callable[[], bool] = lambda: True) -> None:
+        self._unseen = Unseen(deadline_ns)
+        self._wanted = wanted
         self._placed_anew = 0
-
-    def unseen(self, error: BaseException) -> bool:
-        """Say whether to make a call again that the server has not begun, by all that is known.
-
-        Parameters
-        ----------
-        error : BaseException
-            What the channel has raised.
-        """
-        if not isinstance(error, ServerError) or not error.safe_to_retry:
-            return False
-        self._unseen += 1
-        return self._unseen <= _MOST_UNSEEN
 
     def after(
         self,
@@ -70,8 +70,10 @@ class Repeats:
         shared: Concluding | None,
         prepared: Prepared,
         placement: Placement | None,
-    ) -> bool:
-        """Say whether to make an inference again, and draw the conclusions for shared memory.
+    ) -> float | None:
+        """Say after how many seconds to make an inference again; None not to, and raise the error.
+
+        Draws the conclusions for shared memory.
 
         Parameters
         ----------
@@ -84,12 +86,13 @@ class Repeats:
         placement : Placement or None
             What of it was in shared memory.
         """
+        pause = self._unseen.pause(error)
         if isinstance(error, ServerError) and error.safe_to_retry:
-            return self.unseen(error)
+            return pause if self._wanted() else None
         if shared is None or placement is None or not shared.conclude(prepared, placement, error):
-            return False
+            return None
         self._placed_anew += 1
-        return self._placed_anew <= _MOST_PLACED_ANEW
+        return 0.0 if self._placed_anew <= _MOST_PLACED_ANEW else None
 
 
 def distrust(
@@ -107,23 +110,40 @@ def distrust(
         shared.conclude(prepared, placement, error)
 
 
-def repeated(call: Callable[..., T], *arguments: Any) -> T:
-    """Make a management call, and make it again where `Repeats.unseen` says so."""
-    repeats = Repeats()
+def repeated(deadline_ns: int | None, call: Callable[..., T], *arguments: Any) -> T:
+    """Make a management call, and make it again where `Unseen.pause` says so."""
+    unseen = Unseen(deadline_ns)
     while True:
         try:
             return call(*arguments)
         except ServerError as error:
-            if not repeats.unseen(error):
+            pause = unseen.pause(error)
+            if pause is None:
                 raise
+        time.sleep(pause)
 
 
-async def repeated_async(call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+def exchanged(
+    channel: Channel, method: str, fields: Mapping[str, Any], options: CallOptions
+) -> Message:
+    """Make a management call by its name, again as `repeated` does, and return the answer."""
+    from ..protocol.grpc.queries import exchange  # noqa: PLC0415 - management only
+
+    return repeated(options.deadline_ns, exchange, channel, method, fields, options)
+
+
+async def repeated_async(
+    deadline_ns: int | None, call: Callable[..., Awaitable[T]], *arguments: Any
+) -> T:
     """Do as `repeated`, for coroutines."""
-    repeats = Repeats()
+    import asyncio  # noqa: PLC0415 - the face for threads does without
+
+    unseen = Unseen(deadline_ns)
     while True:
         try:
             return await call(*arguments)
         except ServerError as error:
-            if not repeats.unseen(error):
+            pause = unseen.pause(error)
+            if pause is None:
                 raise
+        await asyncio.sleep(pause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ class Submission:
         self._tensors = tensors
         self._shared = shared
         self._make_again = make_again
-        self._repeats = Repeats()
+        self._repeats: Repeats
 
     def start(self, channel: Channel, method: str, options: CallOptions) -> None:
         """Start the call; see `triton_fast.channels.base.Channel.start`.
@@ -67,6 +68,7 @@ class Submission:
             If the channel is closed.
         """
         attempt = self._attempt
+        self._repeats = Repeats(options.deadline_ns, lambda: not self.future.cancelled())
         try:
             call = channel.start(method, attempt.request, attempt.response, options, self._on_done)
             self.future.attach(call)
@@ -77,7 +79,7 @@ class Submission:
     def _on_done(self, error: BaseException | None) -> None:
         """Take the call's end, on a thread that must not wait."""
         result = None
-        again = False
+        pause = None
         attempt = self._attempt
         if error is None:
             try:
@@ -86,19 +88,22 @@ class Submission:
                 error = failure
                 distrust(failure, self._shared, self._prepared, attempt.placement)
         else:
-            again = self._repeats.after(error, self._shared, self._prepared, attempt.placement)
+            pause = self._repeats.after(error, self._shared, self._prepared, attempt.placement)
         attempt.release()
-        if again:
+        if pause is not None:
             # Rare, and on a thread of its own: the channel's, which tell the end of calls, must not
             # wait for one.
-            threading.Thread(target=self._repeat, name="triton_fast", daemon=True).start()
+            threading.Thread(
+                target=self._repeat, args=(pause,), name="triton_fast", daemon=True
+            ).start()
             return
         if self._shared is not None and result is not None:
             self._shared.learn(self._prepared, self._tensors, result)
         self.future.settle(result, error)
 
-    def _repeat(self) -> None:
+    def _repeat(self, pause: float) -> None:
         result, error = None, None
+        time.sleep(pause)
         try:
             result = self._make_again(self._repeats)
         except BaseException as failure:  # noqa: BLE001 - it is the future's now

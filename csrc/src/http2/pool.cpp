@@ -212,15 +212,19 @@ bool Call::begin(std::int64_t slice_end_ns) {
 Progress Call::advance() {
   if (!begin(monotonic_ns() + kSlice)) return Progress::kInterrupted;
   if (connection_->run(busy_ns_) == Progress::kInterrupted) return Progress::kInterrupted;
+  take_outcome();
+  return Progress::kDone;
+}
+
+/// Takes note of how the call on the connection ended.
+void Call::take_outcome() {
   outcome_ = connection_->end_call();
   done_ = true;
-  if (outcome_.safe_to_retry) {
-    // It idled, and was dead; those that idled beside it may be dead too. Whoever makes the call
-    // again must not meet one of them.
-    drop_connection();
-    pool_->drop_idle();
-  }
-  return Progress::kDone;
+  if (!outcome_.safe_to_retry) return;
+  // It idled, and was dead; those that idled beside it may be dead too. Whoever makes the call
+  // again must not meet one of them.
+  drop_connection();
+  pool_->drop_idle();
 }
 
 void Call::conclude(Status status, std::string message) {
@@ -435,8 +439,7 @@ Progress StreamCall::step(Wants wants) {
   if (connection_->done()) {
     // The last message may have been sent all the same.
     const bool sent = connection_->sent();
-    outcome_ = connection_->end_call();
-    done_ = true;
+    take_outcome();
     const std::lock_guard<std::mutex> lock(mutex_);
     sending_ = sending_ && (posted_ || !sent);
   }

@@ -183,14 +183,15 @@ struct Session::Callbacks {
     switch (frame->hd.type) {
       case NGHTTP2_GOAWAY:
         return session.guard([&] {
-          session.goaway_ = true;
-          session.last_stream_id_ = frame->goaway.last_stream_id;
           const auto* text = reinterpret_cast<const char*>(frame->goaway.opaque_data);
-          session.goaway_reason_ =
-              printable({text == nullptr ? "" : text,
-                         std::min<std::size_t>(frame->goaway.opaque_data_len, kBodyExcerpt)});
+          session.on_goaway(frame->goaway.last_stream_id,
+                            {text == nullptr ? "" : text,
+                             std::min<std::size_t>(frame->goaway.opaque_data_len, kBodyExcerpt)});
           return 0;
         });
+      case NGHTTP2_SETTINGS:
+        session.settled_ = true;  // an acknowledgement comes after the peer's own
+        break;
       case NGHTTP2_PING:
         if ((frame->hd.flags & NGHTTP2_FLAG_ACK) != 0) ++session.acknowledged_pings_;
         break;
@@ -250,6 +251,11 @@ struct Session::Callbacks {
   // Our own GOAWAY says why nghttp2 gives the connection up, better than anything else does.
   static int before_sending(nghttp2_session*, const nghttp2_frame* frame, void* user_data) {
     Session& session = self(user_data);
+    if (frame->hd.type == NGHTTP2_HEADERS) {
+      Stream* const stream = session.find(frame->hd.stream_id);
+      if (stream != nullptr) stream->begun_ = true;
+      return 0;
+    }
     if (frame->hd.type != NGHTTP2_GOAWAY) return 0;
     return session.guard([&] {
       const auto* text = reinterpret_cast<const char*>(frame->goaway.opaque_data);
@@ -550,7 +556,20 @@ std::string Session::diagnosis() const {
 }
 
 bool Session::left_out(const Stream& stream) const noexcept {
-  return goaway_ && stream.id_ > last_stream_id_;
+  return !stream.begun_ || (goaway_ && stream.id_ > last_stream_id_);
+}
+
+void Session::on_goaway(std::int32_t last_stream_id, std::string_view reason) {
+  goaway_ = true;
+  last_stream_id_ = last_stream_id;
+  goaway_reason_ = printable(reason);
+  // nghttp2 ends those that are left out, but for one that has yet to be sent: it waits for its
+  // turn, which may be long, and whatever number the peer names, it is not sent any more.
+  for (auto& [id, stream] : streams_) {
+    if (stream->done_ || stream->begun_) continue;
+    stream->outcome_.safe_to_retry = true;
+    fail(*stream, Status::kUnavailable, complaint());
+  }
 }
 
 void Session::end(const std::string& reason) {
@@ -625,6 +644,11 @@ void Session::sent(std::size_t size) noexcept {
 }
 
 bool Session::wants_write() { return !queue_.empty() || nghttp2_session_want_write(session_) != 0; }
+
+std::uint32_t Session::most_calls() const noexcept {
+  if (!settled_) return 1;
+  return nghttp2_session_get_remote_settings(session_, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
+}
 
 bool Session::usable() const noexcept {
   return !goaway_ && nghttp2_session_check_request_allowed(session_) != 0 &&

@@ -31,11 +31,15 @@ class AsyncConnection:
         Of all connections of the channel.
     keepalive : (int, int), nanoseconds
         Silence after which to ping while there are calls, and how long to wait; 0 is off.
+    on_change : callable
+        Called when there may be a place for a call, or there is none any more.
 
     Attributes
     ----------
     calls, byte_size : int
         How many calls are on it, and how many bytes they send.
+    promised : int
+        How many calls were given a place on it, and are about to begin.
     idle_since : float
         When the last of them ended, in seconds of ``loop.time()``.
     """
@@ -46,13 +50,16 @@ class AsyncConnection:
         multiplexer: _http2.Multiplexer,
         budget: LoopBudget,
         keepalive: tuple[int, int],
+        on_change: Callable[[], None],
     ) -> None:
         self.multiplexer = multiplexer
         self.calls = 0
         self.byte_size = 0
+        self.promised = 0
         self.idle_since = loop.time()
         self._loop = loop
         self._budget = budget
+        self._on_change = on_change
         self._waiting: set[Callable[[], None]] = set()  # for the loop's next round
         self._descriptor = multiplexer.descriptor
         self._scheduled = False
@@ -88,6 +95,11 @@ class AsyncConnection:
             self.idle_since = self._loop.time()
             if not self.usable:
                 self.hang_up()
+        self._on_change()
+
+    def decline(self) -> None:
+        """Say that a place that was given to a call is not taken."""
+        self._on_change()
 
     def retire(self) -> None:
         """Take no more calls; hang up after the last one."""
@@ -141,6 +153,7 @@ class AsyncConnection:
             self.multiplexer.fail(reason)
         self.multiplexer.hang_up()
         wake(self.multiplexer.news())
+        self._on_change()
 
     def _on_readable(self) -> None:
         self._in_turn(self._receive)
@@ -173,6 +186,7 @@ class AsyncConnection:
             raise
         wake(news)
         self._settle()
+        self._on_change()  # the server may take more calls by now, or none any more
 
     def _settle(self) -> None:
         """Watch for what is to be watched for now."""

@@ -112,4 +112,10 @@ def stream_failure(
         return None
     if outcome.status == StatusCode.CANCELLED and closed:
         return ClosedError(f"the channel to {target} was closed during the call")
-    return server_error(outcome.status, outcome.message, call=options.call, target=target)
+    return server_error(
+        outcome.status,
+        outcome.message,
+        call=options.call,
+        target=target,
+        safe_to_retry=outcome.safe_to_retry,
+    )

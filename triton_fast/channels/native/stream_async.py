@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from ...errors import Cancelled, ClosedError, DeadlineExceeded, TritonFastError, Unavailable
+from ...errors import Cancelled, ClosedError, DeadlineExceeded, TritonFastError
 from ..base import CallOptions, Outgoing, StreamIncoming
 from ..event_loop import seconds_left
 from .channel import metadata
@@ -29,7 +30,7 @@ class AsyncNativeStream:
     Parameters
     ----------
     connection : coroutine function
-        Returns the connection that it is to be on.
+        Returns the connection that it is to be on, where it is begun at once.
     method, incoming, options
         As in `triton_fast.channels.base.Channel.open_stream`.
     target : str
@@ -71,7 +72,7 @@ class AsyncNativeStream:
         if self._over:
             raise self._ended_by_server()
         try:
-            connection, exchange = await self._begin()
+            connection, exchange = await self._begin(deadline_ns)
             self._half_closed = last
             connection.multiplexer.send(exchange, outgoing)
             if last:
@@ -137,23 +138,32 @@ class AsyncNativeStream:
         if self._closed():
             raise ClosedError(f"the channel to {self._target} is closed")
 
-    async def _begin(self) -> tuple[AsyncConnection, _http2.Exchange]:
-        """Return the call, which begins with its first message."""
+    async def _begin(
+        self, deadline_ns: int | None = None
+    ) -> tuple[AsyncConnection, _http2.Exchange]:
+        """Return the call, which begins with its first message, by that message's deadline."""
         if self._connection is not None and self._exchange is not None:
             return self._connection, self._exchange
-        connection = await self._new_connection(self._options)
-        self._check()  # whether it was given up meanwhile
-        try:
-            exchange = connection.multiplexer.open(
-                self._method,
-                None,
-                self._incoming,
-                metadata(self._options.headers),
-                "",
-                self._options.deadline_ns,
-            )
-        except RuntimeError as error:
-            raise Unavailable(str(error), call=self._options.call, target=self._target) from error
+        options = self._options
+        ends = [end for end in (deadline_ns, options.deadline_ns) if end is not None]
+        waiting = dataclasses.replace(options, deadline_ns=min(ends, default=None))
+        while True:
+            connection = await self._new_connection(waiting)
+            if self._over:  # it was given up meanwhile
+                connection.decline()
+            self._check()
+            try:
+                exchange = connection.multiplexer.open(
+                    self._method,
+                    None,
+                    self._incoming,
+                    metadata(options.headers),
+                    "",
+                    options.deadline_ns,
+                )
+                break
+            except RuntimeError:
+                connection.retire()  # the server is going away; the next may be to another one
         exchange.waiter = self._bell
         left = seconds_left(self._options.deadline_ns)
         if left is not None:

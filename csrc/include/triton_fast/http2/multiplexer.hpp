@@ -64,6 +64,10 @@ class Multiplexer {
   /// Whether new calls may be opened.
   bool usable() const noexcept { return !broken_ && !inherited() && session_.usable(); }
 
+  /// @brief How many calls may be on their way; see Session::most_calls().
+  std::uint32_t most_calls() const noexcept { return session_.most_calls(); }
+  bool settled() const noexcept { return session_.settled(); }
+
   /// @brief Breaks the connection: its calls end with UNAVAILABLE.
   void fail(const std::string& reason);
   bool broken() const noexcept { return broken_; }

@@ -103,6 +103,7 @@ class Call {
   template <typename Step>
   Progress attempt(const Step& step);
   bool begin(std::int64_t slice_end_ns);
+  void take_outcome();
 
   const std::shared_ptr<Pool> pool_;
   MessageSink* const sink_;

@@ -60,6 +60,7 @@ class Stream {
   bool streaming_ = false;    // more than one message, each way
   bool half_closed_ = false;  // no message comes after those that are there
   bool closed_ = false;       // and kept only until its pieces are sent
+  bool begun_ = false;        // its headers are listed, so that the peer may see it
   // Response.
   MessageSink* sink_ = nullptr;
   bool takes_compressed_ = false;
@@ -155,6 +156,14 @@ class Session {
   /// Whether a new call may be opened.
   bool usable() const noexcept;
 
+  /// @brief How many calls the peer takes at a time, as SETTINGS_MAX_CONCURRENT_STREAMS says; until
+  /// it has said so, one. Further ones are for the caller to hold back: of those that are opened
+  /// all the same, some are not sent before others are over, or refused.
+  std::uint32_t most_calls() const noexcept;
+
+  /// Whether the peer has said by now how many calls it takes.
+  bool settled() const noexcept { return settled_; }
+
   /// @brief Queues a PING. acknowledged_pings() grows when its answer comes.
   void ping();
   std::uint64_t acknowledged_pings() const noexcept { return acknowledged_pings_; }
@@ -178,6 +187,7 @@ class Session {
   void push_owned(const std::uint8_t* data, std::size_t size);
   Stream* find(std::int32_t id) noexcept;
   bool left_out(const Stream& stream) const noexcept;
+  void on_goaway(std::int32_t last_stream_id, std::string_view reason);
   std::string diagnosis() const;
   template <typename Body>
   int guard(const Body& body) noexcept;
@@ -200,6 +210,7 @@ class Session {
   std::size_t borrowed_ = 0;
   std::vector<std::int32_t> news_;  // has room for all streams
   bool in_long_block_ = false;      // of the headers at hand one may be longer than nghttp2 takes
+  bool settled_ = false;            // the peer's first SETTINGS have come
   bool goaway_ = false;
   std::int32_t last_stream_id_ = 0x7fffffff;
   std::string goaway_reason_;

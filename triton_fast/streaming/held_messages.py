@@ -1,0 +1,76 @@
+"""What a stream has sent, as copies to be sent again, until the server is heard of. No I/O.
+
+Owns the copies. Shared by `repeated_stream` and `repeated_stream_async`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .._core import _wire
+
+if TYPE_CHECKING:
+    from .._core import Segment
+    from ..channels.base import Outgoing
+
+__all__ = ["HeldMessages"]
+
+# Of one stream, together. A request that is larger is not copied: most servers take no more than a
+# part of it before they have said something about the stream, and until then it is being sent.
+_MOST_BYTES = 4 << 20
+
+
+class HeldMessages:
+    """Copies of the messages of one stream on which nothing has come yet.
+
+    Attributes
+    ----------
+    complete : bool
+        Whether they are all that was sent, so that the stream can be begun again. Not any more
+        once the server was heard of, or more was sent than is held.
+    """
+
+    def __init__(self) -> None:
+        self.complete = True
+        self._messages: list[tuple[_Copy, bool]] = []
+        self._byte_size = 0
+
+    def __iter__(self) -> Iterator[tuple[Outgoing, bool]]:
+        """Iterate over the messages, and whether each was the last one."""
+        return iter(list(self._messages))
+
+    def add(self, outgoing: Outgoing, *, last: bool) -> None:
+        """Keep a copy of a message that was just sent, and whose memory is there still."""
+        if not self.complete:
+            return
+        self._byte_size += outgoing.byte_size
+        if self._byte_size > _MOST_BYTES:
+            self.let_go()
+        else:
+            self._messages.append((_Copy(outgoing.render()), last))
+
+    def let_go(self) -> None:
+        """Keep nothing any more: the stream is not to be begun again. Idempotent."""
+        if self.complete:
+            self.complete = False
+            self._messages = []
+
+
+class _Copy:
+    """An `Outgoing` that has its own memory."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+
+    @property
+    def byte_size(self) -> int:
+        return len(self._message)
+
+    def segments(self) -> list[Segment]:
+        return [_wire.address_of(self._message)]
+
+    def render(self) -> bytes:
+        return self._message
