@@ -17,8 +17,9 @@ SEEN = Unavailable("the connection broke")
 class Placed:
     """What of a client's use of shared memory `Repeats` asks."""
 
-    def __init__(self, *, better: bool):
+    def __init__(self, *, better: bool, required: bool = True):
         self.better = better
+        self.required = required
         self.concluded: list[BaseException] = []
 
     def conclude(self, prepared, placement, error):
@@ -51,8 +52,14 @@ def test_a_call_is_placed_anew_three_times_at_most():
     error = InvalidArgument("no")
     assert [repeats.after(error, shared, None, object()) for _ in range(5)] == [1, 1, 1, 0, 0]
     assert len(shared.concluded) == 5
+    shared.required = False
+    repeats = Repeats()
+    again = [(repeats.after(error, shared, None, object()), repeats.on_the_wire) for _ in range(4)]
+    assert again == [(True, False)] * 3 + [(True, True)]
+    shared.concluded.clear()
     assert not Repeats().after(error, shared, None, None)  # nothing was placed
-    assert len(shared.concluded) == 5
+    assert not repeats.after(error, shared, None, None)
+    assert not shared.concluded
 
 
 class Failing:

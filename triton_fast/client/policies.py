@@ -74,7 +74,7 @@ class Policies:
         shared = self._shared
         while True:
             placement = None
-            if shared is not None:
+            if shared is not None and (repeats is None or not repeats.on_the_wire):
                 placement = shared.place(prepared, tensors, out, options)
             attempt = Attempt(prepared, tensors, request_id, out, placement)
             try:

@@ -4,12 +4,14 @@ Three kinds of failure are over with a second try, and none of them is the calle
 
 - The channel says that the server has not begun the call (`ServerError.safe_to_retry`): a
   connection that idled was dead, or the server was going away. Once more, whatever the call.
-- The server does not know a shared memory region any more: it was started anew. The call is placed
-  in fresh slots.
+- The server does not know a shared memory region any more: it was started anew, and the call is
+  placed in fresh slots. Or there are several servers, and the call goes over the wire; see
+  `triton_fast.shared_memory.several_servers`.
 - An output has outgrown its slot, or is gone, because the model was replaced. The call is placed
   anew, too. The model may have run for nothing then, which is why one with state is never asked for
   outputs in shared memory; see `triton_fast.shared_memory.placement`.
 
+Where shared memory is not required, a call that was placed anew too often goes over the wire.
 Everything else is the caller's to decide. Channels make a call once.
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import ServerError, WireError
+from ..protocol.server_messages import explain_lost_region
 
 if TYPE_CHECKING:
     from ..inference.request import Prepared
@@ -31,6 +34,10 @@ T = TypeVar("T")
 
 class Concluding(Protocol):
     """A client's use of shared memory, of either face."""
+
+    @property
+    def required(self) -> bool:
+        """Whether large tensors may not go over the wire."""
 
     def conclude(self, prepared: Prepared, placement: Placement, error: BaseException) -> bool:
         """Draw the conclusions of a failed call; say whether another placement may do better."""
@@ -64,6 +71,11 @@ class Repeats:
         self._unseen += 1
         return self._unseen <= _MOST_UNSEEN
 
+    @property
+    def on_the_wire(self) -> bool:
+        """Whether the call is not to be placed in shared memory again."""
+        return self._placed_anew > _MOST_PLACED_ANEW
+
     def after(
         self,
         error: BaseException,
@@ -86,10 +98,15 @@ class Repeats:
         """
         if isinstance(error, ServerError) and error.safe_to_retry:
             return self.unseen(error)
-        if shared is None or placement is None or not shared.conclude(prepared, placement, error):
-            return False
-        self._placed_anew += 1
-        return self._placed_anew <= _MOST_PLACED_ANEW
+        again = False
+        if shared is not None and placement is not None:
+            again = shared.conclude(prepared, placement, error)
+        if again and shared is not None:
+            self._placed_anew += 1
+            again = not self.on_the_wire or not shared.required
+        if not again:
+            explain_lost_region(error)
+        return again
 
 
 def distrust(

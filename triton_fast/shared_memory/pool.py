@@ -14,8 +14,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from .._core._shm import Arenas, Lease, Segment
@@ -35,7 +35,8 @@ from ..errors import (
 )
 from .fork_copies import ForkCopies
 from .ownership import region_name, remove_orphans
-from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, Registry
+from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, NOT_NOW, Registry
+from .several_servers import LOOKS, look, take_back
 
 __all__ = ["Refused", "Slot", "SlotPool", "WaitPolicy", "WouldBlock"]
 
@@ -48,11 +49,27 @@ _PAGE = 4096
 _WORN = 4
 # How long closing waits for a thread that is registering a region.
 _FAREWELL_S = 2.0
+# How often it is looked whether a region is there that was registered just now.
+_LOOKS_AT_NEW = 4
+# How much of a call's time goes at most to finding out about servers, and to what they are told:
+# half of what it has, and no more than this.
+_SETTLING_S = 1.0
+# When it is tried again to have several servers let go of what they have kept, as one does while a
+# call is on it: twice as late each time, and after these times only when the pool is closed.
+_AGAIN_S = 0.05
+_MOST_TRIES = 10
+# How many names of regions are kept that a server has lost: one for each time that it was started
+# anew, and more where several are behind one address, until that comes out.
+_MOST_LOST = 256
 
 _DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
 _ELSEWHERE = (
     "it must run on this machine and see the same /dev/shm: in a container, start it with "
     "--ipc=host (or the client with --ipc=container:NAME), as the same user or as root"
+)
+_SEVERAL = (
+    "several servers answer at this address: a region of shared memory that one has registered is "
+    "unknown to another. Give the client the address of one server to have shared memory with that"
 )
 
 
@@ -107,7 +124,8 @@ class _Region:
     segment: Segment
     arena: int
     retired: bool = False  # no more of its slots are leased
-    lost: bool = False  # the server does not know it any more
+    lost: bool = False  # the server does not know it any more, or only one of several does
+    left: bool = False  # it was given up, and there only may be arrays on it
 
 
 class _Call(Protocol):
@@ -117,12 +135,18 @@ class _Call(Protocol):
     def slots(self) -> Sequence[Slot]:
         """Those that the server was told of."""
 
+    @property
+    def over(self) -> bool:
+        """Whether it is not under way any more, though somebody has it still."""
 
-class _Leaving(NamedTuple):
+
+@dataclass(slots=True)
+class _Leaving:
     """A region that we have given up, and the server has not, or may not have."""
 
     byte_size: int
     in_doubt: bool  # whether the server may still be at it: for a call, or one that was given up
+    asked: bool = False  # whether the server was told to let go of it
 
 
 class SlotPool:
@@ -162,7 +186,13 @@ class SlotPool:
         _copies.add(self._arenas)
         self._regions: dict[int, _Region] = {}  # by arena
         self._leaving: dict[str, _Leaving] = {}  # those that the server still has, by name
-        self._lock = threading.Lock()  # of the two above, and of growing
+        self._gone: dict[str, _Leaving] = {}  # those that it did not know when it should have
+        self._lock = threading.Lock()  # of the three above, and of growing
+        self._doubtful = False  # whether it is to be found out why a region is unknown
+        self._several = False  # whether several servers are there, by all that was seen
+        self._kept = False  # whether these have regions that they are to let go of
+        self._tries = 0
+        self._again_ns = 0
         self._closed = False
         _pools.add(self)
 
@@ -195,7 +225,7 @@ class SlotPool:
         Raises
         ------
         Refused
-            If the server takes no regions of ours.
+            If the server takes no regions of ours, or there are several servers.
         DeadlineExceeded
             If no room was found until then; the message says what is in the way.
         ResourceExhausted
@@ -208,6 +238,8 @@ class SlotPool:
         while True:
             if self._closed:
                 raise ClosedError("the client was closed")
+            if self._several:
+                raise Refused(_SEVERAL)
             generation = self._arenas.generation
             slots = self.take(sizes)
             if slots is not None:
@@ -262,14 +294,106 @@ class SlotPool:
             self._arenas.quarantine(slot.arena, slot.offset)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take no more slots from regions that the server has lost: it was started anew."""
+        """Take no more slots from regions that the server does not know; `settle` finds out why."""
         # Without the lock, which somebody may hold who waits for that server.
         lost = set(names)
         for region in list(self._regions.values()):
-            if region.name in lost:
-                region.lost = region.retired = True
-                with contextlib.suppress(KeyError):  # dropped just now
-                    self._arenas.retire(region.arena)
+            if region.name in lost and not region.lost:
+                self._lose(region)
+                self._doubtful = True
+
+    def _lose(self, region: _Region) -> None:
+        region.lost = region.retired = True
+        with contextlib.suppress(KeyError):  # dropped just now
+            self._arenas.retire(region.arena)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several servers, so that no call may use a slot."""
+        return self._several
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is something for `settle` to do."""
+        if self._several:
+            return self._kept and time.monotonic_ns() >= self._again_ns
+        return self._doubtful
+
+    def settle(self, options: CallOptions, patience: WaitPolicy, *, required: bool) -> bool:
+        """Find out whether the server was started anew, or is one of several; then act on it.
+
+        Where there are several, they are told to let go of all regions that no call is on. For the
+        parameters see `lease`.
+
+        Returns
+        -------
+        bool
+            False if another thread is at it, and this one did not wait.
+
+        Raises
+        ------
+        WouldBlock
+            If it takes more patience.
+        """
+        if patience is WaitPolicy.NONE:
+            raise WouldBlock
+        if not self._lock.acquire(timeout=_left(options) if required else 0):
+            return False
+        try:
+            if self._closed:
+                return True
+            brief = _briefly(options)
+            if not self._several:
+                self._doubtful = False
+                ours = {region.name for region in self._regions.values() if not region.lost}
+                missing = self._look(brief, ours, LOOKS)
+                for region in self._regions.values():
+                    if region.name in missing:
+                        self._lose(region)
+            if self._several:
+                self._take_back(brief)
+            return True
+        finally:
+            self._lock.release()
+
+    def _look(self, options: CallOptions, ours: Set[str], times: int) -> Set[str]:
+        """Look for regions at the server; return those that it never had."""
+        lost = {region.name for region in self._regions.values() if region.lost}
+        seen = look(self._registry, options, ours, lost | self._gone.keys(), times)
+        if seen.several:
+            self._several = True  # before it is looked which calls have slots: `Placement`
+            for region in list(self._regions.values()):
+                self._lose(region)
+        return seen.missing
+
+    def _take_back(self, options: CallOptions) -> bool:
+        """Have all servers let go of regions that no call is on; see `take_back`.
+
+        Returns
+        -------
+        bool
+            Whether to ask again: something is left.
+        """
+        busy = self._busy()
+        self._kept = False
+        for region in list(self._regions.values()):
+            if region.name in busy:
+                self._kept = True
+                continue
+            self._leave(region)
+            if self._arenas.idle(region.arena):
+                self._arenas.remove(region.arena)
+                del self._regions[region.arena]
+        regions = self._gone | self._leaving
+        in_doubt = {name: region.in_doubt for name, region in regions.items()}
+        left = take_back(self._registry, in_doubt, options)
+        self._gone.clear()
+        self._leaving = {name: regions[name] for name in left}
+        self._tries += 1
+        self._again_ns = time.monotonic_ns() + round(_AGAIN_S * 2**self._tries * 1e9)
+        left_over = self._kept or bool(left)
+        self._kept = left_over and self._tries < _MOST_TRIES
+        return left_over
 
     def _grow(self, sizes: Sequence[int], options: CallOptions, *, patient: bool) -> bool:
         """Add a region if there may be one; say whether there is more room now."""
@@ -287,18 +411,26 @@ class SlotPool:
         try:
             if self._closed:
                 raise ClosedError("the client was closed")
+            if self._several:
+                raise Refused(_SEVERAL)
             if len(self._regions) > seen:
                 return True  # another thread did it meanwhile
             dropped = self._drop_unused(options)
-            used = self._used()
-            if used + wanted > self._limit:
-                return dropped
-            self._retire_worn()
-            live = sum(
-                region.segment.byte_size for region in self._regions.values() if not region.retired
-            )
-            byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
-            self._add(_segment(byte_size, wanted), options)
+            if not self._several:
+                used = self._used()
+                if used + wanted > self._limit:
+                    return dropped
+                self._retire_worn()
+                live = sum(
+                    region.segment.byte_size
+                    for region in self._regions.values()
+                    if not region.retired
+                )
+                byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
+                self._add(_segment(byte_size, wanted), options)
+            if self._several:
+                self._take_back(_briefly(options))
+                raise Refused(_SEVERAL)
             return True
         finally:
             self._lock.release()
@@ -322,6 +454,7 @@ class SlotPool:
         run_exit_in_multiprocessing()
         arena = self._arenas.add(segment)
         self._regions[arena] = _Region(name, segment, arena)
+        self._look(_briefly(options), {name}, _LOOKS_AT_NEW)
 
     def _retire_worn(self) -> None:
         """Lease no more of regions that have much in quarantine, so that they come to be unused.
@@ -364,11 +497,25 @@ class SlotPool:
 
     def _leave(self, region: _Region) -> None:
         """Take note that a region is of no more use to us."""
-        if not region.lost:
-            in_doubt = self._arenas.figures(region.arena)["quarantined"] > 0 or any(
-                slot.region == region.name for call in _alive(self.calls) for slot in call.slots
-            )
-            self._leaving[region.name] = _Leaving(region.segment.byte_size, in_doubt)
+        if region.left:
+            return
+        region.left = True
+        quarantined = self._arenas.figures(region.arena)["quarantined"] > 0
+        leaving = _Leaving(region.segment.byte_size, quarantined or region.name in self._busy())
+        if region.lost:
+            self._miss(region.name, leaving)
+        else:
+            self._leaving[region.name] = leaving
+
+    def _busy(self) -> set[str]:
+        """Return the regions that calls are on."""
+        return {slot.region for call in _alive(self.calls) if not call.over for slot in call.slots}
+
+    def _miss(self, name: str, region: _Leaving) -> None:
+        """Take note of a region that the server does not know: another one may."""
+        if len(self._gone) >= _MOST_LOST:
+            del self._gone[next(iter(self._gone))]
+        self._gone[name] = region
 
     def _unregister(self, options: CallOptions) -> bool:
         """Have the server let go of what we have given up. What it keeps counts as used.
@@ -383,13 +530,19 @@ class SlotPool:
             going = list(self._leaving)
         if not going:
             return False
+        for name in self._look(options, {n for n in going if not self._leaving[n].asked}, 1):
+            # Whoever has lost it: we never told anybody to let go of it.
+            self._miss(name, self._leaving.pop(name))
+            going.remove(name)
+            self._doubtful = True
+        if self._several:
+            return False
         try:
             for name in going:
+                self._leaving[name].asked = True
                 try:
                     self._registry.unregister(name, options)
-                except (Internal, InvalidArgument, FailedPrecondition) as error:
-                    # Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it
-                    # off, and list it until then.
+                except NOT_NOW as error:
                     _log.debug("region %s is still in use: %s", name, error)
             known = self._registry.regions(options)
         except TritonFastError as error:
@@ -403,7 +556,7 @@ class SlotPool:
     @property
     def is_used(self) -> bool:
         """Whether the server may know regions of ours."""
-        return bool(self._regions or self._leaving)
+        return bool(self._regions or self._leaving or self._gone)
 
     def summary(self) -> str:
         """Say how much there is, and who has it."""
@@ -433,10 +586,15 @@ class SlotPool:
                 self._arenas.retire(region.arena)
                 self._leave(region)
             self._regions.clear()
-            if self._leaving:
+            if self._leaving or self._gone:
                 options = self._closing_options()
                 end = time.monotonic() + LETTING_GO_S
-                while self._unregister(options) and time.monotonic() < end:
+                while not self._several and self._unregister(options) and time.monotonic() < end:
+                    time.sleep(LETTING_GO_PAUSE_S)
+                if not self._several and not self._gone:
+                    return
+                # Those that a server has lost, it or another may have.
+                while self._take_back(options) and time.monotonic() < end:
                     time.sleep(LETTING_GO_PAUSE_S)
         finally:
             self._lock.release()
@@ -471,6 +629,15 @@ def _left(options: CallOptions) -> float:
     if options.deadline_ns is None:
         return -1
     return min(max((options.deadline_ns - time.monotonic_ns()) * 1e-9, 0.0), threading.TIMEOUT_MAX)
+
+
+def _briefly(options: CallOptions) -> CallOptions:
+    """Return options for what must leave time for the call itself."""
+    now = time.monotonic_ns()
+    left = round(_SETTLING_S * 1e9)
+    if options.deadline_ns is not None:
+        left = min(left, (options.deadline_ns - now) // 2)
+    return replace(options, deadline_ns=now + left)
 
 
 def _segment(byte_size: int, wanted: int) -> Segment:
