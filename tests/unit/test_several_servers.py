@@ -1,6 +1,6 @@
 """Several servers behind one address, and one that was started anew: servers in memory.
 
-tests/peers/test_several_servers.py has real ones, behind proxies.
+tests/peers/test_two_tritons.py has real ones, behind proxies.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from triton_fast.channels.base import CallOptions
 from triton_fast.client import client as client_module
 from triton_fast.client import client_async as client_async_module
 from triton_fast.protocol.messages import message_class
+from triton_fast.shared_memory import given_up
 from triton_fast.shared_memory import pool as pools
-from triton_fast.shared_memory.pool import SlotPool, WaitPolicy
+from triton_fast.shared_memory.pool import Slot, SlotPool, WaitPolicy
 from triton_fast.shared_memory.registration import Registry
 
 OPTIONS = CallOptions(call="ModelInfer('m')")
@@ -38,19 +39,31 @@ class Triton(RegisterScript):
         super().__init__()
         self.inferences = 0  # those that were asked for
         self.through_regions = 0  # those of them that it has run, with inputs in shared memory
+        self.kept: list[NotFound] | None = None  # the errors that it has given, if they are kept
 
     def __call__(self, method: str, request: Any) -> Any:
         if method != "ModelInfer":
             return super().__call__(method, request)
         self.inferences += 1
-        names = [i.parameters[REGION].string_param for i in request.inputs if REGION in i.parameters]
+        names = [
+            i.parameters[REGION].string_param for i in request.inputs if REGION in i.parameters
+        ]
         for name in names:
             if name not in self.regions:
-                return NotFound(f"Unable to find shared memory region: '{name}'")
+                error = NotFound(f"Unable to find shared memory region: '{name}'")
+                if self.kept is not None:
+                    self.kept.append(error)
+                return error
         self.through_regions += bool(names)
         answer = message_class("ModelInferResponse")(model_name="m", raw_output_contents=[b"done"])
         answer.outputs.add(name="y", datatype="INT32", shape=[1])
         return answer
+
+
+def lease(slots: SlotPool, byte_size: int = 5) -> list[Slot]:
+    found = slots.lease([byte_size], OPTIONS, WaitPolicy.WAIT, required=True)
+    assert found is not None
+    return found
 
 
 class Address:
@@ -74,10 +87,12 @@ class Address:
         self._next += 1
         return self.servers[self._next % len(self.servers)]
 
+    def answer(self, method: str, request: Any) -> Any:
+        return self.next()(method, request)
+
     def new_channel(self) -> MemoryChannel:
         server = self.next()
-        script = (lambda *call: self.next()(*call)) if self.per_call else server
-        self.channels.append(MemoryChannel(script))
+        self.channels.append(MemoryChannel(self.answer if self.per_call else server))
         return self.channels[-1]
 
     @contextlib.contextmanager
@@ -164,8 +179,10 @@ def test_two_that_cannot_be_told_apart_at_first(
 
 
 def test_each_connection_to_another_server(open_client: Any, caplog: Any) -> None:
-    """What one server has lost, and another has still, tells."""
+    """What one server has lost, and another has still, tells; whoever keeps tracebacks of calls."""
     address = Address(2, per_call=False)
+    for server in address.servers:
+        server.kept = []
     client = open_client(address)
     infer(client)
     calls = address.channels[0]
@@ -182,7 +199,7 @@ def test_what_is_at_another_server_when_a_client_is_closed(caplog: Any) -> None:
     address = Address(2, per_call=False)
     channel = address.new_channel()
     pool = address.new_pool(channel.ask)
-    assert pool.lease([5], OPTIONS, WaitPolicy.WAIT, required=True)
+    lease(pool)
     channel._script = address.next()
     assert sum(map(len, address.regions)) == 1
     pool.close()
@@ -210,13 +227,12 @@ class Call:
 def test_regions_that_calls_are_on_are_kept_until_these_are_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pools, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(given_up, "_AGAIN_S", 0.0)
     address = Address(2, per_call=False)
     one, other = address.servers
     channel = MemoryChannel(one)
     pool = address.new_pool(channel.ask)
-    slots = pool.lease([5], OPTIONS, WaitPolicy.WAIT, required=True)
-    assert slots
+    slots = lease(pool)
     call = Call(slots)
     pool.calls.add(call)
     other.regions.update(one.regions)
@@ -242,8 +258,7 @@ def test_no_server_is_told_what_would_kill_it(versions: tuple[str, str]) -> None
     for server, version in zip(address.servers, versions, strict=True):
         server.version = version
     pool = address.new_pool(MemoryChannel(address.servers[0]).ask)
-    given_up = pool.lease([5], OPTIONS, WaitPolicy.WAIT, required=True)
-    assert given_up
+    given_up = lease(pool)
     pool.quarantine(given_up)
     pool._registry._ask = address.new_channel().ask
     pool.forget([given_up[0].region])
@@ -275,7 +290,7 @@ def test_a_server_that_was_started_anew(open_client: Any, caplog: Any) -> None:
     address = Address(1)
     client = open_client(address)
     (server,) = address.servers
-    held = [shared(client).lease([100_000 << n], OPTIONS, WaitPolicy.WAIT, required=True) for n in range(5)]
+    held = [lease(shared(client), 100_000 << number) for number in range(5)]
     infer(client)
     assert len(server.regions) > 4
     del held

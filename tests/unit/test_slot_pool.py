@@ -25,6 +25,7 @@ from triton_fast.errors import (
     Unavailable,
     Unimplemented,
 )
+from triton_fast.shared_memory import given_up
 from triton_fast.shared_memory import pool as pools
 from triton_fast.shared_memory.pool import Refused, Slot, SlotPool, WaitPolicy, WouldBlock
 from triton_fast.shared_memory.registration import Registry
@@ -309,8 +310,9 @@ def test_places_of_memory(register: Server) -> None:
     assert pool.locate(np.zeros(1).ctypes.data, 8) is None
 
 
-def test_closing(register: Server) -> None:
+def test_closing(register: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is asked until it lets go, for a while; who has an array keeps it."""
+    monkeypatch.setattr(given_up, "LETTING_GO_S", 30)
     unused = SlotPool(Registry(register.channel.ask), FIRST, options_of_closing)
     unused.close()
     assert register.channel.asked == []
@@ -343,7 +345,7 @@ def options_of_closing() -> CallOptions:
 def test_closing_ends_although_the_server_keeps_it(
     register: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "LETTING_GO_S", 0.05)
+    monkeypatch.setattr(given_up, "LETTING_GO_S", 0.05)
     pool = register.pool()
     register.in_use.add(slot(pool, 4).region)
     gc.collect()

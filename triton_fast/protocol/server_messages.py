@@ -60,9 +60,9 @@ _TOO_SMALL = re.compile(
 _LOST = re.compile(r"Unable to find (?:system )?shared memory region(?:: '(?P<name>.*)')?")
 
 _EXPLANATION = (
-    "a region is known where it was registered, and nowhere else: the server was started anew since, "
-    "or several servers answer at this address (a proxy's, or a port that they share), and then a "
-    "client of one server's own address is what can use regions"
+    "a region is known where it was registered, and nowhere else: the server was started anew "
+    "since, or several servers answer at this address (a proxy's, or a port that they share); give "
+    "the client the address of one of them"
 )
 
 

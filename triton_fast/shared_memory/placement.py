@@ -173,7 +173,7 @@ class SharedMemory:
         return None
 
     def _takes_any(self, options: CallOptions, patience: WaitPolicy) -> bool:
-        """Whether there is a point in asking for slots, once what is in doubt has been found out."""
+        """Whether slots are worth asking for, once what is in doubt has been found out."""
         if self._pool.unsettled:
             settled = self._pool.settle(options, patience, required=self._required)
             if not settled and not self._required:

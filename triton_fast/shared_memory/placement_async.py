@@ -73,9 +73,7 @@ class AsyncSharedMemory:
         self._closed = False
         self._closing_options = closing_options
         self._waiting: asyncio.Future[None] | None = None
-        self.inner: SharedMemory = new_shared(
-            Registry(self._ask, self._ask_afresh), self._options
-        )
+        self.inner: SharedMemory = new_shared(Registry(self._ask, self._ask_afresh), self._options)
 
     @property
     def required(self) -> bool:

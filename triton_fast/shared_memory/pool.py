@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -30,17 +29,14 @@ from ..errors import (
     PermissionDenied,
     ResourceExhausted,
     SharedMemoryError,
-    TritonFastError,
     Unimplemented,
 )
 from .fork_copies import ForkCopies
+from .given_up import LOOKS, GivenUp
 from .ownership import region_name, remove_orphans
-from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, NOT_NOW, Registry
-from .several_servers import LOOKS, look, take_back
+from .registration import Registry
 
 __all__ = ["Refused", "Slot", "SlotPool", "WaitPolicy", "WouldBlock"]
-
-_log = logging.getLogger("triton_fast")
 
 # What the first region has room for; each further one is as large as all before it together.
 _FIRST_REGION = 16 << 20
@@ -54,14 +50,6 @@ _LOOKS_AT_NEW = 4
 # How much of a call's time goes at most to finding out about servers, and to what they are told:
 # half of what it has, and no more than this.
 _SETTLING_S = 1.0
-# When it is tried again to have several servers let go of what they have kept, as one does while a
-# call is on it: twice as late each time, and after these times only when the pool is closed.
-_AGAIN_S = 0.05
-_MOST_TRIES = 10
-# How many names of regions are kept that a server has lost: one for each time that it was started
-# anew, and more where several are behind one address, until that comes out.
-_MOST_LOST = 256
-
 _DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
 _ELSEWHERE = (
     "it must run on this machine and see the same /dev/shm: in a container, start it with "
@@ -140,15 +128,6 @@ class _Call(Protocol):
         """Whether it is not under way any more, though somebody has it still."""
 
 
-@dataclass(slots=True)
-class _Leaving:
-    """A region that we have given up, and the server has not, or may not have."""
-
-    byte_size: int
-    in_doubt: bool  # whether the server may still be at it: for a call, or one that was given up
-    asked: bool = False  # whether the server was told to let go of it
-
-
 class SlotPool:
     """Slots in memory that this process shares with one server.
 
@@ -185,14 +164,8 @@ class SlotPool:
         self._arenas = Arenas()
         _copies.add(self._arenas)
         self._regions: dict[int, _Region] = {}  # by arena
-        self._leaving: dict[str, _Leaving] = {}  # those that the server still has, by name
-        self._gone: dict[str, _Leaving] = {}  # those that it did not know when it should have
-        self._lock = threading.Lock()  # of the three above, and of growing
-        self._doubtful = False  # whether it is to be found out why a region is unknown
-        self._several = False  # whether several servers are there, by all that was seen
-        self._kept = False  # whether these have regions that they are to let go of
-        self._tries = 0
-        self._again_ns = 0
+        self._given_up = GivenUp(registry)
+        self._lock = threading.Lock()  # of the two above, and of growing
         self._closed = False
         _pools.add(self)
 
@@ -238,7 +211,7 @@ class SlotPool:
         while True:
             if self._closed:
                 raise ClosedError("the client was closed")
-            if self._several:
+            if self.several:
                 raise Refused(_SEVERAL)
             generation = self._arenas.generation
             slots = self.take(sizes)
@@ -300,7 +273,7 @@ class SlotPool:
         for region in list(self._regions.values()):
             if region.name in lost and not region.lost:
                 self._lose(region)
-                self._doubtful = True
+                self._given_up.doubtful = True
 
     def _lose(self, region: _Region) -> None:
         region.lost = region.retired = True
@@ -310,14 +283,12 @@ class SlotPool:
     @property
     def several(self) -> bool:
         """Whether there are several servers, so that no call may use a slot."""
-        return self._several
+        return self._given_up.several
 
     @property
     def unsettled(self) -> bool:
         """Whether there is something for `settle` to do."""
-        if self._several:
-            return self._kept and time.monotonic_ns() >= self._again_ns
-        return self._doubtful
+        return self._given_up.unsettled
 
     def settle(self, options: CallOptions, patience: WaitPolicy, *, required: bool) -> bool:
         """Find out whether the server was started anew, or is one of several; then act on it.
@@ -343,57 +314,35 @@ class SlotPool:
             if self._closed:
                 return True
             brief = _briefly(options)
-            if not self._several:
-                self._doubtful = False
-                ours = {region.name for region in self._regions.values() if not region.lost}
-                missing = self._look(brief, ours, LOOKS)
-                for region in self._regions.values():
-                    if region.name in missing:
-                        self._lose(region)
-            if self._several:
+            ours = {region.name for region in self._regions.values() if not region.lost}
+            self._given_up.doubtful = False
+            missing = self._given_up.look(brief, ours, self._lost(), LOOKS)
+            for region in self._regions.values():
+                if region.name in missing:
+                    self._lose(region)
+            if self.several:
                 self._take_back(brief)
             return True
         finally:
             self._lock.release()
 
-    def _look(self, options: CallOptions, ours: Set[str], times: int) -> Set[str]:
-        """Look for regions at the server; return those that it never had."""
-        lost = {region.name for region in self._regions.values() if region.lost}
-        seen = look(self._registry, options, ours, lost | self._gone.keys(), times)
-        if seen.several:
-            self._several = True  # before it is looked which calls have slots: `Placement`
-            for region in list(self._regions.values()):
-                self._lose(region)
-        return seen.missing
+    def _lost(self) -> set[str]:
+        return {region.name for region in self._regions.values() if region.lost}
 
-    def _take_back(self, options: CallOptions) -> bool:
-        """Have all servers let go of regions that no call is on; see `take_back`.
-
-        Returns
-        -------
-        bool
-            Whether to ask again: something is left.
-        """
+    def _take_back(self, options: CallOptions) -> None:
+        """Have all of several servers let go of all regions that no call is on."""
+        # It is known by now that they are several: a call that gets slots still looks at that last,
+        # and is put down as one that has slots before.
         busy = self._busy()
-        self._kept = False
         for region in list(self._regions.values()):
+            self._lose(region)
             if region.name in busy:
-                self._kept = True
                 continue
             self._leave(region)
             if self._arenas.idle(region.arena):
                 self._arenas.remove(region.arena)
                 del self._regions[region.arena]
-        regions = self._gone | self._leaving
-        in_doubt = {name: region.in_doubt for name, region in regions.items()}
-        left = take_back(self._registry, in_doubt, options)
-        self._gone.clear()
-        self._leaving = {name: regions[name] for name in left}
-        self._tries += 1
-        self._again_ns = time.monotonic_ns() + round(_AGAIN_S * 2**self._tries * 1e9)
-        left_over = self._kept or bool(left)
-        self._kept = left_over and self._tries < _MOST_TRIES
-        return left_over
+        self._given_up.take_back(options, more=bool(busy))
 
     def _grow(self, sizes: Sequence[int], options: CallOptions, *, patient: bool) -> bool:
         """Add a region if there may be one; say whether there is more room now."""
@@ -411,12 +360,12 @@ class SlotPool:
         try:
             if self._closed:
                 raise ClosedError("the client was closed")
-            if self._several:
+            if self.several:
                 raise Refused(_SEVERAL)
             if len(self._regions) > seen:
                 return True  # another thread did it meanwhile
             dropped = self._drop_unused(options)
-            if not self._several:
+            if not self.several:
                 used = self._used()
                 if used + wanted > self._limit:
                     return dropped
@@ -428,7 +377,7 @@ class SlotPool:
                 )
                 byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
                 self._add(_segment(byte_size, wanted), options)
-            if self._several:
+            if self.several:
                 self._take_back(_briefly(options))
                 raise Refused(_SEVERAL)
             return True
@@ -437,7 +386,7 @@ class SlotPool:
 
     def _used(self) -> int:
         live = sum(region.segment.byte_size for region in self._regions.values())
-        return live + sum(region.byte_size for region in self._leaving.values())
+        return live + self._given_up.byte_size
 
     def _add(self, segment: Segment, options: CallOptions) -> None:
         remove_orphans()
@@ -454,7 +403,7 @@ class SlotPool:
         run_exit_in_multiprocessing()
         arena = self._arenas.add(segment)
         self._regions[arena] = _Region(name, segment, arena)
-        self._look(_briefly(options), {name}, _LOOKS_AT_NEW)
+        self._given_up.look(_briefly(options), {name}, self._lost(), _LOOKS_AT_NEW)
 
     def _retire_worn(self) -> None:
         """Lease no more of regions that have much in quarantine, so that they come to be unused.
@@ -492,7 +441,7 @@ class SlotPool:
             self._leave(region)
             self._arenas.remove(region.arena)
             del self._regions[region.arena]
-        self._unregister(options)
+        self._given_up.unregister(options)
         return bool(unused)
 
     def _leave(self, region: _Region) -> None:
@@ -501,62 +450,21 @@ class SlotPool:
             return
         region.left = True
         quarantined = self._arenas.figures(region.arena)["quarantined"] > 0
-        leaving = _Leaving(region.segment.byte_size, quarantined or region.name in self._busy())
-        if region.lost:
-            self._miss(region.name, leaving)
-        else:
-            self._leaving[region.name] = leaving
+        self._given_up.add(
+            region.name,
+            region.segment.byte_size,
+            in_doubt=quarantined or region.name in self._busy(),
+            lost=region.lost,
+        )
 
     def _busy(self) -> set[str]:
         """Return the regions that calls are on."""
         return {slot.region for call in _alive(self.calls) if not call.over for slot in call.slots}
 
-    def _miss(self, name: str, region: _Leaving) -> None:
-        """Take note of a region that the server does not know: another one may."""
-        if len(self._gone) >= _MOST_LOST:
-            del self._gone[next(iter(self._gone))]
-        self._gone[name] = region
-
-    def _unregister(self, options: CallOptions) -> bool:
-        """Have the server let go of what we have given up. What it keeps counts as used.
-
-        Returns
-        -------
-        bool
-            Whether to ask again soon: something is left that it will let go of.
-        """
-        going = [name for name, region in self._leaving.items() if not region.in_doubt]
-        if len(going) < len(self._leaving) and self._registry.survives_removal(options):
-            going = list(self._leaving)
-        if not going:
-            return False
-        for name in self._look(options, {n for n in going if not self._leaving[n].asked}, 1):
-            # Whoever has lost it: we never told anybody to let go of it.
-            self._miss(name, self._leaving.pop(name))
-            going.remove(name)
-            self._doubtful = True
-        if self._several:
-            return False
-        try:
-            for name in going:
-                self._leaving[name].asked = True
-                try:
-                    self._registry.unregister(name, options)
-                except NOT_NOW as error:
-                    _log.debug("region %s is still in use: %s", name, error)
-            known = self._registry.regions(options)
-        except TritonFastError as error:
-            _log.debug("regions %s stay registered for now: %s", going, error)
-            return True
-        for name in list(self._leaving):
-            if name not in known:
-                del self._leaving[name]
-        return any(name in self._leaving for name in going)
-
     @property
     def is_used(self) -> bool:
         """Whether the server may know regions of ours."""
-        return bool(self._regions or self._leaving or self._gone)
+        return bool(self._regions or self._given_up)
 
     def summary(self) -> str:
         """Say how much there is, and who has it."""
@@ -568,8 +476,7 @@ class SlotPool:
                 f"{figures['quarantined_bytes']} bytes are not used any more, because calls were "
                 "given up that the server may still be at"
             )
-        leaving = sum(region.byte_size for region in self._leaving.values())
-        if leaving:
+        if leaving := self._given_up.byte_size:
             parts.append(f"{leaving} bytes are of regions that the server has not let go of")
         return f"of the client's {self._limit} bytes, " + "; ".join(parts)
 
@@ -586,16 +493,8 @@ class SlotPool:
                 self._arenas.retire(region.arena)
                 self._leave(region)
             self._regions.clear()
-            if self._leaving or self._gone:
-                options = self._closing_options()
-                end = time.monotonic() + LETTING_GO_S
-                while not self._several and self._unregister(options) and time.monotonic() < end:
-                    time.sleep(LETTING_GO_PAUSE_S)
-                if not self._several and not self._gone:
-                    return
-                # Those that a server has lost, it or another may have.
-                while self._take_back(options) and time.monotonic() < end:
-                    time.sleep(LETTING_GO_PAUSE_S)
+            if self._given_up:
+                self._given_up.let_go(self._closing_options())
         finally:
             self._lock.release()
 

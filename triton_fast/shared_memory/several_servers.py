@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..channels.base import CallOptions
@@ -21,8 +21,8 @@ __all__ = ["LOOKS", "Seen", "look", "take_back"]
 
 _log = logging.getLogger("triton_fast")
 
-# How often the register is looked at where there is reason to think that servers differ. Of two that
-# are asked by turns, the first two show it; of two that are asked at random, all but one in 128.
+# How often the register is looked at where servers may differ. Of two that are asked by turns, the
+# first two looks show it; of two that are asked at random, all but one series in 128.
 LOOKS = 8
 # How many connections are made, one after the other, so that each server is at the end of one. At
 # the last, each question is asked as often, for servers of which each call is given to another.
@@ -35,11 +35,11 @@ class Seen(NamedTuple):
     """What the register was seen to have."""
 
     several: bool  # whether that was not one server's
-    missing: Set[str]  # of the regions that it should have, those that it never had
+    missing: set[str]  # of the regions that it should have, those that it never had
 
 
 def look(
-    registry: Registry, options: CallOptions, ours: Set[str], lost: Set[str], times: int
+    registry: Registry, options: CallOptions, ours: set[str], lost: set[str], times: int
 ) -> Seen:
     """Look at the register a number of times.
 
@@ -60,7 +60,7 @@ def look(
     missing: set[str] = set()
     for _ in range(times):
         try:
-            known = registry.regions(options).keys()
+            known = set(registry.regions(options))
         except TritonFastError as error:
             _log.debug("the server does not say which regions it has: %s", error)
             break
@@ -71,9 +71,7 @@ def look(
     return Seen(False, missing)
 
 
-def take_back(
-    registry: Registry, regions: Mapping[str, bool], options: CallOptions
-) -> Collection[str]:
+def take_back(registry: Registry, regions: Mapping[str, bool], options: CallOptions) -> set[str]:
     """Have all servers at an address let go of regions; return those that one may still have.
 
     Parameters
@@ -108,5 +106,5 @@ def take_back(
                 left |= found
     except TritonFastError as error:
         _log.debug("regions %s may stay registered: %s", list(regions), error)
-        return regions.keys()
+        return set(regions)
     return left
