@@ -178,11 +178,12 @@ def test_two_that_cannot_be_told_apart_at_first(
     assert len(caplog.records) == 1
 
 
-def test_each_connection_to_another_server(open_client: Any, caplog: Any) -> None:
-    """What one server has lost, and another has still, tells; whoever keeps tracebacks of calls."""
+@pytest.mark.parametrize("kept", [False, True])
+def test_each_connection_to_another_server(open_client: Any, caplog: Any, kept: bool) -> None:
+    """What one server has lost, and another has still, tells; whoever has tracebacks of calls."""
     address = Address(2, per_call=False)
     for server in address.servers:
-        server.kept = []
+        server.kept = [] if kept else None
     client = open_client(address)
     infer(client)
     calls = address.channels[0]
