@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -269,6 +270,23 @@ def test_a_server_that_was_started_anew(sharing: Sharing) -> None:
     assert sharing.shared.conclude(MODEL, placement, lost(placement))
     assert sharing.placed(inputs).slots[0].region != placement.slots[0].region
     assert sharing.pool._arenas.figures()["quarantined"] == 0
+
+
+def test_several_servers_that_come_out_while_a_call_is_placed(open_sharing: Any) -> None:
+    """Its regions may be let go of before it is seen to be on them: it goes without."""
+    for required in (False, True):
+        sharing = open_sharing(required=required)
+        lease = sharing.pool.lease
+
+        def leased(*arguments: Any, sharing: Any = sharing, lease: Any = lease, **more: Any) -> Any:
+            slots = lease(*arguments, **more)
+            sharing.pool._given_up.several = True
+            return slots
+
+        sharing.pool.lease = leased
+        with pytest.raises(Refused) if required else contextlib.nullcontext():
+            assert sharing.place({"a": array(LARGE)}) is None
+        assert sharing.leased() == 0
 
 
 def test_an_output_that_outgrew_its_slot(sharing: Sharing, caplog: Any) -> None:

@@ -16,6 +16,7 @@ from support.blocking_face import BlockingFace
 from support.memory_channel import AsyncMemoryChannel, MemoryChannel, RegisterScript
 from support.process import segments
 from support.sharing import pool
+from support.waiting import until
 
 from triton_fast import Client, FailedPrecondition, NotFound, Tensor
 from triton_fast.channels.base import CallOptions
@@ -178,6 +179,18 @@ def test_two_that_cannot_be_told_apart_at_first(
     assert len(caplog.records) == 1
 
 
+def test_submitted_calls(caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "_LOOKS_AT_NEW", 0)
+    address = Address(2)
+    with mock.patch.object(client_module, "channel_factory", return_value=address.new_channel):
+        client = Client("localhost:1", timeout=60)
+    with client:
+        for _ in range(4):
+            assert client.submit("m", {"x": LARGE}).result(60)["y"].tobytes() == b"done"
+        until(lambda: infer(client) or address.regions == [set(), set()])
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_each_connection_to_another_server(open_client: Any, caplog: Any, kept: bool) -> None:
     """What one server has lost, and another has still, tells; whoever has tracebacks of calls."""
@@ -234,21 +247,26 @@ def test_regions_that_calls_are_on_are_kept_until_these_are_over(
     channel = MemoryChannel(one)
     pool = address.new_pool(channel.ask)
     slots = lease(pool)
+    region = slots[0].region
     call = Call(slots)
     pool.calls.add(call)
     other.regions.update(one.regions)
     one.regions.clear()
-    pool.forget([slots[0].region])
+    pool.forget([region])
     channel._script = other
     for _ in range(2):
         assert pool.unsettled
         assert pool.settle(OPTIONS, WaitPolicy.WORK, required=False)
         assert pool.several
-        assert address.regions == [set(), {slots[0].region}]
+        assert address.regions == [set(), {region}]
     call.over = True
     assert pool.settle(OPTIONS, WaitPolicy.WORK, required=False)
     assert address.regions == [set(), set()]
+    assert pool.unsettled, "our own memory is to go with what is on it"
+    del call, slots
+    assert pool.settle(OPTIONS, WaitPolicy.WORK, required=False)
     assert not pool.unsettled
+    assert not pool.is_used
     pool.close()
 
 

@@ -164,7 +164,7 @@ class GivenUp:
         options : CallOptions
             Of the calls.
         more : bool
-            Whether there are others that calls are on, and that come later.
+            Whether the pool has others, which calls or arrays are on, for another time.
 
         Returns
         -------

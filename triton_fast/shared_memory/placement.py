@@ -166,10 +166,9 @@ class SharedMemory:
         placement = self._placement(prepared, tensors, inputs, outputs, leased)
         if not self._pool.several:
             return placement
-        # That came out meanwhile, and no region is let go of while a call is on it: so this one
-        # either was seen to be, or sees this.
+        # That came out meanwhile, and the server may be told to let go of the regions any moment.
         del placement
-        self._lease([1], options, patience)
+        self._lease([1], options, patience)  # which says so
         return None
 
     def _takes_any(self, options: CallOptions, patience: WaitPolicy) -> bool:

@@ -50,6 +50,7 @@ _LOOKS_AT_NEW = 4
 # How much of a call's time goes at most to finding out about servers, and to what they are told:
 # half of what it has, and no more than this.
 _SETTLING_S = 1.0
+
 _DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
 _ELSEWHERE = (
     "it must run on this machine and see the same /dev/shm: in a container, start it with "
@@ -331,8 +332,8 @@ class SlotPool:
 
     def _take_back(self, options: CallOptions) -> None:
         """Have all of several servers let go of all regions that no call is on."""
-        # It is known by now that they are several: a call that gets slots still looks at that last,
-        # and is put down as one that has slots before.
+        # That there are several is known by now. A call that has just got slots is put down in
+        # `calls` first, and looks at that last: either it is seen here, or it goes without them.
         busy = self._busy()
         for region in list(self._regions.values()):
             self._lose(region)
@@ -342,7 +343,12 @@ class SlotPool:
             if self._arenas.idle(region.arena):
                 self._arenas.remove(region.arena)
                 del self._regions[region.arena]
-        self._given_up.take_back(options, more=bool(busy))
+        self._given_up.take_back(options, more=bool(self._regions))
+
+    def _refuse_several(self, options: CallOptions) -> None:
+        if self.several:
+            self._take_back(_briefly(options))
+            raise Refused(_SEVERAL)
 
     def _grow(self, sizes: Sequence[int], options: CallOptions, *, patient: bool) -> bool:
         """Add a region if there may be one; say whether there is more room now."""
@@ -365,21 +371,17 @@ class SlotPool:
             if len(self._regions) > seen:
                 return True  # another thread did it meanwhile
             dropped = self._drop_unused(options)
-            if not self.several:
-                used = self._used()
-                if used + wanted > self._limit:
-                    return dropped
-                self._retire_worn()
-                live = sum(
-                    region.segment.byte_size
-                    for region in self._regions.values()
-                    if not region.retired
-                )
-                byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
-                self._add(_segment(byte_size, wanted), options)
-            if self.several:
-                self._take_back(_briefly(options))
-                raise Refused(_SEVERAL)
+            self._refuse_several(options)
+            used = self._used()
+            if used + wanted > self._limit:
+                return dropped
+            self._retire_worn()
+            live = sum(
+                region.segment.byte_size for region in self._regions.values() if not region.retired
+            )
+            byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
+            self._add(_segment(byte_size, wanted), options)
+            self._refuse_several(options)
             return True
         finally:
             self._lock.release()
