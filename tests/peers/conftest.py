@@ -21,17 +21,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def start_proxy(tmp_path_factory):
-    """Start a proxy: takes its program's name, the server's address and the proxy's settings."""
+    """Start a proxy: takes its program's name, the servers' addresses and the proxy's settings."""
     with contextlib.ExitStack() as running:
 
-        def start(program: str, upstream: str, **settings):
+        def start(program: str, *upstreams: str, **settings):
             kind = PROXIES[program]
             if kind.executable() is None:
                 missing = f"{program} is not installed; the package is {kind.package}"
                 if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
                     pytest.fail(missing, pytrace=False)
                 pytest.skip(missing)
-            proxy = kind(tmp_path_factory.mktemp(program), upstream, **settings)
+            proxy = kind(tmp_path_factory.mktemp(program), *upstreams, **settings)
             running.callback(proxy.stop)
             proxy.start()
             return proxy

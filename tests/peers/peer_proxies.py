@@ -23,14 +23,15 @@ _ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") el
 
 
 class Proxy:
-    """A proxy in front of one gRPC server, on a port of its own that stays the same.
+    """A proxy in front of gRPC servers, on a port of its own that stays the same.
 
     Parameters
     ----------
     folder : Path
         For its configuration, its log and its temporary files.
-    upstream : str
-        The server's ``host:port``. It need not be there yet.
+    *upstreams : str
+        Each server's ``host:port``. They need not be there yet, and have their turns: each call
+        goes to the next one.
     answer_seconds : float
         How long the server may be silent before the proxy answers in its place.
     idle_seconds : float
@@ -43,6 +44,8 @@ class Proxy:
         What the proxy takes, where that can be set; 0 for anything.
     name : str
         The one that calls must be for, where that can be set; empty for any.
+    per_connection : bool
+        Whether it passes on connections, not calls, where that can be set: each to the next server.
     """
 
     program = ""
@@ -51,23 +54,24 @@ class Proxy:
     def __init__(
         self,
         folder: Path,
-        upstream: str,
-        *,
+        *upstreams: str,
         answer_seconds: float = 60,
         idle_seconds: float = 60,
         requests: int = 1_000_000,
         streams: int = 128,
         largest_request: int = 0,
         name: str = "",
+        per_connection: bool = False,
     ) -> None:
         self.folder = folder
-        self.upstream = upstream
+        self.upstreams = upstreams
         self.answer_seconds = answer_seconds
         self.idle_seconds = idle_seconds
         self.requests = requests
         self.streams = streams
         self.largest_request = largest_request
         self.name = name
+        self.per_connection = per_connection
         self.port = _free_port(set())
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -163,6 +167,7 @@ class Nginx(Proxy):
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         elsewhere = f'if ($http_host != "{self.name}") {{ return 404; }}' if self.name else ""
+        servers = " ".join(f"server {upstream};" for upstream in self.upstreams)
         return f"""
 daemon off;
 user root;
@@ -177,7 +182,7 @@ http {{
   keepalive_requests {self.requests};
   http2_max_concurrent_streams {self.streams};
   keepalive_timeout {self.idle_seconds}s;
-  upstream triton {{ server {self.upstream}; keepalive 32; }}
+  upstream triton {{ {servers} keepalive 32; }}
   server {{
     listen {self.target} http2;
     location / {{
@@ -209,21 +214,27 @@ class Haproxy(Proxy):
             time.sleep(0.02)
 
     def configuration(self) -> str:
+        mode, protocol = ("tcp", "") if self.per_connection else ("http", "proto h2")
+        servers = "\n".join(
+            f"  server triton{number} {upstream} {protocol}"
+            for number, upstream in enumerate(self.upstreams)
+        )
         return f"""
 global
   maxconn 512
 defaults
-  mode http
+  mode {mode}
   retries 0
   timeout connect 2s
   timeout client {round(1000 * self.idle_seconds)}
   timeout http-keep-alive {round(1000 * self.idle_seconds)}
   timeout server {round(1000 * self.answer_seconds)}
 frontend clients
-  bind {self.target} proto h2
+  bind {self.target} {protocol}
   default_backend tritons
 backend tritons
-  server triton {self.upstream} proto h2
+  balance roundrobin
+{servers}
 """
 
 
@@ -254,9 +265,9 @@ class Envoy(Proxy):
         import json
 
         typed = "type.googleapis.com/envoy.extensions"
-        host, port = self.upstream.split(":")
 
-        def address(host, port):
+        def address(target):
+            host, port = target.split(":")
             return {"socket_address": {"address": host, "port_value": int(port)}}
 
         manager = {
@@ -303,7 +314,7 @@ class Envoy(Proxy):
                     "listeners": [
                         {
                             "name": "clients",
-                            "address": address("127.0.0.1", self.port),
+                            "address": address(self.target),
                             "filter_chains": [
                                 {
                                     "filters": [
@@ -326,7 +337,8 @@ class Envoy(Proxy):
                                 "endpoints": [
                                     {
                                         "lb_endpoints": [
-                                            {"endpoint": {"address": address(host, port)}}
+                                            {"endpoint": {"address": address(upstream)}}
+                                            for upstream in self.upstreams
                                         ]
                                     }
                                 ],
@@ -345,11 +357,11 @@ class Envoy(Proxy):
 
 PROXIES = {kind.program: kind for kind in (Nginx, Haproxy, Envoy)}
 
-if __name__ == "__main__":  # to try one out: PROXY UPSTREAM
+if __name__ == "__main__":  # to try one out: PROXY UPSTREAM [UPSTREAM…]
     _folder = Path("/tmp/peer_proxy")
     shutil.rmtree(_folder, ignore_errors=True)
     _folder.mkdir()
-    _proxy = PROXIES[sys.argv[1]](_folder, sys.argv[2])
+    _proxy = PROXIES[sys.argv[1]](_folder, *sys.argv[2:])
     _proxy.start()
     print(_proxy.target, flush=True)
     sys.stdin.read()

@@ -62,7 +62,10 @@ class MemoryChannel:
         self.options.append(options)
         answer = self._script(name, request)
         if isinstance(answer, BaseException):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # whose traceback would keep this frame, and its callers', for a while
         encoded = answer.SerializeToString()
         incoming.begin(len(encoded))
         incoming.feed(encoded)

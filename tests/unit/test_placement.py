@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -233,8 +234,9 @@ def test_arrays_of_the_caller_that_the_server_can_write_to(sharing: Sharing) -> 
 # --- What a failed call says ----------------------------------------------------------------------
 
 
-def lost() -> Any:
-    return errors.NotFound("Unable to find shared memory region: 'x'")
+def lost(placement: Placement) -> Any:
+    (slot,) = placement.slots
+    return errors.NotFound(f"Unable to find shared memory region: '{slot.region}'")
 
 
 def too_small(name: str, size: int) -> Any:
@@ -264,9 +266,27 @@ def test_slots_that_the_server_may_still_be_at(sharing: Sharing, error: BaseExce
 def test_a_server_that_was_started_anew(sharing: Sharing) -> None:
     inputs = {"a": array(LARGE)}
     placement = sharing.placed(inputs)
-    assert sharing.shared.conclude(MODEL, placement, lost())
+    sharing.register.regions.clear()
+    assert sharing.shared.conclude(MODEL, placement, lost(placement))
     assert sharing.placed(inputs).slots[0].region != placement.slots[0].region
     assert sharing.pool._arenas.figures()["quarantined"] == 0
+
+
+def test_several_servers_that_come_out_while_a_call_is_placed(open_sharing: Any) -> None:
+    """Its regions may be let go of before it is seen to be on them: it goes without."""
+    for required in (False, True):
+        sharing = open_sharing(required=required)
+        lease = sharing.pool.lease
+
+        def leased(*arguments: Any, sharing: Any = sharing, lease: Any = lease, **more: Any) -> Any:
+            slots = lease(*arguments, **more)
+            sharing.pool._given_up.several = True
+            return slots
+
+        sharing.pool.lease = leased
+        with pytest.raises(Refused) if required else contextlib.nullcontext():
+            assert sharing.place({"a": array(LARGE)}) is None
+        assert sharing.leased() == 0
 
 
 def test_an_output_that_outgrew_its_slot(sharing: Sharing, caplog: Any) -> None:

@@ -23,8 +23,9 @@ def unseen():
 class Placed:
     """What of a client's use of shared memory `Repeats` asks."""
 
-    def __init__(self, *, better: bool):
+    def __init__(self, *, better: bool, required: bool = True):
         self.better = better
+        self.required = required
         self.concluded: list[BaseException] = []
 
     def conclude(self, prepared, placement, error):
@@ -58,8 +59,14 @@ def test_a_call_is_placed_anew_three_times_at_most():
     pauses = [repeats.after(error, shared, None, object()) for _ in range(5)]
     assert pauses == [0, 0, 0, None, None]
     assert len(shared.concluded) == 5
+    shared.required = False
+    repeats = Repeats(None)
+    again = [(repeats.after(error, shared, None, object()), repeats.on_the_wire) for _ in range(4)]
+    assert again == [(0, False)] * 3 + [(0, True)]
+    shared.concluded.clear()
     assert Repeats(None).after(error, shared, None, None) is None  # nothing was placed
-    assert len(shared.concluded) == 5
+    assert repeats.after(error, shared, None, None) is None
+    assert not shared.concluded
 
 
 class Failing:

@@ -87,9 +87,12 @@ def test_an_output_that_is_too_small():
 @pytest.mark.parametrize("what", ["shared memory region", "system shared memory region"])
 def test_a_region_that_is_lost(what):
     text = f"Unable to find {what}: 'r'"
-    assert lost_region(error(StatusCode.NOT_FOUND, text))
-    assert not lost_region(error(StatusCode.INTERNAL, text))
-    assert not lost_region(error(StatusCode.NOT_FOUND, "Request for unknown model: 'm'"))
+    assert lost_region(error(StatusCode.NOT_FOUND, text)) == "r"
+    assert lost_region(error(StatusCode.NOT_FOUND, text[:-5])) == ""
+    assert lost_region(error(StatusCode.INTERNAL, text)) is None
+    assert lost_region(error(StatusCode.NOT_FOUND, "Request for unknown model: 'm'")) is None
+    # In a stream too the server says only that.
+    assert "several servers" in request_error(text, CALL, "host:1").__notes__[0]
 
 
 def test_a_region_that_a_call_is_on():

@@ -25,6 +25,7 @@ from triton_fast.errors import (
     Unavailable,
     Unimplemented,
 )
+from triton_fast.shared_memory import given_up
 from triton_fast.shared_memory import pool as pools
 from triton_fast.shared_memory.pool import Refused, Slot, SlotPool, WaitPolicy, WouldBlock
 from triton_fast.shared_memory.registration import Registry
@@ -92,7 +93,8 @@ def test_one_region_serves_many_and_its_file_is_gone(register: Server) -> None:
     one, two = lease(pool, 100, 3 * PAGE) or []
     three = slot(pool, 5)
     assert (one.byte_size, two.byte_size, three.byte_size) == (100, 3 * PAGE, 5)
-    assert register.channel.methods == ["SystemSharedMemoryRegister"]
+    assert register.channel.methods[0] == "SystemSharedMemoryRegister"
+    assert set(register.channel.methods[1:]) == {"SystemSharedMemoryStatus"}
     assert seen == [True]  # the server found it, and nobody does any more
     assert not segments()
     assert {one.region, two.region, three.region} == register.regions.keys()
@@ -226,6 +228,8 @@ def test_what_the_server_keeps_counts(register: Server) -> None:
 class Call:
     """A call that the server may be at."""
 
+    over = False
+
     def __init__(self, *slots: Slot) -> None:
         self.slots = slots
 
@@ -306,8 +310,9 @@ def test_places_of_memory(register: Server) -> None:
     assert pool.locate(np.zeros(1).ctypes.data, 8) is None
 
 
-def test_closing(register: Server) -> None:
+def test_closing(register: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is asked until it lets go, for a while; who has an array keeps it."""
+    monkeypatch.setattr(given_up, "LETTING_GO_S", 30)
     unused = SlotPool(Registry(register.channel.ask), FIRST, options_of_closing)
     unused.close()
     assert register.channel.asked == []
@@ -340,7 +345,7 @@ def options_of_closing() -> CallOptions:
 def test_closing_ends_although_the_server_keeps_it(
     register: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "LETTING_GO_S", 0.05)
+    monkeypatch.setattr(given_up, "LETTING_GO_S", 0.05)
     pool = register.pool()
     register.in_use.add(slot(pool, 4).region)
     gc.collect()

@@ -110,4 +110,6 @@ class Attempt:
         """Let go of the caller's memory, and of the slots. Idempotent."""
         self.request.release()
         self._receiver.release()
-        self.placement = None
+        if self.placement is not None:
+            self.placement.over = True  # whoever has it still: a traceback, say
+            self.placement = None

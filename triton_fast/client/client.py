@@ -70,8 +70,9 @@ class Client(calls.Client):
     shared_memory : {"auto", True, False}, default "auto"
         Whether large tensors go through shared memory, inputs copied into it once (or not at all,
         see `empty`), outputs written there by the server. ``"auto"`` tries it with the first large
-        tensor, and uses the wire if the server does not take it, because it runs elsewhere say;
-        True raises an error then that says what to change.
+        tensor, and uses the wire if the server does not take it, because it runs elsewhere say,
+        or is one of several that answer at this address; True raises an error then that says
+        what to change.
     shared_memory_limit : int, bytes, default 1 GiB
         How much of it there may be. Results that are kept alive count. Where all is taken, calls
         use the wire, or, if shared memory is required, wait for some up to their deadline.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from ..inference.tensor import InputTensor
-    from ..protocol.operations import Query
+    from ..protocol.operations import Ask, Query
     from ..shared_memory.placement import SharedMemory
     from ..streaming.stream import Stream
 
@@ -122,6 +123,8 @@ class Endpoint(Policies):
     def _open_shared(self) -> SharedMemory | None:
         if self._new_shared is None:
             return None
+        from ..shared_memory.registration import Registry  # noqa: PLC0415 - imported on use
+
         # Nothing that it knows may lead back here: an endpoint that nobody uses is to go.
         channel, reference = self._channel, weakref.ref(self)
         plain = self._settings.without_hook()
@@ -136,7 +139,15 @@ class Endpoint(Policies):
             shared.close()
             channel.close()
 
-        shared = self._new_shared(partial(_ask, channel), closing_options)
+        new_channel = self._new_channel
+
+        @contextmanager
+        def ask_afresh() -> Iterator[Ask]:
+            with closing(new_channel()) as fresh:
+                yield partial(_ask, fresh)
+
+        registry = Registry(partial(_ask, channel), ask_afresh)
+        shared = self._new_shared(registry, closing_options)
         self._unwatch = give_back_when_dropped(self, self.url, shared.is_used, give_back)
         return shared
 

@@ -79,7 +79,7 @@ class AsyncPolicies:
             if pause:
                 await asyncio.sleep(pause)
             placement = None
-            if shared is not None:
+            if shared is not None and (repeats is None or not repeats.on_the_wire):
                 placement = await shared.place(prepared, tensors, out, options)
             attempt = Attempt(prepared, tensors, request_id, out, placement)
             try:

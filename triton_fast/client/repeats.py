@@ -5,12 +5,14 @@ Three kinds of failure are over with another try, and none of them is the caller
 - The channel says that the server has not begun the call (`ServerError.safe_to_retry`): a
   connection that idled was dead, the server was going away, or refused the stream. Until the call's
   deadline, whatever the call; `triton_fast.channels.unseen` has the rule, which streams go by too.
-- The server does not know a shared memory region any more: it was started anew. The call is placed
-  in fresh slots.
+- The server does not know a shared memory region any more: it was started anew, and the call is
+  placed in fresh slots. Or there are several servers, and the call goes over the wire; see
+  `triton_fast.shared_memory.several_servers`.
 - An output has outgrown its slot, or is gone, because the model was replaced. The call is placed
   anew, too. The model may have run for nothing then, which is why one with state is never asked for
   outputs in shared memory; see `triton_fast.shared_memory.placement`.
 
+Where shared memory is not required, a call that was placed anew too often goes over the wire.
 Everything else is the caller's to decide. Channels make a call once.
 """
 
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..channels.unseen import Unseen
 from ..errors import ServerError, WireError
+from ..protocol.server_messages import explain_lost_region
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -37,6 +40,10 @@ T = TypeVar("T")
 
 class Concluding(Protocol):
     """A client's use of shared memory, of either face."""
+
+    @property
+    def required(self) -> bool:
+        """Whether large tensors may not go over the wire."""
 
     def conclude(self, prepared: Prepared, placement: Placement, error: BaseException) -> bool:
         """Draw the conclusions of a failed call; say whether another placement may do better."""
@@ -64,6 +71,11 @@ class Repeats:
         self._wanted = wanted
         self._placed_anew = 0
 
+    @property
+    def on_the_wire(self) -> bool:
+        """Whether the call is not to be placed in shared memory again."""
+        return self._placed_anew > _MOST_PLACED_ANEW
+
     def after(
         self,
         error: BaseException,
@@ -89,10 +101,15 @@ class Repeats:
         pause = self._unseen.pause(error)
         if isinstance(error, ServerError) and error.safe_to_retry:
             return pause if self._wanted() else None
-        if shared is None or placement is None or not shared.conclude(prepared, placement, error):
-            return None
-        self._placed_anew += 1
-        return 0.0 if self._placed_anew <= _MOST_PLACED_ANEW else None
+        again = False
+        if shared is not None and placement is not None:
+            again = shared.conclude(prepared, placement, error)
+        if again and shared is not None:
+            self._placed_anew += 1
+            again = not self.on_the_wire or not shared.required
+        if not again:
+            explain_lost_region(error)
+        return 0.0 if again else None
 
 
 def distrust(

@@ -11,6 +11,7 @@ import re
 from ..errors import Internal, NotFound, ServerError, StatusCode, Unavailable, server_error
 
 __all__ = [
+    "explain_lost_region",
     "is_restricted",
     "lost_region",
     "model_state",
@@ -57,7 +58,13 @@ _TOO_SMALL = re.compile(
     r"shared memory size specified with the request for output '(?P<name>.*)' \(\d+ bytes\) "
     r"should be at least (?P<size>\d+) bytes"
 )
-_LOST = re.compile(r"Unable to find (?:system )?shared memory region")
+_LOST = re.compile(r"Unable to find (?:system )?shared memory region(?:: '(?P<name>.*)')?")
+
+_EXPLANATION = (
+    "a region is known where it was registered, and nowhere else: the server was started anew "
+    "since, or several servers answer at this address (a proxy's, or a port that they share); give "
+    "the client the address of one of them"
+)
 
 
 def model_state(text: str) -> str:
@@ -87,7 +94,9 @@ def request_error(text: str, call: str, target: str) -> ServerError:
     message = _PREFIX.sub("", text)
     for status, pattern in _STATUS_BY_TEXT:
         if pattern.search(message):
-            return server_error(status, message, call=call, target=target)
+            error = server_error(status, message, call=call, target=target)
+            explain_lost_region(error)
+            return error
     return server_error(StatusCode.INTERNAL, message, call=call, target=target)
 
 
@@ -100,12 +109,19 @@ def too_small_output(error: ServerError) -> tuple[str, int] | None:
     return None if found is None else (found["name"], int(found["size"]))
 
 
-def lost_region(error: ServerError) -> bool:
-    """Tell whether a shared memory region is unknown to the server, as after it was started anew.
+def lost_region(error: ServerError) -> str | None:
+    """Return which shared memory region is unknown to the server, as after it was started anew.
 
-    Triton 2.51.
+    None if the error is another one; empty if the text does not say which. Triton 2.51.
     """
-    return isinstance(error, NotFound) and _LOST.search(error.message) is not None
+    found = _LOST.search(error.message) if isinstance(error, NotFound) else None
+    return None if found is None else found["name"] or ""
+
+
+def explain_lost_region(error: BaseException) -> None:
+    """Add to an error of a region that is unknown how that may be: the server says only that."""
+    if isinstance(error, ServerError) and lost_region(error) is not None:
+        error.add_note(_EXPLANATION)
 
 
 def region_in_use(error: ServerError) -> bool:

@@ -74,9 +74,11 @@ class Placement:
         Where the server is to write.
     slots : list of Slot
         All of them.
+    over : bool
+        Whether the call is; then slots that the server may still be at are in quarantine.
     """
 
-    __slots__ = ("__weakref__", "header", "outputs", "slots", "tensors")
+    __slots__ = ("__weakref__", "header", "outputs", "over", "slots", "tensors")
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class Placement:
         self.header = header
         self.outputs = outputs
         self.slots = slots
+        self.over = False
 
 
 class SharedMemory:
@@ -114,6 +117,11 @@ class SharedMemory:
         self._full_until_ns = 0
 
     @property
+    def required(self) -> bool:
+        """Whether it is an error that the server takes no shared memory."""
+        return self._required
+
+    @property
     def pool(self) -> SlotPool:
         """Where slots are from."""
         return self._pool
@@ -137,11 +145,11 @@ class SharedMemory:
         DeadlineExceeded
             If the deadline passed before there was room.
         """
-        if self._refused:
+        if self._refused and not self._pool.unsettled:
             return None
         large = [tensor for tensor in tensors if tensor.byte_size >= _THRESHOLD]
         expected = self._expected(prepared, tensors)
-        if not large and not expected:
+        if (not large and not expected) or not self._takes_any(options, patience):
             return None
         inputs = {tensor.name: self._found(tensor) for tensor in large}
         outputs = {name: self._found_out(name, size, out) for name, size in expected.items()}
@@ -149,16 +157,27 @@ class SharedMemory:
         if patience is WaitPolicy.NONE and sum(sizes) > _LONG_COPY:
             raise WouldBlock
         sizes += [size for name, size in expected.items() if outputs[name] is None]
-        leased: list[Slot] = []
-        if sizes:
-            slots = self._lease(sizes, options, patience)
-            if slots is None:
-                if not any(inputs.values()):
-                    return None
-                # What lies in a slot already need not be copied to the wire for want of others.
-                return self._placement(prepared, tensors, inputs, {}, [])
-            leased = slots
-        return self._placement(prepared, tensors, inputs, outputs, leased)
+        leased = self._lease(sizes, options, patience) if sizes else []
+        if leased is None:
+            if not any(inputs.values()):
+                return None
+            # What lies in a slot already need not be copied to the wire for want of others.
+            leased, outputs = [], {}
+        placement = self._placement(prepared, tensors, inputs, outputs, leased)
+        if not self._pool.several:
+            return placement
+        # That came out meanwhile, and the server may be told to let go of the regions any moment.
+        del placement
+        self._lease([1], options, patience)  # which says so
+        return None
+
+    def _takes_any(self, options: CallOptions, patience: WaitPolicy) -> bool:
+        """Whether slots are worth asking for, once what is in doubt has been found out."""
+        if self._pool.unsettled:
+            settled = self._pool.settle(options, patience, required=self._required)
+            if not settled and not self._required:
+                return False  # for this call
+        return not self._refused
 
     def _placement(
         self,
@@ -304,8 +323,12 @@ class SharedMemory:
         if not isinstance(error, ServerError) or isinstance(error, _NOT_OVER):
             self._pool.quarantine(placement.slots)
             return False
-        if lost_region(error):
-            self._pool.forget({slot.region for slot in placement.slots})
+        lost = lost_region(error)
+        if lost is not None:
+            ours = {slot.region for slot in placement.slots}
+            if lost and lost not in ours:
+                return False  # the caller's own
+            self._pool.forget(ours)
             return True
         if small := too_small_output(error):
             name, byte_size = small
@@ -340,8 +363,9 @@ class SharedMemory:
         patience: WaitPolicy = WaitPolicy.WAIT,
     ) -> np.ndarray[Any, Any]:
         """Return an array in a slot of its own, or an ordinary one; see `place`."""
-        byte_size = math.prod(shape) * dtype.itemsize
-        slots = None if self._refused else self._lease([byte_size], options, patience)
+        slots = None
+        if (not self._refused or self._pool.unsettled) and self._takes_any(options, patience):
+            slots = self._lease([math.prod(shape) * dtype.itemsize], options, patience)
         if slots is None:
             return new_array(shape, dtype)
         return np.ndarray(shape, dtype, slots[0].lease)  # type: ignore[arg-type]  # it has a buffer

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,8 +20,9 @@ from ..channels.event_loop import in_thread, seconds_left
 from ..channels.factory import ChannelFactory
 from ..channels.lifecycle import inherit
 from ..errors import ClosedError, DeadlineExceeded
-from ..protocol.operations import Query
+from ..protocol.operations import Ask, Query
 from .pool import WaitPolicy, WouldBlock
+from .registration import Registry
 
 if TYPE_CHECKING:
     from ..client.attempt import Out
@@ -70,7 +73,12 @@ class AsyncSharedMemory:
         self._closed = False
         self._closing_options = closing_options
         self._waiting: asyncio.Future[None] | None = None
-        self.inner: SharedMemory = new_shared(self._ask, self._options)
+        self.inner: SharedMemory = new_shared(Registry(self._ask, self._ask_afresh), self._options)
+
+    @property
+    def required(self) -> bool:
+        """Whether it is an error that the server takes no shared memory."""
+        return self.inner.required
 
     async def place(
         self,
@@ -144,6 +152,15 @@ class AsyncSharedMemory:
     def _ask(self, query: Query[T], options: CallOptions) -> T:
         """Make a management call, on a thread."""
         return query.ask(self._exchange, options)
+
+    @contextmanager
+    def _ask_afresh(self) -> Iterator[Ask]:
+        with closing(self._new_channel()) as fresh:
+
+            def ask(query: Query[T], options: CallOptions) -> T:
+                return query.ask(partial(self._exchange_on, fresh), options)
+
+            yield ask
 
     def _exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Any:
         with self._lock:

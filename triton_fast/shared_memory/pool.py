@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import logging
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from .._core._shm import Arenas, Lease, Segment
@@ -30,16 +29,14 @@ from ..errors import (
     PermissionDenied,
     ResourceExhausted,
     SharedMemoryError,
-    TritonFastError,
     Unimplemented,
 )
 from .fork_copies import ForkCopies
+from .given_up import LOOKS, GivenUp
 from .ownership import region_name, remove_orphans
-from .registration import LETTING_GO_PAUSE_S, LETTING_GO_S, Registry
+from .registration import Registry
 
 __all__ = ["Refused", "Slot", "SlotPool", "WaitPolicy", "WouldBlock"]
-
-_log = logging.getLogger("triton_fast")
 
 # What the first region has room for; each further one is as large as all before it together.
 _FIRST_REGION = 16 << 20
@@ -48,11 +45,20 @@ _PAGE = 4096
 _WORN = 4
 # How long closing waits for a thread that is registering a region.
 _FAREWELL_S = 2.0
+# How often it is looked whether a region is there that was registered just now.
+_LOOKS_AT_NEW = 4
+# How much of a call's time goes at most to finding out about servers, and to what they are told:
+# half of what it has, and no more than this.
+_SETTLING_S = 1.0
 
 _DISABLED = "start it with --allow-client-shm=true (needed since Triton 2.69)"
 _ELSEWHERE = (
     "it must run on this machine and see the same /dev/shm: in a container, start it with "
     "--ipc=host (or the client with --ipc=container:NAME), as the same user or as root"
+)
+_SEVERAL = (
+    "several servers answer at this address: a region of shared memory that one has registered is "
+    "unknown to another. Give the client the address of one server to have shared memory with that"
 )
 
 
@@ -107,7 +113,8 @@ class _Region:
     segment: Segment
     arena: int
     retired: bool = False  # no more of its slots are leased
-    lost: bool = False  # the server does not know it any more
+    lost: bool = False  # the server does not know it any more, or only one of several does
+    left: bool = False  # it was given up, and there only may be arrays on it
 
 
 class _Call(Protocol):
@@ -117,12 +124,9 @@ class _Call(Protocol):
     def slots(self) -> Sequence[Slot]:
         """Those that the server was told of."""
 
-
-class _Leaving(NamedTuple):
-    """A region that we have given up, and the server has not, or may not have."""
-
-    byte_size: int
-    in_doubt: bool  # whether the server may still be at it: for a call, or one that was given up
+    @property
+    def over(self) -> bool:
+        """Whether it is not under way any more, though somebody has it still."""
 
 
 class SlotPool:
@@ -161,7 +165,7 @@ class SlotPool:
         self._arenas = Arenas()
         _copies.add(self._arenas)
         self._regions: dict[int, _Region] = {}  # by arena
-        self._leaving: dict[str, _Leaving] = {}  # those that the server still has, by name
+        self._given_up = GivenUp(registry)
         self._lock = threading.Lock()  # of the two above, and of growing
         self._closed = False
         _pools.add(self)
@@ -195,7 +199,7 @@ class SlotPool:
         Raises
         ------
         Refused
-            If the server takes no regions of ours.
+            If the server takes no regions of ours, or there are several servers.
         DeadlineExceeded
             If no room was found until then; the message says what is in the way.
         ResourceExhausted
@@ -208,6 +212,8 @@ class SlotPool:
         while True:
             if self._closed:
                 raise ClosedError("the client was closed")
+            if self.several:
+                raise Refused(_SEVERAL)
             generation = self._arenas.generation
             slots = self.take(sizes)
             if slots is not None:
@@ -262,14 +268,87 @@ class SlotPool:
             self._arenas.quarantine(slot.arena, slot.offset)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take no more slots from regions that the server has lost: it was started anew."""
+        """Take no more slots from regions that the server does not know; `settle` finds out why."""
         # Without the lock, which somebody may hold who waits for that server.
         lost = set(names)
         for region in list(self._regions.values()):
-            if region.name in lost:
-                region.lost = region.retired = True
-                with contextlib.suppress(KeyError):  # dropped just now
-                    self._arenas.retire(region.arena)
+            if region.name in lost and not region.lost:
+                self._lose(region)
+                self._given_up.doubtful = True
+
+    def _lose(self, region: _Region) -> None:
+        region.lost = region.retired = True
+        with contextlib.suppress(KeyError):  # dropped just now
+            self._arenas.retire(region.arena)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several servers, so that no call may use a slot."""
+        return self._given_up.several
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is something for `settle` to do."""
+        return self._given_up.unsettled
+
+    def settle(self, options: CallOptions, patience: WaitPolicy, *, required: bool) -> bool:
+        """Find out whether the server was started anew, or is one of several; then act on it.
+
+        Where there are several, they are told to let go of all regions that no call is on. For the
+        parameters see `lease`.
+
+        Returns
+        -------
+        bool
+            False if another thread is at it, and this one did not wait.
+
+        Raises
+        ------
+        WouldBlock
+            If it takes more patience.
+        """
+        if patience is WaitPolicy.NONE:
+            raise WouldBlock
+        if not self._lock.acquire(timeout=_left(options) if required else 0):
+            return False
+        try:
+            if self._closed:
+                return True
+            brief = _briefly(options)
+            ours = {region.name for region in self._regions.values() if not region.lost}
+            self._given_up.doubtful = False
+            missing = self._given_up.look(brief, ours, self._lost(), LOOKS)
+            for region in self._regions.values():
+                if region.name in missing:
+                    self._lose(region)
+            if self.several:
+                self._take_back(brief)
+            return True
+        finally:
+            self._lock.release()
+
+    def _lost(self) -> set[str]:
+        return {region.name for region in self._regions.values() if region.lost}
+
+    def _take_back(self, options: CallOptions) -> None:
+        """Have all of several servers let go of all regions that no call is on."""
+        # That there are several is known by now. A call that has just got slots is put down in
+        # `calls` first, and looks at that last: either it is seen here, or it goes without them.
+        busy = self._busy()
+        for region in list(self._regions.values()):
+            self._lose(region)
+            if region.name in busy:
+                continue
+            self._leave(region)
+            if self._arenas.idle(region.arena):
+                self._arenas.remove(region.arena)
+                del self._regions[region.arena]
+        self._given_up.take_back(options, more=bool(self._regions))
+
+    def _refuse_several(self, options: CallOptions) -> None:
+        if self.several:
+            self._take_back(_briefly(options))
+            raise Refused(_SEVERAL)
 
     def _grow(self, sizes: Sequence[int], options: CallOptions, *, patient: bool) -> bool:
         """Add a region if there may be one; say whether there is more room now."""
@@ -287,9 +366,12 @@ class SlotPool:
         try:
             if self._closed:
                 raise ClosedError("the client was closed")
+            if self.several:
+                raise Refused(_SEVERAL)
             if len(self._regions) > seen:
                 return True  # another thread did it meanwhile
             dropped = self._drop_unused(options)
+            self._refuse_several(options)
             used = self._used()
             if used + wanted > self._limit:
                 return dropped
@@ -299,13 +381,14 @@ class SlotPool:
             )
             byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
             self._add(_segment(byte_size, wanted), options)
+            self._refuse_several(options)
             return True
         finally:
             self._lock.release()
 
     def _used(self) -> int:
         live = sum(region.segment.byte_size for region in self._regions.values())
-        return live + sum(region.byte_size for region in self._leaving.values())
+        return live + self._given_up.byte_size
 
     def _add(self, segment: Segment, options: CallOptions) -> None:
         remove_orphans()
@@ -322,6 +405,7 @@ class SlotPool:
         run_exit_in_multiprocessing()
         arena = self._arenas.add(segment)
         self._regions[arena] = _Region(name, segment, arena)
+        self._given_up.look(_briefly(options), {name}, self._lost(), _LOOKS_AT_NEW)
 
     def _retire_worn(self) -> None:
         """Lease no more of regions that have much in quarantine, so that they come to be unused.
@@ -359,51 +443,30 @@ class SlotPool:
             self._leave(region)
             self._arenas.remove(region.arena)
             del self._regions[region.arena]
-        self._unregister(options)
+        self._given_up.unregister(options)
         return bool(unused)
 
     def _leave(self, region: _Region) -> None:
         """Take note that a region is of no more use to us."""
-        if not region.lost:
-            in_doubt = self._arenas.figures(region.arena)["quarantined"] > 0 or any(
-                slot.region == region.name for call in _alive(self.calls) for slot in call.slots
-            )
-            self._leaving[region.name] = _Leaving(region.segment.byte_size, in_doubt)
+        if region.left:
+            return
+        region.left = True
+        quarantined = self._arenas.figures(region.arena)["quarantined"] > 0
+        self._given_up.add(
+            region.name,
+            region.segment.byte_size,
+            in_doubt=quarantined or region.name in self._busy(),
+            lost=region.lost,
+        )
 
-    def _unregister(self, options: CallOptions) -> bool:
-        """Have the server let go of what we have given up. What it keeps counts as used.
-
-        Returns
-        -------
-        bool
-            Whether to ask again soon: something is left that it will let go of.
-        """
-        going = [name for name, region in self._leaving.items() if not region.in_doubt]
-        if len(going) < len(self._leaving) and self._registry.survives_removal(options):
-            going = list(self._leaving)
-        if not going:
-            return False
-        try:
-            for name in going:
-                try:
-                    self._registry.unregister(name, options)
-                except (Internal, InvalidArgument, FailedPrecondition) as error:
-                    # Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it
-                    # off, and list it until then.
-                    _log.debug("region %s is still in use: %s", name, error)
-            known = self._registry.regions(options)
-        except TritonFastError as error:
-            _log.debug("regions %s stay registered for now: %s", going, error)
-            return True
-        for name in list(self._leaving):
-            if name not in known:
-                del self._leaving[name]
-        return any(name in self._leaving for name in going)
+    def _busy(self) -> set[str]:
+        """Return the regions that calls are on."""
+        return {slot.region for call in _alive(self.calls) if not call.over for slot in call.slots}
 
     @property
     def is_used(self) -> bool:
         """Whether the server may know regions of ours."""
-        return bool(self._regions or self._leaving)
+        return bool(self._regions or self._given_up)
 
     def summary(self) -> str:
         """Say how much there is, and who has it."""
@@ -415,8 +478,7 @@ class SlotPool:
                 f"{figures['quarantined_bytes']} bytes are not used any more, because calls were "
                 "given up that the server may still be at"
             )
-        leaving = sum(region.byte_size for region in self._leaving.values())
-        if leaving:
+        if leaving := self._given_up.byte_size:
             parts.append(f"{leaving} bytes are of regions that the server has not let go of")
         return f"of the client's {self._limit} bytes, " + "; ".join(parts)
 
@@ -433,11 +495,8 @@ class SlotPool:
                 self._arenas.retire(region.arena)
                 self._leave(region)
             self._regions.clear()
-            if self._leaving:
-                options = self._closing_options()
-                end = time.monotonic() + LETTING_GO_S
-                while self._unregister(options) and time.monotonic() < end:
-                    time.sleep(LETTING_GO_PAUSE_S)
+            if self._given_up:
+                self._given_up.let_go(self._closing_options())
         finally:
             self._lock.release()
 
@@ -471,6 +530,15 @@ def _left(options: CallOptions) -> float:
     if options.deadline_ns is None:
         return -1
     return min(max((options.deadline_ns - time.monotonic_ns()) * 1e-9, 0.0), threading.TIMEOUT_MAX)
+
+
+def _briefly(options: CallOptions) -> CallOptions:
+    """Return options for what must leave time for the call itself."""
+    now = time.monotonic_ns()
+    left = round(_SETTLING_S * 1e9)
+    if options.deadline_ns is not None:
+        left = min(left, (options.deadline_ns - now) // 2)
+    return replace(options, deadline_ns=now + left)
 
 
 def _segment(byte_size: int, wanted: int) -> Segment:

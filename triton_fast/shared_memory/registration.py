@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Internal, TritonFastError
+from ..errors import FailedPrecondition, Internal, InvalidArgument, TritonFastError
 from ..management.server import server_metadata
 from ..options.values import checked_text, whole_number
 from ..protocol.operations import Ask, Query
@@ -16,9 +18,12 @@ from ..protocol.server_messages import region_in_use
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
 
+    AskAfresh = Callable[[], AbstractContextManager[Ask]]
+
 __all__ = [
     "LETTING_GO_PAUSE_S",
     "LETTING_GO_S",
+    "NOT_NOW",
     "RegisteredRegion",
     "Registry",
     "ask_again",
@@ -34,6 +39,9 @@ _SURVIVES = (2, 51)
 # a call's regions a moment after it has answered.
 LETTING_GO_S = 0.3
 LETTING_GO_PAUSE_S = 0.01
+# How it says so: Triton 2.51 and 2.52 refuse while a call is on the region; later ones put it off,
+# and list it until then.
+NOT_NOW = (Internal, InvalidArgument, FailedPrecondition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +128,26 @@ class Registry:
     ----------
     ask : callable
         Makes the calls. All methods raise what it raises.
+    ask_afresh : callable, optional
+        Returns, for the time of a ``with`` block, what makes calls on a connection of its own,
+        which another server may be at the end of. By default there is none, and ``ask`` does.
     """
 
-    __slots__ = ("_ask", "_survives")
+    __slots__ = ("_ask", "_ask_afresh", "_survives")
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, ask_afresh: AskAfresh | None = None) -> None:
         self._ask = ask
+        self._ask_afresh = ask_afresh
         self._survives: bool | None = None
+
+    @contextmanager
+    def afresh(self) -> Iterator[Registry]:
+        """Return the register at the end of a new connection, which goes with the block."""
+        if self._ask_afresh is None:
+            yield Registry(self._ask)
+            return
+        with self._ask_afresh() as ask:
+            yield Registry(ask)
 
     def register(
         self, name: str, key: str, byte_size: int, offset: int, options: CallOptions
@@ -146,12 +167,16 @@ class Registry:
         """
         if self._survives is None:
             try:
-                version = self._ask(server_metadata(), options).version
+                self._survives = self.says_that_it_survives(options)
             except TritonFastError:
                 return False
-            found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})\b", version)
-            self._survives = found is None or (int(found[1]), int(found[2])) >= _SURVIVES
         return self._survives
+
+    def says_that_it_survives(self, options: CallOptions) -> bool:
+        """Ask for what `survives_removal` remembers: the next one may be another server."""
+        version = self._ask(server_metadata(), options).version
+        found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})\b", version)
+        return found is None or (int(found[1]), int(found[2])) >= _SURVIVES
 
     def regions(self, options: CallOptions) -> dict[str, RegisteredRegion]:
         """Return all regions of all clients, by name."""

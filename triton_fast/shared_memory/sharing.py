@@ -17,15 +17,15 @@ from ..options.values import instead, whole_number
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
-    from ..protocol.operations import Ask
     from .placement import SharedMemory
+    from .registration import Registry
 
 __all__ = ["SharedFactory", "array_layout", "shared_factory"]
 
 _MOST_DIMENSIONS = 32  # numpy 1's; numpy 2 has 64
 
-SharedFactory: TypeAlias = "Callable[[Ask, Callable[[], CallOptions]], SharedMemory]"
-"""Given what makes management calls, and what returns the options of those that closing takes."""
+SharedFactory: TypeAlias = "Callable[[Registry, Callable[[], CallOptions]], SharedMemory]"
+"""Given the server's register, and what returns the options of the calls that closing takes."""
 
 
 def shared_factory(
@@ -53,7 +53,8 @@ def shared_factory(
         return None
     required = shared_memory is True
     if native_address(url) is None:
-        # Each of several servers would have to know our regions.
+        # Each of several servers would have to know our regions. That several answer at one
+        # address comes out when it is used: see several_servers.py.
         if required:
             raise InvalidOption(f"shared_memory=True: target {url!r} is not one address")
         return None
@@ -64,14 +65,13 @@ def _open_shared(
     url: str,
     limit: int,
     required: bool,
-    ask: Ask,
+    registry: Registry,
     closing_options: Callable[[], CallOptions],
 ) -> SharedMemory:
     from .placement import SharedMemory  # noqa: PLC0415 - imported on use
     from .pool import SlotPool  # noqa: PLC0415
-    from .registration import Registry  # noqa: PLC0415
 
-    pool = SlotPool(Registry(ask), limit, closing_options)
+    pool = SlotPool(registry, limit, closing_options)
     return SharedMemory(pool, required=required, url=url)
 
 
