@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +15,8 @@ from .base import AsyncChannel, Channel
 if TYPE_CHECKING:
     from ..options.keepalive import Keepalive
     from ..options.tls import TLS
+    from .grpcio.channel import GrpcChannel
+    from .native.channel import NativeChannel
 
 __all__ = ["AsyncChannelFactory", "ChannelFactory", "async_channel_factory", "channel_factory"]
 
@@ -50,12 +53,9 @@ def channel_factory(
     if obstacle is not None:
         if busy:
             raise InvalidOption(f"busy_poll is the native channel's; {obstacle}")
-        from .grpcio.channel import GrpcChannel  # noqa: PLC0415
-
-        return lambda: GrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
-    from .native.channel import NativeChannel  # noqa: PLC0415
-
-    return lambda: NativeChannel(target, keepalive=keepalive, busy_poll_ns=round(busy * 1e9))
+        return lambda: _grpc_channel()(target, tls=tls, keepalive=keepalive, options=options)
+    busy_ns = round(busy * 1e9)
+    return lambda: _native_channel()(target, keepalive=keepalive, busy_poll_ns=busy_ns)
 
 
 def async_channel_factory(
@@ -72,15 +72,55 @@ def async_channel_factory(
     ----------
     target, choice, tls, keepalive, options
         ``url``, ``channel`` and the rest of `triton_fast.AsyncClient`.
+
+    Raises
+    ------
+    InvalidOption
+        If they do not go together, or want grpcio where gevent has patched threads.
     """
     _check_keepalive(keepalive)
-    if _why_grpcio(target, choice, tls, options) is not None:
+    obstacle = _why_grpcio(target, choice, tls, options)
+    if obstacle is not None:
+        if _greenlets_wait():
+            raise InvalidOption(
+                f"{obstacle}, and grpcio's asyncio does not run where gevent has patched threads, "
+                "for it has one of its own; use a Client there, or channel='native'"
+            )
         from .grpcio.channel_async import AsyncGrpcChannel  # noqa: PLC0415
 
         return lambda: AsyncGrpcChannel(target, tls=tls, keepalive=keepalive, options=options)
     from .native.channel_async import AsyncNativeChannel  # noqa: PLC0415
 
     return lambda: AsyncNativeChannel(target, keepalive=keepalive)
+
+
+def _native_channel() -> type[NativeChannel]:
+    if _greenlets_wait():
+        from .native.channel_gevent import GeventNativeChannel  # noqa: PLC0415
+
+        return GeventNativeChannel
+    from .native.channel import NativeChannel  # noqa: PLC0415
+
+    return NativeChannel
+
+
+def _grpc_channel() -> type[GrpcChannel]:
+    if _greenlets_wait():
+        from .grpcio.channel_gevent import GeventGrpcChannel  # noqa: PLC0415
+
+        return GeventGrpcChannel
+    from .grpcio.channel import GrpcChannel  # noqa: PLC0415
+
+    return GrpcChannel
+
+
+def _greenlets_wait() -> bool:
+    """Return whether those who wait are greenlets; asked whenever a channel is made."""
+    if "gevent.monkey" not in sys.modules:
+        return False
+    from .greenlets import are_patched  # noqa: PLC0415 - for nobody else
+
+    return are_patched()
 
 
 def _why_grpcio(
