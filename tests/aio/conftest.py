@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from aio_identity import IdentityServer
 from aio_tools import PAIRS
-from support.event_loops import Runner, need_uvloop
+from support.event_loops import Runner
+from support.required import need
 
 from triton_fast import AsyncClient
 
@@ -26,7 +27,7 @@ def aio_run(loop_and_channel):
     """Return a function that runs a coroutine, in a kind of event loop that goes with a channel."""
     kind, _ = loop_and_channel
     if kind == "uvloop":
-        need_uvloop()
+        need("uvloop")
     return Runner(kind)
 
 

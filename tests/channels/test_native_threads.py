@@ -36,7 +36,7 @@ def native_channel(echo_server):
 @pytest.fixture
 def narrow(echo_server, monkeypatch):
     """Make a channel of two connections, and have both of them busy."""
-    monkeypatch.setattr(native, "_MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(native, "MOST_CONNECTIONS", 2)
     channel = NativeChannel(echo_server.target)
     busy = [start(channel, "Hold") for _ in range(2)]
     assert echo_server.saw("held", 2)
@@ -104,7 +104,7 @@ def test_thirty_two_threads_each_get_their_own_answer(native_channel):
 
 
 def test_more_threads_than_connections(echo_server, monkeypatch):
-    monkeypatch.setattr(native, "_MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(native, "MOST_CONNECTIONS", 2)
     channel = NativeChannel(echo_server.target)
 
     def work(number):

@@ -34,7 +34,11 @@ ROOMS = [
 APART = {"streaming": "text", "text": "streaming", "channels.native": "channels.grpcio"}
 APART |= {other: one for one, other in APART.items()}
 # Packages that one module may load, and the one. Everywhere else: under TYPE_CHECKING at most.
-RESERVED = {"grpc": "channels.grpcio.common", "google.protobuf": "protocol.messages"}
+RESERVED = {
+    "grpc": "channels.grpcio.common",
+    "gevent": "channels.greenlets",
+    "google.protobuf": "protocol.messages",
+}
 # Never: another client, and generated code (not protobuf's own), tied to one release of it.
 FORBIDDEN = re.compile(r"tritonclient\b|grpc_tools\b|(?!google\.protobuf\.).*_pb2(_grpc)?\b")
 # These run inside the server, or are read by it: no layer of ours.

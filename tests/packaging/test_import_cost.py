@@ -10,7 +10,10 @@ import sys
 
 import pytest
 
-FOREIGN = ("grpc", "google.protobuf", "google._upb", "tritonclient", "triton_fast.testing")
+FOREIGN = (
+    *("gevent", "grpc", "google.protobuf", "google._upb"),
+    *("tritonclient", "triton_fast.testing", "triton_fast.channels.greenlets"),
+)
 # How many modules an import may load that numpy has not. The first loads nothing yet; the second
 # loads all that there is to a Client before its first call: 47 modules in 2026.
 MOST = {"import triton_fast": 2, "from triton_fast import Client": 48}

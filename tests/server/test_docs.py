@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.event_loops import need_uvloop
 from support.interpreter import run_python
+from support.required import need
 
 import triton_fast
 from triton_fast import Client
@@ -68,7 +68,7 @@ def test_the_readmes_program_runs_as_it_stands(triton_server_factory):
 
 
 def test_every_document_is_run():
-    tested = {"asyncio.md", "shared-memory.md", "streams.md"}
+    tested = {"asyncio.md", "gevent.md", "shared-memory.md", "streams.md"}
     with_python = {path.name for path in DOCS.glob("*.md") if BLOCK.search(path.read_text("utf-8"))}
     assert with_python == tested
 
@@ -92,7 +92,7 @@ def test_streams(python_server, capsys):
 
 @pytest.mark.server_may_die
 def test_asyncio(server, capsys):
-    need_uvloop()
+    need("uvloop")
     uvloop = importlib.import_module("uvloop")
     assert run("asyncio.md", server.grpc_url, {"uvloop": uvloop}) == 6
     said = capsys.readouterr().out
@@ -101,6 +101,13 @@ def test_asyncio(server, capsys):
     assert "the same, and told more of: ModelInfer('slow') at" in said
     assert "0.5\n" in said
     assert "True on uvloop" in said
+
+
+def test_gevent(server):
+    """By itself: it patches the program that runs it."""
+    need("gevent")
+    (block,) = BLOCK.findall((DOCS / "gevent.md").read_text(encoding="utf-8"))
+    assert run_python(block.replace("localhost:8001", server.grpc_url)) == "6 answers\n"
 
 
 # shared-memory.md names models that readers have heard of. Here, each score is the first pixel.

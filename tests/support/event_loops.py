@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-from importlib.util import find_spec
 
 import pytest
+
+from support.required import need
 
 KINDS = ("asyncio", "uvloop")
 
@@ -21,14 +21,6 @@ def new_loop(kind: str) -> asyncio.AbstractEventLoop:
     import uvloop
 
     return uvloop.new_event_loop()
-
-
-def need_uvloop() -> None:
-    """Skip a test where there is no uvloop, or fail in CI."""
-    if find_spec("uvloop") is None:
-        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
-            pytest.fail("uvloop is required here", pytrace=False)
-        pytest.skip("no uvloop")
 
 
 def _complain(complaints, context):
@@ -70,5 +62,5 @@ class Runner:
 def run(request):
     """Return a function that runs a coroutine, in each kind of event loop in turn."""
     if request.param == "uvloop":
-        need_uvloop()
+        need("uvloop")
     return Runner(request.param)

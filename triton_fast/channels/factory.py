@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -58,20 +59,16 @@ def channel_factory(
     if obstacle is not None:
         if busy:
             raise InvalidOption(f"busy_poll is the native channel's; {obstacle}")
-        from .grpcio.channel import GrpcChannel  # noqa: PLC0415
-
         return partial(
-            GrpcChannel,
+            _open_grpc,
             target,
             tls=tls,
             keepalive=keepalive,
             options=options,
             authority=authority,
         )
-    from .native.channel import NativeChannel  # noqa: PLC0415
-
     return partial(
-        NativeChannel,
+        _open_native,
         target,
         keepalive=keepalive,
         authority=authority,
@@ -94,10 +91,21 @@ def async_channel_factory(
     ----------
     target, choice, tls, keepalive, options, authority
         ``url``, ``channel`` and the rest of `triton_fast.AsyncClient`.
+
+    Raises
+    ------
+    InvalidOption
+        If they do not go together, or want grpcio where gevent has patched threads.
     """
     _check_keepalive(keepalive)
     authority = checked_authority(authority)
-    if _why_grpcio(target, choice, tls, options) is not None:
+    obstacle = _why_grpcio(target, choice, tls, options)
+    if obstacle is not None:
+        if _greenlets_wait():
+            raise InvalidOption(
+                f"{obstacle}, and grpcio's asyncio does not run where gevent has patched threads, "
+                "for it has one of its own; use a Client there, or channel='native'"
+            )
         from .grpcio.channel_async import AsyncGrpcChannel  # noqa: PLC0415
 
         return partial(
@@ -111,6 +119,35 @@ def async_channel_factory(
     from .native.channel_async import AsyncNativeChannel  # noqa: PLC0415
 
     return partial(AsyncNativeChannel, target, keepalive=keepalive, authority=authority)
+
+
+def _open_native(target: str, **settings: Any) -> Channel:
+    if _greenlets_wait():
+        from .native.channel_gevent import GeventNativeChannel  # noqa: PLC0415
+
+        return GeventNativeChannel(target, **settings)
+    from .native.channel import NativeChannel  # noqa: PLC0415
+
+    return NativeChannel(target, **settings)
+
+
+def _open_grpc(target: str, **settings: Any) -> Channel:
+    if _greenlets_wait():
+        from .grpcio.channel_gevent import GeventGrpcChannel  # noqa: PLC0415
+
+        return GeventGrpcChannel(target, **settings)
+    from .grpcio.channel import GrpcChannel  # noqa: PLC0415
+
+    return GrpcChannel(target, **settings)
+
+
+def _greenlets_wait() -> bool:
+    """Return whether those who wait are greenlets; asked whenever a channel is made."""
+    if "gevent.monkey" not in sys.modules:
+        return False
+    from .greenlets import are_patched  # noqa: PLC0415 - for nobody else
+
+    return are_patched()
 
 
 def _why_grpcio(

@@ -47,8 +47,13 @@ def _dropped(
 ) -> None:
     if pid != os.getpid() or not is_used():
         return
+    from ..channels.greenlets import are_patched, spawn  # noqa: PLC0415 - rare
+
     # Any thread may be here, in the middle of whatever it does, and giving back takes calls.
-    threading.Thread(target=give_back, name="triton_fast", daemon=True).start()
+    if are_patched():
+        spawn(give_back)  # who starts a thread waits until it runs, which gevent's hub cannot
+    else:
+        threading.Thread(target=give_back, name="triton_fast", daemon=True).start()
     warnings.warn(
         f"the client of {url} was dropped without close(), and the server is told to let go of its "
         "shared memory only now; close it, or use it in a with block",

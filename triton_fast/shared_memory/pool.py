@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from .._core._shm import Arenas, Lease, Segment
@@ -236,7 +237,12 @@ class SlotPool:
 
     def wait(self, generation: int, deadline_ns: int | None) -> None:
         """Wait for a deadline, or until a slot has come back since a `WouldBlock` was raised."""
-        self._arenas.wait(generation, deadline_ns)
+        from ..channels.greenlets import are_patched, in_turns  # noqa: PLC0415 - rare
+
+        if are_patched():
+            in_turns(partial(self._arenas.wait, generation), deadline_ns)
+        else:
+            self._arenas.wait(generation, deadline_ns)
 
     def take(self, sizes: Iterable[int]) -> list[Slot] | None:
         """Return a slot for each size without waiting; None if not all can be had so."""

@@ -118,7 +118,7 @@ class GrpcChannel:
         if options.deadline_ns is not None:
             self._endpoint.remaining(options)
         if _goes_as_stream(outgoing, options):
-            response = self._call_as_stream(method, outgoing, options)
+            response = self._call_as_future(method, outgoing, options, as_stream=True)
         else:
             response = self._call(method, outgoing, options)
         try:
@@ -275,7 +275,9 @@ class GrpcChannel:
             gate.leave(flight)
         return response
 
-    def _call_as_stream(self, method: str, outgoing: Outgoing, options: CallOptions) -> bytes:
+    def _call_as_future(
+        self, method: str, outgoing: Outgoing, options: CallOptions, *, as_stream: bool
+    ) -> bytes:
         request = _OneMessage(outgoing.render())
         flight = ActiveCall(self, get_ident())
         try:
@@ -284,7 +286,10 @@ class GrpcChannel:
             try:
                 # As a future: a blocking stream that is interrupted while it sends leaves its
                 # thread behind, with the message.
-                future = callables.stream_unary.future(request, *self._settings(options))
+                if as_stream:
+                    future = callables.stream_unary.future(request, *self._settings(options))
+                else:
+                    future = callables.unary.future(next(request), *self._settings(options))
                 try:
                     response: bytes = future.result()
                 except BaseException:

@@ -6,6 +6,7 @@ The only module that may import grpc, which the first call does. Owns no channel
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 from ...errors import (
     ClosedError,
     DeadlineExceeded,
+    FailedPrecondition,
     Internal,
     InvalidOption,
     MissingDependency,
@@ -26,11 +28,22 @@ from ...options.tls import TLS, checked_tls
 from ...options.values import checked_text, whole_number
 from ..base import CallOptions
 
-__all__ = ["ChannelOption", "ChannelOptions", "Endpoint", "algorithm", "import_grpc"]
+__all__ = [
+    "SINGLE_READER",
+    "ChannelOption",
+    "ChannelOptions",
+    "Endpoint",
+    "algorithm",
+    "import_grpc",
+    "prepare_for_gevent",
+]
 
 ChannelOption: TypeAlias = int | str | bytes | None
 """Value of a grpcio channel option; None leaves the option as grpcio has it."""
 ChannelOptions: TypeAlias = Mapping[str, ChannelOption] | Sequence[tuple[str, ChannelOption]]
+
+SINGLE_READER = "SingleThreadedUnaryStream"
+"""The option by which who reads a stream asks grpcio's core itself, and so waits there."""
 
 # What every channel starts from; the user's options replace these one by one. Only the last is for
 # speed. Of the twenty others that could be (HTTP/2 frame, window and write buffer sizes, BDP probe,
@@ -57,7 +70,7 @@ _DEFAULT_OPTIONS: Mapping[str, ChannelOption] = {
     "grpc.max_reconnect_backoff_ms": 1000,
     # grpcio's name for it; to channels for coroutines it means nothing. Who reads a stream of
     # answers to one message gets them from grpcio's core, and not from another thread.
-    "SingleThreadedUnaryStream": 1,
+    SINGLE_READER: 1,
 }
 
 _REFUSED_HEADERS = "Invalid metadata"  # in grpcio's words
@@ -218,6 +231,50 @@ def import_grpc() -> Any:
             f"the gRPC channel needs grpcio, which {why}; install it with: pip install grpcio"
         ) from error
     return grpc
+
+
+def prepare_for_gevent(options: CallOptions, target: str) -> None:
+    """See to it that grpcio knows of gevent, and that this thread is the one where it waits.
+
+    Parameters
+    ----------
+    options, target
+        Of the call that is to be made, for errors.
+
+    Raises
+    ------
+    FailedPrecondition
+        If it was not told in time, before anything of its own is made, which may be when others
+        have imported it; or in another thread.
+    """
+    if "grpc" not in sys.modules:
+        import_grpc()
+        from grpc.experimental.gevent import init_gevent  # noqa: PLC0415 - for nobody else
+
+        init_gevent()
+    why = _why_not_in_greenlet(import_grpc()._cython.cygrpc)
+    if why is not None:
+        raise FailedPrecondition(why, call=options.call, target=target)
+
+
+def _why_not_in_greenlet(core: Any) -> str | None:
+    from ..greenlets import is_own  # noqa: PLC0415 - for nobody else
+
+    # Neither name is public: where there is none, what it says is not known.
+    if not getattr(core, "g_gevent_activated", True):
+        return (
+            "gevent has patched this process, and grpcio, which was imported already, does not "
+            "know: call grpc.experimental.gevent.init_gevent() right after monkey.patch_all(), or "
+            "use channel='native'"
+        )
+    pool = getattr(core, "g_gevent_threadpool", None)
+    if pool is not None and not is_own(pool.hub):
+        return (
+            "where gevent has patched a process, grpcio can be used in one thread: the one that "
+            "it was first used in, or grpc.experimental.gevent.init_gevent() was called in; make "
+            "the call there, or use channel='native'"
+        )
+    return None
 
 
 def _checked_options(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import queue
 import threading
 import time
+from _queue import SimpleQueue  # gevent has another one in queue, for greenlets: not for threads
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class Threads:
     """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._queue: SimpleQueue[Turn | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._count = 0
         self._pending = 0  # turns that are waiting or running

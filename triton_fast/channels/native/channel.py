@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from ..._core import _http2
     from ...options.keepalive import Keepalive
     from .call_threads import Threads
-    from .stream import NativeStream
+    from .stream import DrivenStream, NativeStream
 
 __all__ = [
+    "MOST_CONNECTIONS",
     "Address",
     "NativeChannel",
     "import_native",
@@ -41,8 +42,8 @@ __all__ = [
     "why_not_native",
 ]
 
-# Enough for a Triton of many instances; a thread that finds all of them busy waits for one.
-_MOST_CONNECTIONS = 128
+MOST_CONNECTIONS = 128
+"""Enough for a Triton of many instances; a thread that finds all of them busy waits for one."""
 # Shorter than the idle timeouts of the load balancers that people put in between (60 s and up).
 _IDLE_NS = 50 * 10**9
 
@@ -173,7 +174,7 @@ class NativeChannel:
             address.port,
             address.unix_path.encode("utf-8", "surrogateescape"),
             address.authority,
-            _MOST_CONNECTIONS,
+            MOST_CONNECTIONS,
             _IDLE_NS,
         )
         self._threads: Threads | None = None
@@ -206,7 +207,7 @@ class NativeChannel:
                 error = failure
             on_done(error)
 
-        return self._pool_of_threads().run(native, work, options.deadline_ns)
+        return self._work_beside(native, work, options.deadline_ns)
 
     def open_stream(
         self, method: str, incoming: StreamIncoming[Any], options: CallOptions
@@ -227,7 +228,7 @@ class NativeChannel:
             )
         except RuntimeError as error:
             self._refuse(error)
-        stream = NativeStream(call, options, self.target, lambda: self._closed)
+        stream = NativeStream(self._driven(call), options, self.target, lambda: self._closed)
         self._streams.add(stream)
         return stream
 
@@ -254,6 +255,14 @@ class NativeChannel:
         self._closed = True
         if self._threads is not None:
             self._threads.abandon()
+
+    def _work_beside(
+        self, native: _http2.Call, work: Callable[[], None], deadline_ns: int | None
+    ) -> Call:
+        return self._pool_of_threads().run(native, work, deadline_ns)
+
+    def _driven(self, call: _http2.StreamCall) -> DrivenStream:
+        return call
 
     def _pool_of_threads(self) -> Threads:
         with self._threads_lock:

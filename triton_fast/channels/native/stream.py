@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import ClosedError, DeadlineExceeded, StatusCode, TritonFastError, server_error
 from ..base import CallOptions, Outgoing
@@ -12,7 +12,29 @@ from ..base import CallOptions, Outgoing
 if TYPE_CHECKING:
     from ..._core import _http2
 
-__all__ = ["NativeStream", "stream_failure"]
+__all__ = ["DrivenStream", "NativeStream", "stream_failure"]
+
+
+class DrivenStream(Protocol):
+    """A call that the thread which sends or receives drives, as `_http2.StreamCall` is one."""
+
+    def send(self, outgoing: Outgoing, deadline_ns: int | None, last: bool, /) -> bool:
+        """Send one message, and return whether it was sent."""
+
+    def half_close(self) -> None:
+        """Say that no more messages will be sent."""
+
+    def receive(self, into: list[Any], deadline_ns: int | None, /) -> bool:
+        """Wait for messages, and return whether there are any, or the call is over."""
+
+    def over(self) -> bool:
+        """Return whether the call is over."""
+
+    def outcome(self) -> _http2.Outcome:
+        """Say what came of it."""
+
+    def cancel(self) -> None:
+        """End it."""
 
 
 class NativeStream:
@@ -20,7 +42,7 @@ class NativeStream:
 
     Parameters
     ----------
-    call : _http2.StreamCall
+    call : DrivenStream
         The call.
     options : CallOptions
         That it was made with.
@@ -32,7 +54,7 @@ class NativeStream:
 
     def __init__(
         self,
-        call: _http2.StreamCall,
+        call: DrivenStream,
         options: CallOptions,
         target: str,
         closed: Callable[[], bool],
