@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 import time
 from collections import deque
@@ -11,6 +12,10 @@ import pytest
 
 from triton_fast import Cancelled, DeadlineExceeded, InvalidArgument, Unavailable
 from triton_fast.channels.unseen import Unseen
+from triton_fast.inference.request import prepare_streamed
+from triton_fast.protocol.grpc.codec import GRPC
+from triton_fast.protocol.messages import message_class
+from triton_fast.streaming.final_answers import FinalAnswers
 from triton_fast.streaming.repeated_stream import RepeatedStream
 from triton_fast.streaming.repeated_stream_async import AsyncRepeatedStream
 
@@ -140,9 +145,9 @@ class Awaited:
 class Blocking:
     """An `AsyncRepeatedStream` as if it were a `RepeatedStream`."""
 
-    def __init__(self, channel):
+    def __init__(self, channel, *more):
         self._runner = asyncio.Runner()
-        self._stream = AsyncRepeatedStream(channel.open_async, None)
+        self._stream = AsyncRepeatedStream(channel.open_async, None, *more)
         self.cancel = self._stream.cancel
 
     def send(self, *arguments, **more):
@@ -163,10 +168,10 @@ def repeated_stream(request):
     """Return a function that makes a repeated stream on a channel."""
     made = []
 
-    def make(channel):
+    def make(channel, *more):
         if request.param == "threads":
-            return RepeatedStream(channel.open, None)
-        made.append(Blocking(channel))
+            return RepeatedStream(channel.open, None, *more)
+        made.append(Blocking(channel, *more))
         return made[-1]
 
     yield make
@@ -310,3 +315,72 @@ def test_cancelling_while_it_begins_again():
     stream.cancel()
     reader.join(30)
     assert len(failures) == 1
+
+
+# A server that refuses the wish for the last answer's mark ----------------------------------------
+
+
+RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be"
+
+
+class Told:
+    def __init__(self, error=""):
+        self.error_message = error
+
+
+def asking():
+    """Return a request as `client.stream` makes it, and the same without its wish."""
+    made = message_class("ModelInferRequest")(model_name="m", id="i")
+    made.raw_input_contents.append(b"triton_enable_empty_final_response")
+    plain = made.SerializeToString()
+    made.parameters["triton_enable_empty_final_response"].bool_param = True
+    request = prepare_streamed(GRPC, "m", "", None, None, 0, None).header.request("i")
+    head = b"".join(ctypes.string_at(*segment) for segment in request.segments())
+    request.release()
+    message = head + plain[plain.index(b"\x3a") :]
+    assert message_class("ModelInferRequest").FromString(message) == made
+    return message, plain
+
+
+def test_the_wish_for_a_final_answer_is_taken_out_of_a_request():
+    message, plain = asking()
+    for given in (message, plain):
+        found = message_class("ModelInferRequest").FromString(GRPC.without_final_answer(given))
+        assert found == message_class("ModelInferRequest").FromString(plain)
+
+
+def test_requests_that_ask_in_vain_are_sent_again_without(repeated_stream):
+    message, plain = asking()
+    channel = Channel([[Told(RESERVED)]], [[Told(), Told()], []], [[Told()], []])
+    final_answers = FinalAnswers(GRPC)
+    stream = repeated_stream(channel, final_answers)
+    stream.send(Message(message))
+    stream.send(Message(message), last=True)
+    found = []
+    stream.receive(found)
+    assert [one.error_message for one in found] == ["", ""]
+    refused, again = channel.opened
+    assert refused.cancelled
+    assert refused.sent == [(message, False), (message, True)]
+    same = message_class("ModelInferRequest").FromString
+    assert [(same(sent), last) for sent, last in again.sent] == [
+        (same(plain), False),
+        (same(plain), True),
+    ]
+    # From then on nothing is asked for.
+    other = repeated_stream(channel, final_answers)
+    other.send(Message(message), last=True)
+    other.receive(found)
+    assert [same(sent) for sent, _ in channel.opened[2].sent] == [same(plain)]
+
+
+def test_a_refusal_of_something_else_is_the_callers(repeated_stream):
+    message, _ = asking()
+    channel = Channel([[Told("unexpected inference input 'x'")], [Told(RESERVED)]])
+    stream = repeated_stream(channel, FinalAnswers(GRPC))
+    stream.send(Message(message))
+    found = []
+    stream.receive(found)
+    stream.receive(found)  # a model may say anything, once the server has answered
+    assert [one.error_message for one in found] == ["unexpected inference input 'x'", RESERVED]
+    assert len(channel.opened) == 1

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..inference.tensor import InputTensor
     from ..protocol.operations import Ask, Query
     from ..shared_memory.placement import SharedMemory
+    from ..streaming.final_answers import FinalAnswers
     from ..streaming.stream import Stream
 
 __all__ = ["Endpoint", "HeaderHook"]
@@ -92,6 +93,7 @@ class Endpoint(Policies):
         self.codec = GRPC
         self._settings = settings
         self._closed = False
+        self._final_answers: FinalAnswers | None = None  # until there is a stream
         self._lock = threading.Lock()
         self._new_channel = new_channel
         self._channel = new_channel()
@@ -244,13 +246,16 @@ class Endpoint(Policies):
 
     def open_stream(self, options: CallOptions, buffer_size: int) -> Stream:
         """Return a stream for requests; see `triton_fast.Client.open_stream`."""
-        from ..streaming.repeated_stream import RepeatedStream  # noqa: PLC0415 - imported on use
+        from ..streaming.final_answers import FinalAnswers  # noqa: PLC0415 - imported on use
+        from ..streaming.repeated_stream import RepeatedStream  # noqa: PLC0415
         from ..streaming.stream import Stream  # noqa: PLC0415 - imported on use
 
         channel, codec = self._open_channel(), self.codec
+        self._final_answers = self._final_answers or FinalAnswers(codec)
         channel_stream = RepeatedStream(
             lambda: channel.open_stream(codec.stream_method, codec.stream_responses(), options),
             options.deadline_ns,
+            self._final_answers,
         )
         return Stream(channel_stream, options, self.url, self._inputs, buffer_size, self.codec)
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..inference.tensor import InputTensor
     from ..protocol.codec import ResponseDecoder
     from ..shared_memory.placement_async import AsyncSharedMemory
+    from ..streaming.final_answers import FinalAnswers
     from ..streaming.stream_async import AsyncStream
     from .admission import Admission
     from .call_settings import CallSettings
@@ -101,6 +102,7 @@ class AsyncEndpoint(AsyncPolicies):
         self.codec = GRPC
         self._settings = settings
         self._closed = False
+        self._final_answers: FinalAnswers | None = None  # until there is a stream
         self._loop: asyncio.AbstractEventLoop | None = None  # of the calls so far
         self._new_channel = new_channel
         self._channel = new_channel()
@@ -292,7 +294,8 @@ class AsyncEndpoint(AsyncPolicies):
         buffer_size: int,
     ) -> AsyncStream:
         """Return a stream for requests; see `triton_fast.AsyncClient.open_stream`."""
-        from ..streaming.repeated_stream_async import (  # noqa: PLC0415 - imported on use
+        from ..streaming.final_answers import FinalAnswers  # noqa: PLC0415 - imported on use
+        from ..streaming.repeated_stream_async import (  # noqa: PLC0415
             AsyncRepeatedStream,
         )
         from ..streaming.stream_async import AsyncStream  # noqa: PLC0415 - imported on use
@@ -300,6 +303,7 @@ class AsyncEndpoint(AsyncPolicies):
         if self._closed:
             raise ClosedError(f"the client of {self.url} is closed")
         self._settings.deadline_ns(timeout)  # so that what is wrong is said here
+        final_answers = self._final_answers = self._final_answers or FinalAnswers(self.codec)
 
         async def opening() -> tuple[AsyncChannelStream[ResponseDecoder], CallOptions]:
             options = await self.options(call, timeout, headers)
@@ -308,7 +312,7 @@ class AsyncEndpoint(AsyncPolicies):
             def open_stream() -> AsyncChannelStream[ResponseDecoder]:
                 return channel.open_stream(codec.stream_method, codec.stream_responses(), options)
 
-            return AsyncRepeatedStream(open_stream, options.deadline_ns), options
+            return AsyncRepeatedStream(open_stream, options.deadline_ns, final_answers), options
 
         return AsyncStream(opening, self.url, self.inputs, buffer_size, self.codec)
 

@@ -119,5 +119,8 @@ class Codec(Protocol):
             If a value cannot be sent.
         """
 
+    def without_final_answer(self, message: bytes) -> bytes:
+        """Return a stream's request, encoded, without the wish that its last answer be marked."""
+
     def stream_responses(self) -> StreamIncoming[ResponseDecoder]:
         """Return what receives the messages of one stream."""

@@ -17,6 +17,7 @@ __all__ = [
     "model_state",
     "region_in_use",
     "request_error",
+    "reserves_parameters",
     "too_small_output",
 ]
 
@@ -122,6 +123,14 @@ def explain_lost_region(error: BaseException) -> None:
     """Add to an error of a region that is unknown how that may be: the server says only that."""
     if isinstance(error, ServerError) and lost_region(error) is not None:
         error.add_note(_EXPLANATION)
+
+
+def reserves_parameters(text: str) -> bool:
+    """Tell whether a stream's request was refused for a parameter that later servers know.
+
+    Triton 2.33: "parameter keys starting with 'triton_' are reserved for Triton usage …".
+    """
+    return text.startswith("parameter keys starting with 'triton_' are reserved")
 
 
 def region_in_use(error: ServerError) -> bool:

@@ -5,7 +5,7 @@ Owns the copies. Shared by `repeated_stream` and `repeated_stream_async`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from .._core import _wire
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .._core import Segment
     from ..channels.base import Outgoing
 
-__all__ = ["HeldMessages"]
+__all__ = ["HeldMessages", "SentMessage"]
 
 # Of one stream, together. A request that is larger is not copied: most servers take no more than a
 # part of it before they have said something about the stream, and until then it is being sent.
@@ -33,7 +33,7 @@ class HeldMessages:
 
     def __init__(self) -> None:
         self.complete = True
-        self._messages: list[tuple[_Copy, bool]] = []
+        self._messages: list[tuple[SentMessage, bool]] = []
         self._byte_size = 0
 
     def __iter__(self) -> Iterator[tuple[Outgoing, bool]]:
@@ -48,7 +48,13 @@ class HeldMessages:
         if self._byte_size > _MOST_BYTES:
             self.let_go()
         else:
-            self._messages.append((_Copy(outgoing.render()), last))
+            self._messages.append((SentMessage(outgoing.render()), last))
+
+    def change(self, changed: Callable[[bytes], bytes]) -> None:
+        """Have the messages sent otherwise the next time."""
+        self._messages = [
+            (SentMessage(changed(message.render())), last) for message, last in self._messages
+        ]
 
     def let_go(self) -> None:
         """Keep nothing any more: the stream is not to be begun again. Idempotent."""
@@ -57,7 +63,7 @@ class HeldMessages:
             self._messages = []
 
 
-class _Copy:
+class SentMessage:
     """An `Outgoing` that has its own memory."""
 
     __slots__ = ("_message",)
@@ -67,10 +73,13 @@ class _Copy:
 
     @property
     def byte_size(self) -> int:
+        """Its length."""
         return len(self._message)
 
     def segments(self) -> list[Segment]:
+        """Return it in one piece; valid as long as this lives."""
         return [_wire.address_of(self._message)]
 
     def render(self) -> bytes:
+        """Return it."""
         return self._message

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..channels.base import Incoming
 from ..channels.unseen import Unseen
 from ..errors import ServerError
-from .held_messages import HeldMessages
+from .held_messages import HeldMessages, SentMessage
 
 if TYPE_CHECKING:
     from ..channels.base import ChannelStream, Outgoing
+    from .final_answers import FinalAnswers
 
 __all__ = ["RepeatedStream"]
 
@@ -32,6 +33,9 @@ class RepeatedStream(Generic[M]):
         Opens the channel's stream; called again where it is begun again.
     deadline_ns : int or None
         The stream's.
+    final_answers : FinalAnswers, optional
+        Of the server, where requests ask for the mark of the last answer: where it refuses that,
+        they are sent again without.
 
     Notes
     -----
@@ -40,12 +44,16 @@ class RepeatedStream(Generic[M]):
     """
 
     def __init__(
-        self, open_stream: Callable[[], ChannelStream[M]], deadline_ns: int | None
+        self,
+        open_stream: Callable[[], ChannelStream[M]],
+        deadline_ns: int | None,
+        final_answers: FinalAnswers | None = None,
     ) -> None:
         self._open = open_stream
         self._stream = open_stream()
         self._next: ChannelStream[M] | None = None  # one that is being begun again
         self._unseen = Unseen(deadline_ns)
+        self._final_answers = final_answers
         self._held = HeldMessages()
         self._turn = threading.Lock()  # to send, also what was sent before
         self._half_closed = False
@@ -56,6 +64,8 @@ class RepeatedStream(Generic[M]):
     ) -> None:
         """Send one message; see `triton_fast.channels.base.ChannelStream.send`."""
         with self._turn:
+            if self._final_answers is not None and self._final_answers.refused:
+                outgoing = SentMessage(self._final_answers.unasked(outgoing.render()))
             while True:
                 try:
                     self._stream.send(outgoing, deadline_ns, last=last)
@@ -88,6 +98,10 @@ class RepeatedStream(Generic[M]):
             except ServerError as error:
                 failure = error
             else:
+                if self._is_refused(into):
+                    into.clear()
+                    self._send_unasked(stream, deadline_ns)
+                    continue
                 self._held.let_go()
                 return
             try:
@@ -96,6 +110,20 @@ class RepeatedStream(Generic[M]):
                         self._begin_again(failure, deadline_ns)
             finally:
                 del failure
+
+    def _is_refused(self, messages: Sequence[Any]) -> bool:
+        """Say whether the first answers are that requests must not ask for the last one's mark."""
+        asked = self._final_answers
+        if asked is None or asked.refused or not self._held.complete:
+            return False
+        return asked.take_note(messages)
+
+    def _send_unasked(self, refused: ChannelStream[M], deadline_ns: int | None) -> None:
+        with self._turn:
+            refused.cancel()
+            assert self._final_answers is not None
+            self._held.change(self._final_answers.unasked)
+            self._send_again(deadline_ns)
 
     def cancel(self) -> None:
         """End the call; see `triton_fast.channels.base.ChannelStream.cancel`."""

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["GRPC"]
 
 
+def _true_parameter(name: bytes) -> bytes:
+    """Return a parameter of a request that is true: an entry of ModelInferRequest's field 4."""
+    entry = b"\x0a%c%b\x12\x02\x08\x01" % (len(name), name)
+    return b"\x22%c%b" % (len(entry), entry)
+
+
+_FINAL_ANSWER = _true_parameter(b"triton_enable_empty_final_response")
+
+
 class _GrpcCodec:
     """See `triton_fast.protocol.codec.Codec`.
 
@@ -27,6 +36,11 @@ class _GrpcCodec:
     infer_method = method_path("ModelInfer")
     stream_method = method_path("ModelStreamInfer")
     header = _wire.Header
+
+    def without_final_answer(self, message: bytes) -> bytes:
+        # It comes before the tensors, whose bytes may be anything.
+        return message.replace(_FINAL_ANSWER, b"", 1)
+
     stream_responses = _wire.StreamResponses
 
 
