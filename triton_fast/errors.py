@@ -78,7 +78,8 @@ class TritonFastError(Exception):
 class InvalidTensor(TritonFastError, ValueError):
     """A tensor cannot be sent or received as it is: its name, datatype, shape or size is wrong.
 
-    Raised before anything is sent, except for an ``out=`` array that does not fit the answer.
+    Raised before anything is sent, except for an ``out=`` array that does not fit the answer, and
+    for what the server has refused and the model's signature, asked for only then, explains.
 
     Parameters
     ----------
@@ -221,6 +222,12 @@ def _rebuild(
     safe_to_retry: bool,
 ) -> ServerError:
     return kind(message, status, call=call, target=target, safe_to_retry=safe_to_retry)
+
+
+def add_remark(error: ServerError, remark: str) -> None:
+    """Add to the message of an error what its caller may do about it, or what was done."""
+    error.message = f"{error.message} ({remark})"
+    error.args = (error.message,)
 
 
 class Cancelled(ServerError):

@@ -24,7 +24,6 @@ from triton_fast import (
     AsyncClient,
     Client,
     DeadlineExceeded,
-    InvalidArgument,
     InvalidOption,
     InvalidTensor,
     NotFound,
@@ -216,9 +215,9 @@ CASES = {
     "split, one piece": Case("add_sub", PAIR, sum_and_difference(PAIR), {"split": True}),
     "no such model": Case("nope", ONE, NotFound),
     "no such version": Case("identity_fp32", ONE, NotFound, {"model_version": "7"}),
-    "no such input": Case("identity_fp32", {"WRONG": ONE["INPUT0"]}, InvalidArgument),
-    "no such output": Case("identity_fp32", ONE, InvalidArgument, {"outputs": ["NOPE"]}),
-    "another datatype": Case("identity_fp32", {"INPUT0": np.zeros(3, np.int8)}, InvalidArgument),
+    "no such input": Case("identity_fp32", {"WRONG": ONE["INPUT0"]}, InvalidTensor),
+    "no such output": Case("identity_fp32", ONE, InvalidTensor, {"outputs": ["NOPE"]}),
+    "another datatype": Case("identity_fp32", {"INPUT0": np.zeros(3, np.int8)}, InvalidTensor),
     "a decoupled model": Case(
         "repeat_int32",
         {

@@ -33,6 +33,10 @@ class BlockingFace:
     def model_metadata(self, *arguments):
         return self.run(self._client.model_metadata(*arguments))
 
+    def model(self, name):
+        model = self._client.model(name)
+        return lambda *arguments, **more: self.run(model(*arguments, **more))
+
     def stream(self, *arguments, **more):
         return _Answers(self, self._client.stream(*arguments, **more))
 

@@ -84,7 +84,9 @@ async def steps_by_round(
     budget = LoopBudget(loop)
     steps: list[Busy] = []
     connections = [
-        AsyncConnection(loop, Busy(clock, steps, seconds, sends=sends), budget, (0, 0))
+        AsyncConnection(
+            loop, Busy(clock, steps, seconds, sends=sends), budget, (0, 0), lambda: None
+        )
         for _ in range(CONNECTIONS)
     ]
     if sends:
@@ -121,7 +123,9 @@ def test_a_connection_that_is_closed_takes_no_turn(run, budget_clock):
         budget = LoopBudget(loop)
         steps: list[Busy] = []
         connections = [
-            AsyncConnection(loop, Busy(budget_clock, steps, STEP_S, sends=False), budget, (0, 0))
+            AsyncConnection(
+                loop, Busy(budget_clock, steps, STEP_S, sends=False), budget, (0, 0), lambda: None
+            )
             for _ in range(CONNECTIONS)
         ]
         while not steps:

@@ -66,7 +66,7 @@ def test_a_call_that_fits():
         ({"a": A[:, :2]}, (), r"shape \[-1, 3\].*\[2, 2\]"),
         ({"a": A}, ("z",), "model 'm' has no output 'z'; it gives 'y'"),
         ({"b": [["x"]]}, (), "model 'm' also takes 'a', and the call has only 'b'"),
-        ({}, (), "also takes 'a', and the call has only none"),
+        ({}, (), "also takes 'a', and the call has no inputs"),
         ({"a": np.zeros((5, 3), np.float32)}, (), "batches of up to 4.* is 5"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from ..errors import DeadlineExceeded, ServerError
+from ..errors import DeadlineExceeded, ServerError, add_remark
 
 __all__ = ["Unseen"]
 
@@ -51,7 +51,9 @@ class Unseen:
             return None
         if not error.safe_to_retry:
             if isinstance(error, DeadlineExceeded) and self._last is not None:
-                _add(error, f"{_times(self._tries)} before, it was not taken: {self._last.message}")
+                add_remark(
+                    error, f"{_times(self._tries)} before, it was not taken: {self._last.message}"
+                )
             return None
         self._last = error
         self._tries += 1
@@ -63,14 +65,9 @@ class Unseen:
         elif time.monotonic_ns() + pause * 1e9 < self._deadline_ns:
             return pause
         if self._tries > 1:
-            _add(error, f"tried {_times(self._tries)}")
+            add_remark(error, f"tried {_times(self._tries)}")
         return None
 
 
 def _times(tries: int) -> str:
     return "once" if tries == 1 else f"{tries} times"
-
-
-def _add(error: ServerError, remark: str) -> None:
-    error.message = f"{error.message} ({remark})"
-    error.args = (error.message,)

@@ -240,6 +240,7 @@ class Endpoint(Policies):
             lambda repeats: self._infer(
                 channel, prepared, tensors, request_id, options, out, repeats
             ),
+            lambda error: self._explain(error, prepared, tensors, options),
         )
         submission.start(channel, self.codec.infer_method, options)
         return submission.future

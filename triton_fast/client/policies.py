@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..channels.base import CallOptions, Channel
-from ..errors import InvalidTensor, ServerError, TritonFastError, Unimplemented, WireError
+from ..errors import (
+    InvalidTensor,
+    NotFound,
+    ServerError,
+    TritonFastError,
+    Unimplemented,
+    WireError,
+    add_remark,
+)
 from ..inference.request import Prepared
 from ..inference.result import InferResult
+from ..protocol.server_messages import refuses_tensors, unknown_model
 from .attempt import Attempt, Out
 from .repeats import Repeats, distrust
 
@@ -31,6 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["Policies"]
 
 T = TypeVar("T")
+
+# What finding out more about an error may take.
+_BRIEF_NS = 2 * 10**9
 
 
 class Policies:
@@ -90,6 +103,7 @@ class Policies:
                     repeats = repeats or Repeats(options.deadline_ns)
                     pause = repeats.after(error, shared, prepared, placement)
                     if pause is None:
+                        self._explain(error, prepared, tensors, options)
                         raise
                     continue
                 try:
@@ -102,6 +116,43 @@ class Policies:
             if shared is not None:
                 shared.learn(prepared, tensors, result)
             return result
+
+    def _explain(
+        self,
+        error: BaseException,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        options: CallOptions,
+    ) -> None:
+        """Find out what is wrong with a call that the server has refused, which says less.
+
+        The names that there are are added to the error. What is wrong with the tensors is of the
+        same class whether the model's signature was known before or not.
+        """
+        # What a request of a sequence is refused for, its sequence has to know.
+        if "sequence_id" in (prepared.settings["parameters"] or ()):
+            return
+        if isinstance(error, NotFound):
+            self._name_models(error, prepared, options)
+        elif refuses_tensors(error):
+            try:
+                signature = self.fetch_signature(prepared, _brief(options))
+            except TritonFastError:
+                return
+            if signature is not None:
+                signature.check(tensors, prepared.output_names)
+
+    def _name_models(self, error: NotFound, prepared: Prepared, options: CallOptions) -> None:
+        """Add to the error of a model that the server has not which models it has."""
+        if not unknown_model(error):
+            return
+        from ..management.known_models import models_in_place_of  # noqa: PLC0415 - for this alone
+
+        try:
+            index = self.exchange("RepositoryIndex", {}, _brief(options))
+        except TritonFastError:
+            return
+        add_remark(error, models_in_place_of(prepared.model_name, index))
 
     def _check(
         self,
@@ -129,9 +180,21 @@ class Policies:
         from ..management.server import model_config, model_metadata  # noqa: PLC0415 - management only
 
         name, version = prepared.model_name, prepared.model_version
-        metadata = self.ask(model_metadata(name, version), options)
+        try:
+            metadata = self.ask(model_metadata(name, version), options)
+        except NotFound as error:
+            self._name_models(error, prepared, options)
+            raise
         try:
             config = self.ask(model_config(name, version), options)
         except Unimplemented:
             config = None  # not a Triton: the metadata is all there is
         return self.signatures.learn(prepared, metadata, config)
+
+
+def _brief(options: CallOptions) -> CallOptions:
+    """Return options of a call that is made for an error's sake."""
+    end = time.monotonic_ns() + _BRIEF_NS
+    if options.deadline_ns is not None:
+        end = min(end, options.deadline_ns)
+    return replace(options, deadline_ns=end)

@@ -7,13 +7,24 @@ shared memory.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..channels.base import AsyncChannel, CallOptions
-from ..errors import InvalidTensor, ServerError, TritonFastError, Unimplemented, WireError
+from ..errors import (
+    InvalidTensor,
+    NotFound,
+    ServerError,
+    TritonFastError,
+    Unimplemented,
+    WireError,
+    add_remark,
+)
 from ..inference.request import Prepared
 from ..inference.result import InferResult
+from ..protocol.server_messages import refuses_tensors, unknown_model
 from .attempt import Attempt, Out
 from .repeats import Repeats, distrust
 
@@ -30,6 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["AsyncPolicies"]
 
 T = TypeVar("T")
+
+# What finding out more about an error may take.
+_BRIEF_NS = 2 * 10**9
 
 
 class AsyncPolicies:
@@ -91,6 +105,7 @@ class AsyncPolicies:
                     repeats = repeats or Repeats(options.deadline_ns)
                     pause = repeats.after(error, shared, prepared, placement)
                     if pause is None:
+                        await self._explain(error, prepared, tensors, options)
                         raise
                     continue
                 try:
@@ -103,6 +118,43 @@ class AsyncPolicies:
             if shared is not None:
                 shared.learn(prepared, tensors, result)
             return result
+
+    async def _explain(
+        self,
+        error: BaseException,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        options: CallOptions,
+    ) -> None:
+        """Find out what is wrong with a call that the server has refused, which says less.
+
+        The names that there are are added to the error. What is wrong with the tensors is of the
+        same class whether the model's signature was known before or not.
+        """
+        # What a request of a sequence is refused for, its sequence has to know.
+        if "sequence_id" in (prepared.settings["parameters"] or ()):
+            return
+        if isinstance(error, NotFound):
+            await self._name_models(error, prepared, options)
+        elif refuses_tensors(error):
+            try:
+                signature = await self.fetch_signature(prepared, _brief(options))
+            except TritonFastError:
+                return
+            if signature is not None:
+                signature.check(tensors, prepared.output_names)
+
+    async def _name_models(self, error: NotFound, prepared: Prepared, options: CallOptions) -> None:
+        """Add to the error of a model that the server has not which models it has."""
+        if not unknown_model(error):
+            return
+        from ..management.known_models import models_in_place_of  # noqa: PLC0415 - for this alone
+
+        try:
+            index = await self.exchange("RepositoryIndex", {}, _brief(options))
+        except TritonFastError:
+            return
+        add_remark(error, models_in_place_of(prepared.model_name, index))
 
     async def _check(
         self,
@@ -130,9 +182,21 @@ class AsyncPolicies:
         from ..management.server import model_config, model_metadata  # noqa: PLC0415 - management only
 
         name, version = prepared.model_name, prepared.model_version
-        metadata = await self.ask(model_metadata(name, version), options)
+        try:
+            metadata = await self.ask(model_metadata(name, version), options)
+        except NotFound as error:
+            await self._name_models(error, prepared, options)
+            raise
         try:
             config = await self.ask(model_config(name, version), options)
         except Unimplemented:
             config = None  # not a Triton: the metadata is all there is
         return self.signatures.learn(prepared, metadata, config)
+
+
+def _brief(options: CallOptions) -> CallOptions:
+    """Return options of a call that is made for an error's sake."""
+    end = time.monotonic_ns() + _BRIEF_NS
+    if options.deadline_ns is not None:
+        end = min(end, options.deadline_ns)
+    return replace(options, deadline_ns=end)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..channels.unseen import Unseen
 from ..errors import ServerError, WireError
-from ..protocol.server_messages import explain_lost_region
+from ..protocol.server_messages import advise
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -108,7 +108,7 @@ class Repeats:
             self._placed_anew += 1
             again = not self.on_the_wire or not shared.required
         if not again:
-            explain_lost_region(error)
+            advise(error)
         return 0.0 if again else None
 
 

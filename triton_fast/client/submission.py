@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..inference.result import InferResult
+from ..protocol.server_messages import refuses_tensors, unknown_model
 from .future import CallFuture
 from .repeats import Repeats, distrust
 
@@ -36,6 +37,8 @@ class Submission:
         The client's use of shared memory.
     make_again : callable
         Makes the call again and waits, by the rules that it is given.
+    explain : callable
+        Asks the server what a refusal leaves unsaid, and waits; raises what is to be told in place.
 
     Attributes
     ----------
@@ -50,6 +53,7 @@ class Submission:
         tensors: list[InputTensor],
         shared: SharedMemory | None,
         make_again: Callable[[Repeats], InferResult],
+        explain: Callable[[BaseException], None],
     ) -> None:
         self.future: CallFuture[InferResult] = CallFuture()
         self._attempt = attempt
@@ -57,6 +61,7 @@ class Submission:
         self._tensors = tensors
         self._shared = shared
         self._make_again = make_again
+        self._explain = explain
         self._repeats: Repeats
 
     def start(self, channel: Channel, method: str, options: CallOptions) -> None:
@@ -90,12 +95,13 @@ class Submission:
         else:
             pause = self._repeats.after(error, self._shared, self._prepared, attempt.placement)
         attempt.release()
+        # Rare, and on threads of their own: those of the channel, which tell the end of calls, must
+        # not wait for one.
         if pause is not None:
-            # Rare, and on a thread of its own: the channel's, which tell the end of calls, must not
-            # wait for one.
-            threading.Thread(
-                target=self._repeat, args=(pause,), name="triton_fast", daemon=True
-            ).start()
+            _start(self._repeat, pause)
+            return
+        if refuses_tensors(error) or unknown_model(error):
+            _start(self._settle_explained, error)
             return
         if self._shared is not None and result is not None:
             self._shared.learn(self._prepared, self._tensors, result)
@@ -109,3 +115,14 @@ class Submission:
         except BaseException as failure:  # noqa: BLE001 - it is the future's now
             error = failure
         self.future.settle(result, error)
+
+    def _settle_explained(self, error: BaseException) -> None:
+        try:
+            self._explain(error)
+        except BaseException as found:  # noqa: BLE001 - it is the future's now
+            error = found
+        self.future.settle(None, error)
+
+
+def _start(work: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=work, args=arguments, name="triton_fast", daemon=True).start()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidTensor
+from ..protocol.datatypes import dtype_of
 
 if TYPE_CHECKING:
     from ..management.metadata import ModelConfig, ModelMetadata, TensorMetadata
@@ -31,6 +32,9 @@ class Signature:
         Inputs whose shape cannot be judged from the metadata.
     max_batch_size : int or None
         0 if the model has no batch dimension; None if the server did not say.
+    advisory : bool
+        Whether the server may take what is not in it, so that nothing is refused by it: it is no
+        Triton, which holds calls against it, and to others it is advice.
     """
 
     model_name: str
@@ -39,6 +43,7 @@ class Signature:
     optional: frozenset[str] | None = None
     unchecked: frozenset[str] = frozenset()
     max_batch_size: int | None = None
+    advisory: bool = False
 
     @classmethod
     def from_metadata(
@@ -95,6 +100,8 @@ class Signature:
             For the first thing that is wrong: a name, a datatype, a shape, a missing input. It
             says what was expected and what came.
         """
+        if self.advisory:
+            return
         given = set()
         for tensor in inputs:
             given.add(tensor.name)
@@ -104,7 +111,7 @@ class Signature:
             if missing:
                 raise InvalidTensor(
                     f"model {self.model_name!r} also takes {_names(missing)}, and the call has "
-                    f"only {_names(sorted(given))}"
+                    + (f"only {_names(sorted(given))}" if given else "no inputs")
                 )
         for name in outputs:
             if name not in self.outputs:
@@ -123,7 +130,7 @@ class Signature:
         if datatype != expected.datatype:
             raise InvalidTensor(
                 f"input {name!r} of model {self.model_name!r} is {expected.datatype}, and the "
-                f"tensor is {datatype}"
+                f"tensor is {datatype}{_conversion(datatype, expected.datatype)}"
             )
         if name in self.unchecked:
             return
@@ -140,6 +147,13 @@ class Signature:
                 f"input {name!r}: model {self.model_name!r} takes batches of up to "
                 f"{self.max_batch_size}, and the tensor's first dimension is {shape[0]}"
             )
+
+
+def _conversion(datatype: str, wanted: str) -> str:
+    """Say how to make one datatype of another, where numpy does it."""
+    if "BYTES" in (datatype, wanted) or wanted == "BF16":
+        return ""
+    return f"; array.astype(numpy.{dtype_of(wanted).name}) makes it so"
 
 
 def _names(names: Iterable[str]) -> str:

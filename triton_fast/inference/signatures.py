@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,10 +28,15 @@ class Signatures:
     def learn(
         self, prepared: Prepared, metadata: ModelMetadata, config: ModelConfig | None
     ) -> Signature | None:
-        """Take note of what the server has just said of a model; return what that amounts to."""
+        """Take note of what the server has just said of a model; return what that amounts to.
+
+        Without a configuration, the server is no Triton.
+        """
         from .signature import Signature  # noqa: PLC0415 - management only
 
         signature = Signature.from_metadata(metadata, config)
+        if signature is not None and config is None:
+            signature = replace(signature, advisory=True)
         if signature is not None:
             self._known[prepared.model_name, prepared.model_version] = signature
         return signature

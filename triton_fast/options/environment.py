@@ -33,6 +33,7 @@ _NOT_SETTINGS = frozenset(
         "FUZZ",
         "FUZZ_COVERAGE",
         "HTTP2",
+        "MATRIX",
         "NGHTTP2_SOURCE",
         "PROBE",
         "PYTHON",

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import re
 
-from ..errors import Internal, NotFound, ServerError, StatusCode, Unavailable, server_error
+from ..errors import (
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ServerError,
+    StatusCode,
+    Unavailable,
+    add_remark,
+    server_error,
+)
 
 __all__ = [
+    "advise",
     "explain_lost_region",
     "is_restricted",
     "lost_region",
     "model_state",
+    "refuses_tensors",
     "region_in_use",
     "request_error",
     "reserves_parameters",
     "too_small_output",
+    "unknown_model",
 ]
 
 # A stream has no status beside a request's error, only Triton's text; these are the texts of its
@@ -96,7 +108,7 @@ def request_error(text: str, call: str, target: str) -> ServerError:
     for status, pattern in _STATUS_BY_TEXT:
         if pattern.search(message):
             error = server_error(status, message, call=call, target=target)
-            explain_lost_region(error)
+            advise(error)
             return error
     return server_error(StatusCode.INTERNAL, message, call=call, target=target)
 
@@ -117,6 +129,44 @@ def lost_region(error: ServerError) -> str | None:
     """
     found = _LOST.search(error.message) if isinstance(error, NotFound) else None
     return None if found is None else found["name"] or ""
+
+
+# Triton 2.28 to 2.55.
+_ADVICE = (
+    (
+        StatusCode.UNIMPLEMENTED,
+        re.compile(r"doesn't support models with decoupled"),
+        "call it by stream, which takes any number of answers",
+    ),
+    (
+        StatusCode.INVALID_ARGUMENT,
+        re.compile(r"must specify (?:a non-zero or non-empty correlation ID|the START flag)"),
+        "a model that keeps state is called by sequence",
+    ),
+)
+_TENSORS = re.compile(
+    r"^(?:\[[^\]]*\] )?(?:unexpected inference (?:in|out)put |unexpected shape for input "
+    r"|inference input '.*' data-type is |expected (?:\d+|a minimum of \d+|at least \d+) inputs)"
+)
+
+
+def advise(error: BaseException) -> None:
+    """Add to a refusal what its caller does about it: the server says only what is wrong."""
+    if isinstance(error, ServerError):
+        for status, text, remark in _ADVICE:
+            if error.status == status and text.search(error.message):
+                add_remark(error, remark)
+    explain_lost_region(error)
+
+
+def refuses_tensors(error: BaseException | None) -> bool:
+    """Tell whether a request was refused for the names, datatypes or shapes of its tensors."""
+    return isinstance(error, InvalidArgument) and _TENSORS.match(error.message) is not None
+
+
+def unknown_model(error: BaseException | None) -> bool:
+    """Tell whether there is no such model, or version of it, at the server."""
+    return isinstance(error, NotFound) and "unknown model" in error.message
 
 
 def explain_lost_region(error: BaseException) -> None:

@@ -1,0 +1,67 @@
+"""Calls that a server refuses, and what the errors say that its own texts do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.blocking_face import BlockingFace
+from support.model_calls import square
+
+from triton_fast import Client, InvalidArgument, InvalidTensor, NotFound, Unimplemented
+
+pytestmark = pytest.mark.server
+
+ONE = np.zeros(1, np.float32)
+
+
+@pytest.fixture(params=[Client, BlockingFace], ids=["blocking", "asyncio"])
+def refused_client(server, channel, request):
+    with request.param(server.grpc_url, channel=channel, timeout=30) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "says"),
+    [
+        ({"INPUTO": ONE}, None, "no input 'INPUTO'; it takes 'INPUT0'"),
+        ({}, None, "also takes 'INPUT0', and the call has no inputs"),
+        ({"INPUT0": ONE}, ["NOPE"], "no output 'NOPE'; it gives 'OUTPUT0'"),
+        (
+            {"INPUT0": ONE.astype(np.float64)},
+            None,
+            r"is FP32, and the tensor is FP64; array.astype\(numpy.float32\) makes it so",
+        ),
+        ({"INPUT0": ONE.reshape(1, 1)}, None, r"has shape \[-1\] .* the tensor has \[1, 1\]"),
+    ],
+    ids=["input", "none", "output", "datatype", "shape"],
+)
+def test_tensors_are_held_against_the_signature(refused_client, inputs, outputs, says):
+    """Before they are sent if it is known, and when they were refused if it was not."""
+    for _ in range(2):
+        with pytest.raises(InvalidTensor, match=says):
+            refused_client.infer("identity_cpp", inputs, outputs=outputs)
+    assert refused_client.infer("identity_cpp", {"INPUT0": ONE})["OUTPUT0"] == ONE
+
+
+def test_names_of_models(refused_client):
+    for call in (refused_client.infer, lambda model, inputs: refused_client.model(model)(inputs)):
+        with pytest.raises(NotFound, match=r"\(the server has 'identity_cpp'.* and \d+ more\)"):
+            call("identity_cp", {"INPUT0": ONE})
+    with pytest.raises(NotFound, match=r"\(it has version 1\)"):
+        refused_client.infer("identity_cpp", {"INPUT0": ONE}, model_version="9")
+
+
+def test_models_that_are_called_otherwise(refused_client):
+    with pytest.raises(Unimplemented, match="call it by stream"):
+        refused_client.infer("square_int32", square(1))
+    inputs = {"INPUT": np.zeros(1, np.int32)}
+    with pytest.raises(InvalidArgument, match="is called by sequence"):
+        refused_client.infer("accumulate_direct", inputs)
+
+
+def test_it_is_said_in_futures_and_streams_too(server, channel):
+    with Client(server.grpc_url, channel=channel, timeout=30) as client:
+        with pytest.raises(Unimplemented, match="call it by stream"):
+            client.submit("square_int32", square(1)).result()
+        with pytest.raises(InvalidArgument, match="is called by sequence"):
+            list(client.stream("accumulate_direct", {"INPUT": np.zeros(1, np.int32)}))
