@@ -307,7 +307,7 @@ class AsyncNativeChannel:
                 raise DeadlineExceeded(
                     "the deadline passed while connecting", call=options.call, target=self.target
                 )
-            if task.cancelled():
+            if task.cancelled() or self._closed:
                 raise ClosedError(f"{self._name} was closed during the call")
             error = task.exception()
             if error is not None:
