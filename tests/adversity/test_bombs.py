@@ -57,12 +57,12 @@ def bomb(mebibytes, encoding):
     return HEADS[encoding] + once * mebibytes + b"\x03\0" + bytes(8)
 
 
-def compressed(payload, encoding):
-    """Return a script that answers each request so."""
+def compressed(payload, encoding, times=1000):
+    """Return a script that answers so many requests so, and others as it should."""
     fields = (*h2.OK_HEADERS, ("grpc-encoding", encoding))
 
     def script(peer):
-        while True:
+        for _ in range(times):
             stream = peer.request().stream
             peer.send(
                 h2.headers(stream, fields)
@@ -88,7 +88,7 @@ def little_memory(mebibytes):
 def test_a_bomb(open_face, encoding, low_bounds):
     sent = bomb(1024, encoding)
     with (
-        Rogue(compressed(sent, encoding), GOOD) as rogue,
+        Rogue(compressed(sent, encoding, 1), GOOD) as rogue,
         open_face(rogue.url, compression=encoding) as client,
     ):
         with (
@@ -96,7 +96,6 @@ def test_a_bomb(open_face, encoding, low_bounds):
             pytest.raises(ResourceExhausted, match=f"{len(sent):,} bytes has more than 33,554,432"),
         ):
             client.infer("m", ONE)
-        rogue.hang_up()
         assert client.infer("m", ONE)["OUTPUT0"].tolist() == [0, 1]
 
 
@@ -215,7 +214,6 @@ class SlowZlib:
     """
 
     error = zlib.error
-    compressobj = staticmethod(zlib.compressobj)
 
     def __init__(self):
         self.pieces = 0
@@ -223,6 +221,9 @@ class SlowZlib:
 
     def decompressobj(self, wbits):
         return _Slowly(self, zlib.decompressobj(wbits))
+
+    def compressobj(self, wbits):
+        return _Slowly(self, zlib.compressobj(wbits=wbits))
 
     def await_end(self):
         """Return when no more pieces are asked for; that has to be before there are no more."""
@@ -242,19 +243,22 @@ class _Slowly:
         return getattr(self._inner, name)
 
     def decompress(self, *arguments):
+        self._take_time()
+        return self._inner.decompress(*arguments)
+
+    def compress(self, *arguments):
+        self._take_time()
+        return self._inner.compress(*arguments)
+
+    def _take_time(self):
         self._module.pieces += 1
         self._module.on_piece()
         time.sleep(0.05)
-        return self._inner.decompress(*arguments)
 
 
 # So many that it takes longer than all who wait here do, on any machine.
 PIECES = 100
-BLANKS = message_class("ModelInferResponse")()
-BLANKS.outputs.add(name="OUTPUT0", datatype="UINT8", shape=[PIECES * MIB])
-BLANKS.raw_output_contents.append(bytes(PIECES * MIB))
-LONG_WORK = gzip.compress(BLANKS.SerializeToString(), 1)
-del BLANKS
+LONG_WORK = bomb(PIECES, "gzip")
 
 
 @pytest.fixture
@@ -274,17 +278,28 @@ def at_work(open_face, slow_zlib):
         yield client
 
 
-def test_the_deadline_passes(at_work, slow_zlib):
+def ends_in_time(client, inputs, slow_zlib, match):
+    """A call ends with its deadline in the middle of the work, which goes no further."""
     for timeout in (0.5, 2.0, 4.0):  # on a machine that is busy the first may be too short
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded) as caught:
-            at_work.infer("m", ONE, timeout=timeout)
+            client.infer("m", inputs, timeout=timeout)
         assert timeout <= time.monotonic() - started < timeout + SLACK
         if slow_zlib.pieces:
-            assert "the deadline passed before the answer was" in str(caught.value)
+            assert match in str(caught.value)
             slow_zlib.await_end()
             return
-    pytest.fail("no answer was there before its deadline")
+    pytest.fail("the work had not begun before a deadline")
+
+
+def test_the_deadline_passes(at_work, slow_zlib):
+    ends_in_time(at_work, ONE, slow_zlib, "the deadline passed before the answer was")
+
+
+@pytest.mark.parametrize("channel", ["native"])
+def test_the_deadline_passes_before_the_request_is_compressed(at_work, slow_zlib):
+    large = {"INPUT0": np.zeros(PIECES * MIB, np.uint8)}
+    ends_in_time(at_work, large, slow_zlib, "the deadline passed before the request was sent")
 
 
 def test_the_client_is_closed(at_work, slow_zlib):

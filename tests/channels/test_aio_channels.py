@@ -360,6 +360,29 @@ def test_addresses_of_both_families_in_turn(monkeypatch):
 # --- closing, and event loops ---------------------------------------------------------------------
 
 
+@pytest.mark.native
+def test_closing_when_a_connection_is_there_that_nobody_has_taken(run, echo_server):
+    """It was made, and who waits for it has yet to be woken."""
+    channel = AsyncNativeChannel(echo_server.target)
+    make = channel._open
+
+    async def make_and_close(connections):
+        connection = await make(connections)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: closers.append(loop.create_task(channel.close())))
+        return connection
+
+    closers = []
+    channel._open = make_and_close
+
+    async def work():
+        with pytest.raises(errors.ClosedError):
+            await call_async(channel, "Echo", b"x")
+        assert closers
+
+    run(work())
+
+
 def test_a_closed_channel_refuses_calls(run, make_async):
     async def work(used):
         channel = make_async()
