@@ -270,6 +270,30 @@ def test_regions_that_calls_are_on_are_kept_until_these_are_over(
     pool.close()
 
 
+class All:
+    """The names of all regions that there are."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def test_what_a_server_keeps_for_a_while(open_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does while a call is on it. A later call has it let go of that."""
+    monkeypatch.setattr(given_up, "_AGAIN_S", 0.0)
+    address = Address(2)
+    for server in address.servers:
+        server.in_use = All()  # type: ignore[assignment]
+    client = open_client(address)
+    for _ in range(2):
+        infer(client)
+        assert sum(map(len, address.regions)) == 1
+    for server in address.servers:
+        server.in_use = set()
+    infer(client)
+    assert address.regions == [set(), set()]
+    assert not shared(client).unsettled
+
+
 @pytest.mark.parametrize("versions", [("2.51.0", "2.52.0"), ("2.51.0", "2.50.0")])
 def test_no_server_is_told_what_would_kill_it(versions: tuple[str, str]) -> None:
     """Whichever gets the call: one of them might die of it."""
