@@ -120,7 +120,7 @@ def _small_regions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(params=["blocking", "coroutines"])
-def open_client(request: Any) -> Iterator[Callable[..., Any]]:
+def open_at(request: Any) -> Iterator[Callable[..., Any]]:
     with contextlib.ExitStack() as opened:
 
         def open_one(address: Address, **settings: Any) -> Any:
@@ -153,9 +153,9 @@ def shared(client: Any) -> SlotPool:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_each_call_to_another_server(open_client: Any, caplog: Any, count: int) -> None:
+def test_each_call_to_another_server(open_at: Any, caplog: Any, count: int) -> None:
     address = Address(count)
-    client = open_client(address)
+    client = open_at(address)
     for _ in range(5):
         infer(client)
         assert address.regions == [set()] * count
@@ -166,12 +166,12 @@ def test_each_call_to_another_server(open_client: Any, caplog: Any, count: int) 
 
 
 def test_two_that_cannot_be_told_apart_at_first(
-    open_client: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+    open_at: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call that finds out is made again, over the wire."""
     monkeypatch.setattr(pools, "_LOOKS_AT_NEW", 0)
     address = Address(2)
-    client = open_client(address)
+    client = open_at(address)
     for _ in range(5):
         infer(client)
     assert address.regions == [set(), set()]
@@ -192,12 +192,12 @@ def test_submitted_calls(caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_each_connection_to_another_server(open_client: Any, caplog: Any, kept: bool) -> None:
+def test_each_connection_to_another_server(open_at: Any, caplog: Any, kept: bool) -> None:
     """What one server has lost, and another has still, tells; whoever has tracebacks of calls."""
     address = Address(2, per_call=False)
     for server in address.servers:
         server.kept = [] if kept else None
-    client = open_client(address)
+    client = open_at(address)
     infer(client)
     calls = address.channels[0]
     one, other = address.servers if calls._script is address.servers[0] else address.servers[::-1]
@@ -220,9 +220,9 @@ def test_what_is_at_another_server_when_a_client_is_closed(caplog: Any) -> None:
     assert address.regions == [set(), set()]
 
 
-def test_where_shared_memory_is_required(open_client: Any) -> None:
+def test_where_shared_memory_is_required(open_at: Any) -> None:
     address = Address(2)
-    client = open_client(address, shared_memory=True)
+    client = open_at(address, shared_memory=True)
     for _ in range(2):
         with pytest.raises(FailedPrecondition, match="several servers answer at this address.*one"):
             infer(client)
@@ -270,6 +270,30 @@ def test_regions_that_calls_are_on_are_kept_until_these_are_over(
     pool.close()
 
 
+class All:
+    """The names of all regions that there are."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def test_what_a_server_keeps_for_a_while(open_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does while a call is on it. A later call has it let go of that."""
+    monkeypatch.setattr(given_up, "_AGAIN_S", 0.0)
+    address = Address(2)
+    for server in address.servers:
+        server.in_use = All()  # type: ignore[assignment]
+    client = open_at(address)
+    for _ in range(2):
+        infer(client)
+        assert sum(map(len, address.regions)) == 1
+    for server in address.servers:
+        server.in_use = set()
+    infer(client)
+    assert address.regions == [set(), set()]
+    assert not shared(client).unsettled
+
+
 @pytest.mark.parametrize("versions", [("2.51.0", "2.52.0"), ("2.51.0", "2.50.0")])
 def test_no_server_is_told_what_would_kill_it(versions: tuple[str, str]) -> None:
     """Whichever gets the call: one of them might die of it."""
@@ -286,9 +310,9 @@ def test_no_server_is_told_what_would_kill_it(versions: tuple[str, str]) -> None
     assert address.regions[0] == ({given_up[0].region} if "2.50.0" in versions else set())
 
 
-def test_what_it_takes_leaves_time_for_the_call(open_client: Any) -> None:
+def test_what_it_takes_leaves_time_for_the_call(open_at: Any) -> None:
     address = Address(2)
-    client = open_client(address)
+    client = open_at(address)
     infer(client)
     asked = [
         (method, options.deadline_ns)
@@ -304,10 +328,10 @@ def test_what_it_takes_leaves_time_for_the_call(open_client: Any) -> None:
 # --- One ------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_was_started_anew(open_client: Any, caplog: Any) -> None:
+def test_a_server_that_was_started_anew(open_at: Any, caplog: Any) -> None:
     """All regions are lost at once, and one call is made twice."""
     address = Address(1)
-    client = open_client(address)
+    client = open_at(address)
     (server,) = address.servers
     held = [lease(shared(client), 100_000 << number) for number in range(5)]
     infer(client)
@@ -324,24 +348,24 @@ def test_a_server_that_was_started_anew(open_client: Any, caplog: Any) -> None:
     assert not shared(client).several
 
 
-def test_a_server_that_knows_no_region_for_long(open_client: Any, caplog: Any) -> None:
+def test_a_server_that_knows_no_region_for_long(open_at: Any, caplog: Any) -> None:
     """The call goes over the wire in the end."""
     address = Address(1)
     (server,) = address.servers
     server.before = lambda method, request: server.regions.clear()
-    client = open_client(address)
+    client = open_at(address)
     infer(client)
     assert server.inferences == 5
-    required = open_client(address, shared_memory=True)
+    required = open_at(address, shared_memory=True)
     with pytest.raises(NotFound, match="Unable to find") as caught:
         infer(required)
     assert "several servers" in caught.value.__notes__[0]
 
 
-def test_a_region_of_the_callers_own_that_is_unknown(open_client: Any) -> None:
+def test_a_region_of_the_callers_own_that_is_unknown(open_at: Any) -> None:
     """It is the caller's to register it; ours are not in doubt for that."""
     address = Address(1)
-    client = open_client(address)
+    client = open_at(address)
     parameters = {REGION: "camera", "shared_memory_byte_size": 4}
     for others in ({}, {"x": LARGE}):
         address.servers[0].inferences = 0
