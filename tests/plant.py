@@ -37,6 +37,13 @@ class Fault:
 
 FAULTS = [
     Fault(
+        "channels/factory",
+        "a greenlet that waits has the others wait",
+        "    return are_patched()",
+        "    return False",
+        "tests/server/test_gevent.py::test_greenlets_wait_side_by_side",
+    ),
+    Fault(
         "channels/lifecycle",
         "one thing that fails at a fork takes the others' turns",
         "                        failures.append(error)",

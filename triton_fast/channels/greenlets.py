@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ..errors import ClosedError
 from .lifecycle import Phase, watch
 
-__all__ = ["are_patched", "in_thread", "in_turns", "is_own", "spawn"]
+__all__ = ["are_patched", "in_thread", "in_turns", "is_own", "semaphore", "spawn"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,16 @@ def spawn(function: Callable[[], object]) -> None:
     import gevent  # noqa: PLC0415 - as above
 
     gevent.spawn(function)
+
+
+def semaphore(count: int) -> Any:
+    """Return a semaphore of gevent's; who is ended while they wait leaves their turn to the next.
+
+    What threading has instead of it forgets the next, if it has just woken who is ended.
+    """
+    from gevent.lock import Semaphore  # noqa: PLC0415 - as above
+
+    return Semaphore(count)
 
 
 def in_thread(function: Callable[[], T], interrupt: Callable[[], object]) -> T:

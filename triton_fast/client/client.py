@@ -87,7 +87,8 @@ class Client(calls.Client):
     Constructing one opens nothing: the first call connects. Thread-safe: any number of threads may
     use one client, and no lock is held while a call waits. After ``os.fork`` the child may go on
     using it, over a connection of its own. `close` gives the connection back; so does leaving the
-    ``with`` block. A client that is dropped without either has the server let go of its shared
+    ``with`` block. Where gevent has patched sockets and threads, greenlets wait as threads do
+    elsewhere. A client that is dropped without either has the server let go of its shared
     memory on a thread of its own, with a ResourceWarning.
 
     Can be pickled, as its address and settings: what comes out is another client that connects by

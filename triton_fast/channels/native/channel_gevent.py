@@ -5,7 +5,6 @@ What blocks in C++ does so on a thread; everything else stays on that of the gre
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DeadlineExceeded
 from ..base import Call, CallOptions, Incoming, Outgoing
-from ..greenlets import in_thread, in_turns, spawn
+from ..greenlets import in_thread, in_turns, semaphore, spawn
 from .channel import MOST_CONNECTIONS, NativeChannel
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class GeventNativeChannel(NativeChannel):
         busy_poll_ns: int = 0,
     ) -> None:
         super().__init__(target, keepalive=keepalive, busy_poll_ns=busy_poll_ns)
-        self._turns = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._turns = semaphore(MOST_CONNECTIONS)
 
     def _make(self, native: _http2.Call, incoming: Incoming, options: CallOptions) -> None:
         try:
