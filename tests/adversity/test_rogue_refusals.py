@@ -19,7 +19,7 @@ from support.rogue import Rogue
 from support.waiting import until_async
 from test_rogue_streams import Asked, answer
 
-from triton_fast import AsyncClient, Client, DeadlineExceeded, Unavailable
+from triton_fast import AsyncClient, Cancelled, Client, DeadlineExceeded, Unavailable
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("loaded", "nothing_is_left")]
 
@@ -158,7 +158,8 @@ def test_a_server_that_takes_nothing(act, how):
     if isinstance(caught.value, Unavailable):
         assert caught.value.safe_to_retry
         assert limit is not None or tries == 32
-        assert f"(tried {tries} times)" in str(caught.value)
+        if tries > 1:  # on a machine that is busy with other things half a second is soon over
+            assert f"(tried {tries} times)" in str(caught.value)
 
 
 # No more at a time than the server takes ----------------------------------------------------------
@@ -240,3 +241,21 @@ def test_a_server_that_takes_none_for_a_while():
     with Rogue(script, GOOD, settings=settings) as rogue:
         asyncio.run(calling(rogue.url))
         assert rogue.connections == 1
+
+
+def test_closing_a_stream_that_waits_for_a_place():
+    async def calling(url):
+        async with AsyncClient(url, shared_memory=False, timeout=LONG) as client:
+            first = client.open_stream()
+            await first.send("m", ONE)  # before the server has said that it takes none
+            shared = client.open_stream()
+            sending = asyncio.ensure_future(shared.send("m", ONE))
+            await asyncio.wait((sending,), timeout=0.2)
+            assert not sending.done()
+            await shared.aclose()
+            with pytest.raises(Cancelled):
+                await asyncio.wait_for(sending, LONG)
+
+    settings = [(h2.MAX_CONCURRENT_STREAMS, 0)]
+    with Rogue(lambda peer: peer.wait(), GOOD, settings=settings) as rogue:
+        asyncio.run(calling(rogue.url))

@@ -110,6 +110,9 @@ class AsyncNativeChannel:
                 break
             except RuntimeError:
                 connection.retire()  # the server is going away; the next may be to another one
+            except BaseException:
+                connection.decline()
+                raise
         exchange.waiter = loop.create_future()
         connection.begin(byte_size)
         try:
@@ -207,10 +210,12 @@ class AsyncNativeChannel:
             self._stream_connection, method, incoming, options, self.target, lambda: self._closed
         )
 
-    async def _stream_connection(self, options: CallOptions) -> AsyncConnection:
+    async def _stream_connection(
+        self, options: CallOptions, given_up: asyncio.Future[None]
+    ) -> AsyncConnection:
         """Return a connection that streams share, for one that is begun at once."""
         self._enter_loop(options)
-        return self._streaming.free() or await self._streaming.place(options)
+        return self._streaming.free() or await self._streaming.place(options, given_up)
 
     async def close(self) -> None:
         """End running calls with `ClosedError` and give everything back. Idempotent."""

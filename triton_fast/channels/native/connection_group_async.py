@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...errors import ClosedError, DeadlineExceeded, Unavailable
+from ...errors import Cancelled, ClosedError, DeadlineExceeded, Unavailable
 from ..event_loop import seconds_left
 
 if TYPE_CHECKING:
@@ -81,13 +81,24 @@ class AsyncConnectionGroup:
             return None
         return found
 
-    async def place(self, options: CallOptions) -> AsyncConnection:
+    async def place(
+        self, options: CallOptions, given_up: asyncio.Future[None] | None = None
+    ) -> AsyncConnection:
         """Wait for a connection with a place for a call, which is to be begun at once.
+
+        Parameters
+        ----------
+        options : CallOptions
+            The call's.
+        given_up : asyncio.Future, optional
+            Done when the call is given up by others than the task that waits here.
 
         Raises
         ------
         DeadlineExceeded
             If there is none in time.
+        Cancelled
+            If the call is given up meanwhile.
         Unavailable
             If the server cannot be reached.
         ClosedError
@@ -104,12 +115,20 @@ class AsyncConnectionGroup:
                 self._waiting.append(waiter)
             self._settle()
             try:
-                await asyncio.wait((waiter,), timeout=seconds_left(options.deadline_ns))
+                await asyncio.wait(
+                    (waiter,) if given_up is None else (waiter, given_up),
+                    timeout=seconds_left(options.deadline_ns),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
             except BaseException:
                 self._withdraw(waiter)
                 raise
             if not waiter.done():
                 self._withdraw(waiter)
+                if given_up is not None and given_up.done():
+                    raise Cancelled(
+                        "the call was cancelled", call=options.call, target=self._target
+                    )
                 raise DeadlineExceeded(self._late(), call=options.call, target=self._target)
             given = waiter.result()
             if self._hung_up:

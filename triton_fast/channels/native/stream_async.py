@@ -30,7 +30,8 @@ class AsyncNativeStream:
     Parameters
     ----------
     connection : coroutine function
-        Returns the connection that it is to be on, where it is begun at once.
+        Returns the connection that it is to be on, where it is begun at once. It is given the
+        options, and a future that is done when the stream is given up meanwhile.
     method, incoming, options
         As in `triton_fast.channels.base.Channel.open_stream`.
     target : str
@@ -41,7 +42,7 @@ class AsyncNativeStream:
 
     def __init__(
         self,
-        connection: Callable[[CallOptions], Awaitable[AsyncConnection]],
+        connection: Callable[[CallOptions, asyncio.Future[None]], Awaitable[AsyncConnection]],
         method: str,
         incoming: StreamIncoming[Any],
         options: CallOptions,
@@ -58,6 +59,7 @@ class AsyncNativeStream:
         self._exchange: _http2.Exchange | None = None
         self._bell = _Bell()
         self._timer: asyncio.TimerHandle | None = None
+        self._given_up: asyncio.Future[None] | None = None  # while it waits for a connection
         self._half_closed = False
         self._over = False
         self._failure: TritonFastError | None = None  # how it ended, if not well
@@ -148,8 +150,15 @@ class AsyncNativeStream:
         ends = [end for end in (deadline_ns, options.deadline_ns) if end is not None]
         waiting = dataclasses.replace(options, deadline_ns=min(ends, default=None))
         while True:
-            connection = await self._new_connection(waiting)
-            if self._over:  # it was given up meanwhile
+            self._given_up = asyncio.get_running_loop().create_future()
+            try:
+                connection = await self._new_connection(waiting, self._given_up)
+            except Cancelled:
+                self._check()  # how it was given up
+                raise
+            finally:
+                self._given_up = None
+            if self._over:
                 connection.decline()
             self._check()
             try:
@@ -164,6 +173,9 @@ class AsyncNativeStream:
                 break
             except RuntimeError:
                 connection.retire()  # the server is going away; the next may be to another one
+            except BaseException:
+                connection.decline()
+                raise
         exchange.waiter = self._bell
         left = seconds_left(self._options.deadline_ns)
         if left is not None:
@@ -215,6 +227,8 @@ class AsyncNativeStream:
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_result(None)
         self._bell.set_result(None)
 
     def __del__(self) -> None:
