@@ -109,6 +109,21 @@ def test_a_sequence(face_client, model, streamed, ends):
     assert ends() == 1
 
 
+@with_each_strategy
+def test_a_sequence_that_somebody_else_has_begun(face_client, model, streamed, ends):
+    begun = face_client.sequence(model, sequence_id=4711, stream=streamed)
+    assert [add(begun, value) for value in (1, 2)] == [1, 3]
+    del begun  # and not closed, which would end it
+    with face_client.sequence(model, sequence_id=4711, resume=True, stream=streamed):
+        pass  # nothing was asked for here
+    assert ends() == 0
+    with face_client.sequence(model, sequence_id=4711, resume=True, stream=streamed) as sequence:
+        assert [add(sequence, value) for value in (4, 5)] == [7, 12]
+    assert ends() == 1
+    with pytest.raises(InvalidOption, match="resume=True: sequence_id must say which"):
+        face_client.sequence(model, resume=True)
+
+
 def test_the_result_is_that_of_any_call(face_client, streamed):
     with face_client.sequence(
         "accumulate_oldest", outputs=["OUTPUT"], model_version="1", stream=streamed

@@ -37,6 +37,7 @@ def requests(
     priority=0,
     queue_timeout=None,
     sequence_id=7,
+    resume=False,
     streamed=False,
 ):
     return SequenceRequests(
@@ -48,6 +49,7 @@ def requests(
         priority,
         queue_timeout,
         sequence_id,
+        resume=resume,
         streamed=streamed,
     )
 

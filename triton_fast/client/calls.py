@@ -330,6 +330,7 @@ class Client:
         queue_timeout: float | None = None,
         timeout: float | None = None,
         headers: HeaderSource | None = None,
+        resume: bool = False,
         stream: bool = True,
     ) -> InferSequence:
         """Return a sequence of requests to a model that keeps state between them.
@@ -347,6 +348,11 @@ class Client:
             no limit.
         headers : mapping or iterable of pairs, optional
             To send with the calls, beside the client's.
+        resume : bool, default False
+            Whether to go on with the sequence that the server knows by this ``sequence_id``, which
+            was begun by another object, or in another process, and not ended: none of the requests
+            starts it. It is ended as any other, if a request was made here; to leave it to somebody
+            else, do not close it.
         stream : bool, default True
             Whether the requests share one call, which goes to one server whatever lies in between.
             Otherwise each is a call, which a load balancer may send anywhere.
@@ -382,6 +388,7 @@ class Client:
             priority,
             queue_timeout,
             sequence_id,
+            resume=checked_flag(resume, "resume"),
             streamed=checked_flag(stream, "stream"),
         )
         limit = own_seconds(timeout, "timeout")

@@ -122,6 +122,8 @@ class SequenceRequests:
         As in `triton_fast.Client.infer`.
     sequence_id : int or str, optional
         A random number if left out.
+    resume : bool
+        Whether the server knows the sequence, so that no request starts it.
     streamed : bool
         Whether they go on a stream.
 
@@ -155,12 +157,16 @@ class SequenceRequests:
         queue_timeout: float | None,
         sequence_id: int | str | None,
         *,
+        resume: bool,
         streamed: bool,
     ) -> None:
+        if resume and sequence_id is None:
+            raise InvalidOption("resume=True: sequence_id must say which sequence, got None")
         self.id = _checked_id(sequence_id)
         self.made: list[SequenceRequest] = []
         self.closed = False
-        self._answered = False  # whether any request was
+        self._answered = resume  # whether any request was
+        self._untouched = resume  # whether no request was made here of a sequence that goes on
         self._form: _Form = []  # of the last request that was answered, or was the only one made
         self._in_doubt = False  # whether the last request failed
         self._ended = False
@@ -210,6 +216,7 @@ class SequenceRequests:
             raise ClosedError(f"sequence {self.id!r} was ended, and takes no more requests")
         starts = not self._answered and not self.made
         form = _form_of(inputs)
+        self._untouched = False
         return SequenceRequest(self, self._marked(starts=starts, ends=end), form, ends=end)
 
     def ending_request(self) -> tuple[SequenceRequest, dict[str, Any], bool] | None:
@@ -229,6 +236,8 @@ class SequenceRequests:
             return None
         if not self._answered and not self.made and not self._in_doubt:
             return None
+        if self._untouched:
+            return None  # what its inputs are like is not known here
         form = self.made[-1].form if self.made and not self._answered else self._form
         request = SequenceRequest(self, self._marked(starts=False, ends=True), form, ends=True)
         inputs = {name: _blank(datatype, shape) for name, datatype, shape in form}
