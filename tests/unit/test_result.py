@@ -14,7 +14,9 @@ import pytest
 
 from triton_fast import InferResult, InvalidOption, InvalidTensor, WireError
 from triton_fast._core import _wire
+from triton_fast.client.attempt import checked_out
 from triton_fast.inference.result import Receiver
+from triton_fast.protocol.datatypes import datatype_of
 from triton_fast.protocol.messages import message_class
 from triton_fast.shared_memory.pool import Slot
 
@@ -243,3 +245,44 @@ def test_another_process_reads_it() -> None:
         timeout=60,
     )
     np.testing.assert_array_equal(pickle.loads(ran.stdout)["y"], DATA + np.float32([[1], [0]]))
+
+
+def test_results_as_torch_tensors():
+    torch = pytest.importorskip("torch", reason="torch is not installed (optional)")
+    arrays = {
+        "f": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.arange(3).astype(ml_dtypes.bfloat16),
+        "t": np.array([b"a"], object),
+    }
+    result = InferResult("m", "1", "", {}, arrays)
+    for name, dtype in (("f", torch.float32), ("b", torch.bfloat16)):
+        tensor = result.torch(name)
+        assert tensor.dtype == dtype
+        assert tensor.data_ptr() == arrays[name].ctypes.data
+        assert tensor.tolist() == arrays[name].astype(np.float32).tolist()
+    with pytest.raises(InvalidTensor, match="BYTES, of which torch has no tensors"):
+        result.torch("t")
+    with pytest.raises(KeyError):
+        result.torch("none")
+
+
+def test_torch_tensors_to_write_to():
+    torch = pytest.importorskip("torch", reason="torch is not installed (optional)")
+    for dtype, datatype in ((torch.float32, "FP32"), (torch.bfloat16, "BF16")):
+        tensor = torch.zeros(2, 3, dtype=dtype)
+        array = checked_out({"y": tensor})["y"]
+        assert datatype_of(array.dtype) == datatype
+        assert array.ctypes.data == tensor.data_ptr()
+        array[:] = 3
+        assert tensor.tolist() == [[3, 3, 3]] * 2
+    for wrong in (torch.zeros(1, requires_grad=True), torch.zeros(1, device="meta")):
+        with pytest.raises(InvalidTensor, match="Tensor lends no memory"):
+            checked_out({"y": wrong})
+
+
+def test_what_is_no_place_for_an_output():
+    with pytest.raises(InvalidTensor, match="must be a numpy array, or a torch tensor on the CPU"):
+        checked_out({"y": [1.0]})
+    result = InferResult("m", "1", "", {}, {"t": np.array([b"a"], object)})
+    with pytest.raises(InvalidTensor, match="BYTES, of which torch has no tensors"):
+        result.torch("t")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ..errors import InvalidTensor
 from ..inference.request import Prepared, encode_request
 from ..inference.result import InferResult, Receiver
+from ..inference.tensor import out_array
 from ..options.values import checked_mapping, checked_text
 
 if TYPE_CHECKING:
@@ -20,28 +20,27 @@ if TYPE_CHECKING:
 __all__ = ["Attempt", "Out", "checked_out"]
 
 Out: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
+"""Where outputs are written, by their names."""
 
 
-def checked_out(out: Out | None) -> Out | None:
-    """Return a call's ``out=``.
+def checked_out(out: Mapping[str, Any] | None) -> Out | None:
+    """Return a call's ``out=``, with torch's tensors as arrays on their memory.
 
     Raises
     ------
     InvalidOption
         If it is no mapping.
     InvalidTensor
-        If it has something else than arrays.
+        If it has something else than arrays and torch's tensors.
     """
     if checked_mapping(out, "out", "name to array") is None:
         return None
     assert out is not None
+    foreign = False
     for name, array in out.items():
         checked_text(name, "a name in out", empty=True)
-        if not isinstance(array, np.ndarray):
-            raise InvalidTensor(
-                f"out[{name!r}] is a {type(array).__name__}; it must be a numpy array"
-            )
-    return out
+        foreign = foreign or not isinstance(array, np.ndarray)
+    return {name: out_array(name, array) for name, array in out.items()} if foreign else out
 
 
 class Attempt:

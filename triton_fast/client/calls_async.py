@@ -133,8 +133,9 @@ class AsyncClient:
         compression : {"gzip", "deflate"} or None, optional
             Of this request. The client's by default.
         out : mapping of str to numpy.ndarray, optional
-            Arrays to write outputs to, which must have their dtype and shape. C-contiguous ones
-            are received into without another copy. Their contents are undefined if the call fails.
+            Arrays to write outputs to, which must have their dtype and shape, or torch tensors on
+            the CPU. C-contiguous ones are received into without another copy. Their contents are
+            undefined if the call fails.
         split : bool, default False
             Cut a batch that is larger than the model takes along its first axis, and join the
             answers in place. Several pieces are on their way at a time. Inputs mean what they mean

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from .._core import _wire
-from ..errors import InvalidOption, InvalidTensor, WireError, printable
+from ..errors import InvalidOption, InvalidTensor, MissingDependency, WireError, printable
 from ..protocol.datatypes import datatype_of, dtype_of
 from .request import shared_memory_parameters
 
@@ -183,6 +183,45 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
                     f"byte {error.start}); errors='replace' reads it nevertheless"
                 ) from error
         return texts
+
+    def torch(self, name: str) -> Any:
+        """Return an output as a torch tensor, on the same memory.
+
+        Parameters
+        ----------
+        name : str
+            The output's.
+
+        Returns
+        -------
+        torch.Tensor
+            On the CPU. Of BF16 one of ``torch.bfloat16``; without ml_dtypes installed, its bits, as
+            they are in the array.
+
+        Raises
+        ------
+        KeyError
+            If there is no such output.
+        InvalidTensor
+            If it is BYTES, of which torch has no tensors, or of a dtype that torch does not know.
+        MissingDependency
+            If torch is not installed.
+        """
+        array = self[name]
+        if array.dtype.hasobject:
+            raise InvalidTensor(f"output {name!r} is BYTES, of which torch has no tensors")
+        try:
+            import torch  # noqa: PLC0415 - it takes seconds, and is nobody's that does not ask
+        except ImportError as error:
+            raise MissingDependency(
+                "result.torch() takes torch, which is not installed: pip install torch"
+            ) from error
+        if datatype_of(array.dtype) == "BF16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        try:
+            return torch.from_numpy(array)
+        except TypeError as error:
+            raise InvalidTensor(f"output {name!r}: {error}") from error
 
     def classes(self, name: str) -> list[Any]:
         """Return the best classes of an output that was asked for with a ``class_count``.

@@ -17,7 +17,7 @@ import numpy as np
 from .._core import _wire
 from ..errors import InvalidTensor, printable
 from ..options.values import instead, plain_parameters, whole_number
-from ..protocol.datatypes import DATATYPES, datatype_of
+from ..protocol.datatypes import DATATYPES, datatype_of, dtype_of
 
 __all__ = [
     "InputTensor",
@@ -28,6 +28,7 @@ __all__ = [
     "input_tensor",
     "memory_of",
     "new_array",
+    "out_array",
 ]
 
 
@@ -468,6 +469,33 @@ def _from_dlpack(value: Any) -> tuple[np.ndarray[Any, Any], str | None]:
         # torch says here that a tensor requires gradients, or is on device "meta", which has no
         # memory; numpy that it knows no such dtype.
         raise _lends_none(value, error, " through DLPack") from error
+
+
+def out_array(name: str, value: Any) -> np.ndarray[Any, Any]:
+    """Return what an output is written to as an array: a torch tensor's own memory, on the CPU.
+
+    Raises
+    ------
+    InvalidTensor
+        If it is none.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        raise InvalidTensor(
+            f"out[{name!r}] is a {type(value).__name__}; it must be a numpy array, or a torch "
+            "tensor on the CPU"
+        )
+    try:
+        if value.dtype == torch.bfloat16:
+            array: np.ndarray[Any, Any] = value.view(torch.int16).numpy().view(dtype_of("BF16"))
+        else:
+            array = value.numpy()
+    except Exception as error:
+        # It requires gradients, say, or is on another device.
+        raise InvalidTensor(f"out[{name!r}]: {_lends_none(value, error)}") from error
+    return array
 
 
 def new_array(dimensions: Sequence[int], kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
