@@ -144,10 +144,10 @@ class GivenUp:
                 try:
                     self._registry.unregister(name, options)
                 except NOT_NOW as error:
-                    _log.debug("region %s is still in use: %s", name, error)
+                    _log.debug("region %s is still in use: %s", name, str(error))
             known = self._registry.regions(options)
         except TritonFastError as error:
-            _log.debug("regions %s stay registered for now: %s", going, error)
+            _log.debug("regions %s stay registered for now: %s", going, str(error))
             return True
         for name in list(self._leaving):
             if name not in known:

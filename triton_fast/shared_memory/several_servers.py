@@ -62,7 +62,7 @@ def look(
         try:
             known = set(registry.regions(options))
         except TritonFastError as error:
-            _log.debug("the server does not say which regions it has: %s", error)
+            _log.debug("the server does not say which regions it has: %s", str(error))
             break
         shown |= ours & known
         missing |= ours - known
@@ -105,6 +105,7 @@ def take_back(registry: Registry, regions: Mapping[str, bool], options: CallOpti
             if turn > _CONNECTIONS - _CLEAN:
                 left |= found
     except TritonFastError as error:
-        _log.debug("regions %s may stay registered: %s", list(regions), error)
+        # Its text: who keeps the record would keep what its traceback leads to.
+        _log.debug("regions %s may stay registered: %s", list(regions), str(error))
         return set(regions)
     return left
