@@ -361,19 +361,19 @@ def test_addresses_of_both_families_in_turn(monkeypatch):
 
 
 @pytest.mark.native
-def test_closing_when_a_connection_is_there_that_nobody_has_taken(run, echo_server):
+def test_closing_when_a_connection_is_there_that_nobody_has_taken(run, echo_server, monkeypatch):
     """It was made, and who waits for it has yet to be woken."""
     channel = AsyncNativeChannel(echo_server.target)
-    make = channel._open
+    make = AsyncConnector.connect
 
-    async def make_and_close(connections):
-        connection = await make(connections)
+    async def make_and_close(connector, on_change):
+        connection = await make(connector, on_change)
         loop = asyncio.get_running_loop()
         loop.call_soon(lambda: closers.append(loop.create_task(channel.close())))
         return connection
 
     closers = []
-    channel._open = make_and_close
+    monkeypatch.setattr(AsyncConnector, "connect", make_and_close)
 
     async def work():
         with pytest.raises(errors.ClosedError):

@@ -38,7 +38,7 @@ def by_connections(start_proxy, tritons):
 
 
 @pytest.fixture(params=["blocking", "coroutines"])
-def open_face(request, channel, tritons):
+def open_shared_face(request, channel, tritons):
     def open_one(proxy, **settings):
         kind = Client if request.param == "blocking" else BlockingFace
         return kind(proxy.target, channel=channel, timeout=60, **settings)
@@ -65,8 +65,8 @@ def echo(client, seed):
 
 
 @pytest.mark.parametrize("way", ["by_calls", "by_connections"])
-def test_no_call_fails_and_nothing_is_left(request, open_face, tritons, caplog, way):
-    with open_face(request.getfixturevalue(way)) as client:
+def test_no_call_fails_and_nothing_is_left(request, open_shared_face, tritons, caplog, way):
+    with open_shared_face(request.getfixturevalue(way)) as client:
         for seed in range(4):
             echo(client, seed)
         with ThreadPoolExecutor(4) as threads:
@@ -77,8 +77,8 @@ def test_no_call_fails_and_nothing_is_left(request, open_face, tritons, caplog, 
     assert len(caplog.records) == 1 or (way == "by_connections" and not caplog.records)
 
 
-def test_where_it_is_required(open_face, by_calls):
-    with open_face(by_calls, shared_memory=True) as client:
+def test_where_it_is_required(open_shared_face, by_calls):
+    with open_shared_face(by_calls, shared_memory=True) as client:
         for _ in range(2):
             with pytest.raises(FailedPrecondition, match="address of one server"):
                 echo(client, 0)

@@ -328,10 +328,10 @@ class Told:
         self.error_message = error
 
 
-def asking():
+def asking(content=b"content"):
     """Return a request as `client.stream` makes it, and the same without its wish."""
     made = message_class("ModelInferRequest")(model_name="m", id="i")
-    made.raw_input_contents.append(b"triton_enable_empty_final_response")
+    made.raw_input_contents.append(content)
     plain = made.SerializeToString()
     made.parameters["triton_enable_empty_final_response"].bool_param = True
     request = prepare_streamed(GRPC, "m", "", None, None, 0, None).header.request("i")
@@ -343,7 +343,7 @@ def asking():
 
 
 def test_the_wish_for_a_final_answer_is_taken_out_of_a_request():
-    message, plain = asking()
+    message, plain = asking(b"triton_enable_empty_final_response")
     for given in (message, plain):
         found = message_class("ModelInferRequest").FromString(GRPC.without_final_answer(given))
         assert found == message_class("ModelInferRequest").FromString(plain)
@@ -372,6 +372,21 @@ def test_requests_that_ask_in_vain_are_sent_again_without(repeated_stream):
     other.send(Message(message), last=True)
     other.receive(found)
     assert [same(sent) for sent, _ in channel.opened[2].sent] == [same(plain)]
+
+
+def test_a_refusal_of_a_parameter_of_the_callers(repeated_stream):
+    """A server that knows the wish refuses others of such names in the same words."""
+    request = message_class("ModelInferRequest").FromString(asking()[0])
+    request.parameters["triton_x"].int64_param = 1
+    channel = Channel([[Told(RESERVED)]])
+    final_answers = FinalAnswers(GRPC)
+    stream = repeated_stream(channel, final_answers)
+    stream.send(Message(request.SerializeToString()))
+    found = []
+    stream.receive(found)
+    assert [one.error_message for one in found] == [RESERVED]
+    assert len(channel.opened) == 1
+    assert not final_answers.refused
 
 
 def test_a_refusal_of_something_else_is_the_callers(repeated_stream):

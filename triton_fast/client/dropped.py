@@ -8,7 +8,12 @@ import warnings
 import weakref
 from collections.abc import Callable
 
+from ..channels.lifecycle import Phase, watch
+
 __all__ = ["give_back_when_dropped"]
+
+# Longer than closing takes.
+_LIMIT_S = 5.0
 
 
 def give_back_when_dropped(
@@ -42,6 +47,15 @@ def give_back_when_dropped(
     return watch.detach
 
 
+def _await(thread: threading.Thread) -> None:
+    # It is done by then, or the server does not answer.
+    thread.join(_LIMIT_S)
+
+
+# At the interpreter's end those that have just begun are waited for.
+_giving_back = watch({Phase.EXIT_SHARED_MEMORY: _await})
+
+
 def _dropped(
     url: str, is_used: Callable[[], bool], give_back: Callable[[], None], pid: int
 ) -> None:
@@ -53,7 +67,9 @@ def _dropped(
     if are_patched():
         spawn(give_back)  # who starts a thread waits until it runs, which gevent's hub cannot
     else:
-        threading.Thread(target=give_back, name="triton_fast", daemon=True).start()
+        thread = threading.Thread(target=give_back, name="triton_fast", daemon=True)
+        thread.start()
+        _giving_back.add(thread)
     warnings.warn(
         f"the client of {url} was dropped without close(), and the server is told to let go of its "
         "shared memory only now; close it, or use it in a with block",

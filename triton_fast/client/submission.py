@@ -73,7 +73,8 @@ class Submission:
             If the channel is closed.
         """
         attempt = self._attempt
-        self._repeats = Repeats(options.deadline_ns, lambda: not self.future.cancelled())
+        future = self.future  # not this object, which nothing of its own is to hold on to
+        self._repeats = Repeats(options.deadline_ns, lambda: not future.cancelled())
         try:
             call = channel.start(method, attempt.request, attempt.response, options, self._on_done)
             self.future.attach(call)

@@ -37,12 +37,17 @@ class FinalAnswers:
         self._codec = codec
         self.refused = False
 
-    def take_note(self, responses: Iterable[Any]) -> bool:
-        """Say whether the first answers of a stream refuse what it has asked for."""
-        if any(reserves_parameters(response.error_message) for response in responses):
-            self.refused = True
-            return True
-        return False
+    def take_note(self, responses: Iterable[Any], requests: Iterable[bytes]) -> bool:
+        """Say whether the first answers of a stream refuse what its requests have asked for.
+
+        They may refuse another parameter of such a name, one of the caller's: then it is not known.
+        """
+        if not any(reserves_parameters(response.error_message) for response in responses):
+            return False
+        if any(b"triton_" in self.unasked(request) for request in requests):
+            return False
+        self.refused = True
+        return True
 
     def unasked(self, message: bytes) -> bytes:
         """Return a request as it is without asking."""

@@ -116,7 +116,7 @@ class RepeatedStream(Generic[M]):
         asked = self._final_answers
         if asked is None or asked.refused or not self._held.complete:
             return False
-        return asked.take_note(messages)
+        return asked.take_note(messages, (sent.render() for sent, _ in self._held))
 
     def _send_unasked(self, refused: ChannelStream[M], deadline_ns: int | None) -> None:
         with self._turn:

@@ -115,7 +115,7 @@ class AsyncRepeatedStream(Generic[M]):
         asked = self._final_answers
         if asked is None or asked.refused or not self._held.complete:
             return False
-        return asked.take_note(messages)
+        return asked.take_note(messages, (sent.render() for sent, _ in self._held))
 
     async def _send_unasked(self, refused: AsyncChannelStream[M], deadline_ns: int | None) -> None:
         async with self._turn:

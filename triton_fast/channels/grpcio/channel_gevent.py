@@ -28,7 +28,7 @@ class GeventGrpcChannel(GrpcChannel):
 
     Parameters
     ----------
-    target, tls, options, keepalive
+    target, tls, options, keepalive, authority
         As in `GrpcChannel`.
     """
 
@@ -39,8 +39,9 @@ class GeventGrpcChannel(GrpcChannel):
         tls: TLS | bool | None = None,
         options: ChannelOptions | None = None,
         keepalive: Keepalive | None = None,
+        authority: str | None = None,
     ) -> None:
-        super().__init__(target, tls=tls, options=options, keepalive=keepalive)
+        super().__init__(target, tls=tls, options=options, keepalive=keepalive, authority=authority)
         own = self._endpoint.options
         self._endpoint.options = tuple(option for option in own if option[0] != SINGLE_READER)
 

@@ -42,9 +42,12 @@ class GeventNativeChannel(NativeChannel):
         target: str,
         *,
         keepalive: Keepalive | None = None,
+        authority: str | None = None,
         busy_poll_ns: int = 0,
     ) -> None:
-        super().__init__(target, keepalive=keepalive, busy_poll_ns=busy_poll_ns)
+        super().__init__(
+            target, keepalive=keepalive, authority=authority, busy_poll_ns=busy_poll_ns
+        )
         self._turns = semaphore(MOST_CONNECTIONS)
 
     def _make(self, native: _http2.Call, incoming: Incoming, options: CallOptions) -> None:
