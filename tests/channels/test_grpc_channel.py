@@ -548,6 +548,30 @@ def test_closing_from_on_done(open_channel):
     assert type(other.wait()) is errors.ClosedError
 
 
+def test_closing_beside_an_on_done_that_does_not_return(open_channel, monkeypatch):
+    """As grpcio's own close would wait for it, for ever."""
+    monkeypatch.setattr(grpc_channel, "_CLOSE_S", 0.5)
+    channel = open_channel()
+    _, _, other = start(channel, "Hold")
+    told, returns = threading.Event(), threading.Event()
+
+    def stay(error: BaseException | None) -> None:
+        told.set()
+        assert returns.wait(60)
+
+    channel.start(path("Echo"), Message(), Answer(), NO_OPTIONS, stay)
+    assert told.wait(30)
+    closing = threading.Thread(target=channel.close)
+    closing.start()
+    closing.join(30)
+    returned = not closing.is_alive()
+    returns.set()
+    assert returned
+    assert type(other.wait()) is errors.ClosedError
+    with pytest.raises(errors.ClosedError):
+        call(channel, "Echo", b"x")
+
+
 def test_calling_from_on_done(grpc_channel):
     seen, over = [], threading.Event()
 

@@ -39,6 +39,8 @@ __all__ = ["GrpcChannel"]
 # thread that it takes costs more than that is worth (1.6 x at 64 B, 1.04 x at 4 MB; 2026-11-21).
 # Not for compressed requests: such a stream goes out as it is (grpcio 1.85).
 _LARGE_REQUEST = 32 << 20
+# How long closing waits for all calls to have been told.
+_CLOSE_S = 5.0
 
 
 class GrpcChannel:
@@ -204,7 +206,10 @@ class GrpcChannel:
         return None if self._ended is None else ClosedError(self._ended)
 
     def close(self) -> None:
-        """End running calls with `ClosedError` and give everything back. Idempotent."""
+        """End running calls with `ClosedError` and give everything back. Idempotent.
+
+        Waits until all calls have been told, 5 s at most: whoever is told may never return.
+        """
         gate.notice_fork()
         with gate.lock:
             if self._ended is not None:
@@ -222,10 +227,15 @@ class GrpcChannel:
             return
         for stream in streams:  # or their threads would wait for those who receive
             stream.end()
-        if serving:
-            threading.Thread(target=channel.close, name="triton_fast close", daemon=True).start()
-        else:
+        closing = threading.Thread(target=channel.close, name="triton_fast close", daemon=True)
+        try:
+            closing.start()
+        except RuntimeError:  # the interpreter is being taken down, and starts no threads any more
             channel.close()
+            return
+        if not serving:
+            # What somebody does in a future's callback may take for ever.
+            closing.join(_CLOSE_S)
 
     def abandon(self) -> None:
         """Do nothing: the channel sees to it itself, in an order with grpcio's own hooks."""
