@@ -207,8 +207,8 @@ FAULTS = [
     Fault(
         "inference/result",
         "an output that is larger than its slot is read",
-        'datatype == "BYTES" or byte_size > slot.byte_size',
-        'datatype == "BYTES"',
+        "if isinstance(room, int) and needed > room:",
+        "if room is None:",
         "tests/unit/test_result.py",
     ),
     Fault(
