@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from support.blocking_face import BlockingFace
 from support.model_calls import square
 
 from triton_fast import Client, InvalidArgument, InvalidTensor, NotFound, Unimplemented
+from triton_fast.client import submission
 
 pytestmark = pytest.mark.server
 
@@ -65,3 +69,30 @@ def test_it_is_said_in_futures_and_streams_too(server, channel):
             client.submit("square_int32", square(1)).result()
         with pytest.raises(InvalidArgument, match="is called by sequence"):
             list(client.stream("accumulate_direct", {"INPUT": np.zeros(1, np.int32)}))
+
+
+def test_a_future_for_which_there_is_no_thread(server, channel, monkeypatch):
+    """Its error is told as it is, and not never."""
+    monkeypatch.setattr(submission, "_start", lambda *_: False)
+    with Client(server.grpc_url, channel=channel, timeout=30) as client:
+        for _ in range(20):  # more than are explained at a time
+            with pytest.raises(InvalidArgument, match="unexpected inference input 'INPUTO'"):
+                client.submit("identity_cpp", {"INPUTO": ONE}).result(30)
+
+
+def test_what_was_refused_is_let_go(server, channel):
+    """At once, and not when garbage is collected: errors lead to all that their frames have."""
+    gc.collect()
+    gc.disable()
+    try:
+        client = Client(server.grpc_url, channel=channel, timeout=30)
+        for model, name in (("identity_cpp", "INPUTO"), ("identity_cp", "INPUT0")):
+            sent = np.zeros(1000, np.float32)
+            gone = weakref.ref(sent)
+            with pytest.raises((InvalidTensor, NotFound)):
+                client.infer(model, {name: sent})
+            del sent
+            assert gone() is None
+        client.close()
+    finally:
+        gc.enable()

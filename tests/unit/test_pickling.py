@@ -140,3 +140,15 @@ def test_calls_do_not_travel(make):
     for call in [*calls, client.generate("m", "Hi")]:
         with pytest.raises(TypeError, match=f"^{type(call).__name__} stands for a call of this"):
             make(call)
+
+
+class Tagged(Client):
+    tag = None
+
+
+@pytest.mark.parametrize("make", [again, copy.copy, copy.deepcopy])
+def test_a_subclass_keeps_what_is_its_own(make):
+    client = Tagged("localhost:1", shared_memory=False)
+    client.tag = [9]
+    other = make(client)
+    assert (type(other), other.tag, other.url) == (Tagged, [9], client.url)

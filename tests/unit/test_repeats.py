@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
 from support.waiting import until
 
 from triton_fast import Client, DeadlineExceeded, InvalidArgument, ServerError, Unavailable
+from triton_fast.channels.unseen import Unseen
 from triton_fast.client.repeats import Repeats, repeated, repeated_async
+from triton_fast.protocol.operations import Query
 
 SEEN = Unavailable("the connection broke")
 
@@ -164,3 +168,29 @@ def test_an_error_that_is_pickled_says_so_still():
     again = pickle.loads(pickle.dumps(unseen()))
     assert (again.safe_to_retry, str(again)) == (True, str(unseen()))
     assert pickle.loads(pickle.dumps(SEEN)).safe_to_retry is False
+
+
+def test_an_error_is_not_kept_by_its_own_frames():
+    def fail(failed, given):
+        try:
+            failed(given())
+        except Unavailable as error:
+            return weakref.ref(error)
+
+    query = Query("ServerLive", {}, lambda answer: answer)
+    gc.collect()
+    gc.disable()
+    try:
+        assert fail(query.failed, unseen)() is None
+
+        def tried(make):
+            rule = Unseen(None)
+            try:
+                raise make()
+            except Unavailable as error:
+                rule.pause(error)
+                raise
+
+        assert fail(tried, lambda: unseen)() is None
+    finally:
+        gc.enable()

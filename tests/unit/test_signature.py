@@ -98,3 +98,9 @@ def test_what_is_known_of_models():
     nothing = ModelMetadata("m", (), "", (), ())
     assert signatures.learn(call, nothing, None) is None
     assert signatures.get(call) is learnt
+
+
+def test_a_datatype_that_this_client_does_not_know():
+    odd = ModelMetadata("m", ("1",), "", (TensorMetadata("a", "FP3", (1,)),), ())
+    with pytest.raises(InvalidTensor, match="is FP3, and the tensor is FP32$"):
+        check(Signature.from_metadata(odd), a=np.zeros(1, np.float32))

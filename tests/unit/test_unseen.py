@@ -399,3 +399,31 @@ def test_a_refusal_of_something_else_is_the_callers(repeated_stream):
     stream.receive(found)  # a model may say anything, once the server has answered
     assert [one.error_message for one in found] == ["unexpected inference input 'x'", RESERVED]
     assert len(channel.opened) == 1
+
+
+def test_streams_that_begin_together_ask_in_vain_together(repeated_stream):
+    """One has been told already that the server takes no such wish when the other is."""
+    message, plain = asking()
+    final_answers = FinalAnswers(GRPC)
+    streams = []
+    for _ in range(2):
+        channel = Channel([[Told(RESERVED)]], [[Told()], []])
+        streams.append((channel, repeated_stream(channel, final_answers)))
+        streams[-1][1].send(Message(message), last=True)
+    for channel, stream in streams:
+        found = []
+        stream.receive(found)
+        assert [one.error_message for one in found] == [""]
+        same = message_class("ModelInferRequest").FromString
+        assert [same(sent) for sent, _ in channel.opened[1].sent] == [same(plain)]
+
+
+def test_names_and_contents_are_no_parameters(repeated_stream):
+    request = message_class("ModelInferRequest").FromString(asking(b"what is triton_fast?")[0])
+    request.model_name, request.id = "triton_llm", "triton_1"
+    channel = Channel([[Told(RESERVED)]], [[Told()]])
+    stream = repeated_stream(channel, FinalAnswers(GRPC))
+    stream.send(Message(request.SerializeToString()))
+    found = []
+    stream.receive(found)
+    assert [one.error_message for one in found] == [""]

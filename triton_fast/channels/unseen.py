@@ -35,7 +35,7 @@ class Unseen:
     def __init__(self, deadline_ns: int | None) -> None:
         self._deadline_ns = deadline_ns
         self._tries = 0
-        self._last: ServerError | None = None
+        self._last = ""  # what the last one said; the error itself would be kept by its own frames
 
     def pause(self, error: BaseException) -> float | None:
         """Say after how many seconds to make a failed call again; None not to, and raise the error.
@@ -50,12 +50,10 @@ class Unseen:
         if not isinstance(error, ServerError):
             return None
         if not error.safe_to_retry:
-            if isinstance(error, DeadlineExceeded) and self._last is not None:
-                add_remark(
-                    error, f"{_times(self._tries)} before, it was not taken: {self._last.message}"
-                )
+            if isinstance(error, DeadlineExceeded) and self._tries:
+                add_remark(error, f"{_times(self._tries)} before, it was not taken: {self._last}")
             return None
-        self._last = error
+        self._last = error.message
         self._tries += 1
         pause = 0.0 if self._tries == 1 else _FIRST_PAUSE_S * 2.0 ** (self._tries - 2)
         pause = min(pause, _LONGEST_PAUSE_S)

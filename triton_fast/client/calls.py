@@ -603,6 +603,7 @@ class Client:
         timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> T:
+        self._endpoint.load_messages()
         options = self._endpoint.options(query.call, timeout, headers)
         return self._endpoint.ask(query, options)
 
@@ -620,8 +621,10 @@ class Client:
         return f"Client({self.url!r}{', closed' if self._endpoint.closed else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # What else it holds is made of this, and made again.
-        return {"_endpoint": self._endpoint}
+        # What is left out is made of the endpoint, and made again. A subclass may have more.
+        made = ("_prepared", "_text_models")
+        return {name: value for name, value in vars(self).items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Client.__init__(self, state["_endpoint"])
+        vars(self).update(state)

@@ -606,6 +606,7 @@ class AsyncClient:
         timeout: float | None = None,
         headers: HeaderSource | None = None,
     ) -> T:
+        await self._endpoint.load_messages()
         options = await self._endpoint.options(query.call, timeout, headers)
         return await self._endpoint.ask(query, options)
 
@@ -627,8 +628,10 @@ class AsyncClient:
         return f"AsyncClient({self.url!r}{', closed' if self._endpoint.closed else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # What else it holds is made of this, and made again.
-        return {"_endpoint": self._endpoint}
+        # What is left out is made of the endpoint, and made again. A subclass may have more.
+        made = ("_prepared", "_text_models")
+        return {name: value for name, value in vars(self).items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         AsyncClient.__init__(self, state["_endpoint"])
+        vars(self).update(state)

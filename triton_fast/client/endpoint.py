@@ -25,6 +25,7 @@ from ..inference.signatures import Signatures
 from ..inference.tensor import new_array
 from ..options.headers import HeaderSource
 from ..protocol.grpc.codec import GRPC
+from ..protocol.messages import are_loaded, message_class
 from ..shared_memory.sharing import SharedFactory, array_layout
 from .attempt import Attempt, Out
 from .call_settings import CallSettings
@@ -196,6 +197,12 @@ class Endpoint(Policies):
         hook = settings.header_hook
         hooked = None if hook is None else hook(call)
         return settings.options(call, deadline_ns, hooked, headers, compression)
+
+    def load_messages(self) -> None:
+        """Have protobuf imported, if it was not: that takes longer than many a call has."""
+        if not are_loaded():
+            self._open_channel()
+            message_class("ServerLiveRequest")
 
     def exchange(self, method: str, fields: Mapping[str, Any], options: CallOptions) -> Message:
         """Make a management call, and return the answer's message; see `ask`."""

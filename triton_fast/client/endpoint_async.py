@@ -235,6 +235,12 @@ class AsyncEndpoint(AsyncPolicies):
         """Return when a call must be over that begins now; see `CallSettings.deadline_ns`."""
         return self._settings.deadline_ns(timeout)
 
+    async def load_messages(self) -> None:
+        """Have protobuf imported, if it was not: that takes longer than many a call has."""
+        if not are_loaded():
+            self._enter()
+            await in_thread(CallOptions(), self.url, message_class, "ServerLiveRequest")
+
     async def exchange(
         self, method: str, fields: Mapping[str, Any], options: CallOptions
     ) -> Message:

@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ..channels.base import CallOptions, Compression
-    from ..inference.request import Prepared
     from ..inference.result import InferResult
     from ..inference.signature import Signature
     from ..options.headers import HeaderSource
     from .attempt import Out
-    from .endpoint import Endpoint
 
 __all__ = ["Model"]
 
@@ -42,16 +40,13 @@ class Model(model_calls.Model):
     >>> resnet({"image": batch}, timeout=0.05, out={"scores": scores})  # doctest: +SKIP
     """
 
-    def __init__(self, endpoint: Endpoint, prepared: Prepared) -> None:
-        super().__init__(endpoint, prepared)
-        self._asked = False  # whether the server was asked for the signature
-
     @property
     def signature(self) -> Signature | None:
         """What the model takes and gives; asks the server, the first time.
 
         None if the server does not say. Raises what `Client.model_metadata` raises.
         """
+        self._endpoint.load_messages()
         self._learn(self._endpoint.options(f"ModelMetadata({self.name!r})"))
         return self._endpoint.signatures.get(self._prepared)
 
@@ -71,6 +66,8 @@ class Model(model_calls.Model):
 
         The first call waits for the model's signature.
         """
+        if not self._asked:
+            self._endpoint.load_messages()
         options = self._endpoint.options(self._prepared.call, timeout, headers, compression)
         if out is not None:
             out = checked_out(out)

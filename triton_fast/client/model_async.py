@@ -39,7 +39,6 @@ class AsyncModel(model_calls_async.AsyncModel):
 
     def __init__(self, endpoint: AsyncEndpoint, prepared: Prepared) -> None:
         super().__init__(endpoint, prepared)
-        self._asked = False  # whether the server was asked for the signature
         self._asking: asyncio.Future[None] | None = None  # done when it has answered, or not
 
     async def signature(self) -> Signature | None:
@@ -47,6 +46,7 @@ class AsyncModel(model_calls_async.AsyncModel):
 
         None if the server does not say. Raises what `AsyncClient.model_metadata` raises.
         """
+        await self._endpoint.load_messages()
         await self._learn(await self._endpoint.options(f"ModelMetadata({self.name!r})"))
         return self._endpoint.signatures.get(self._prepared)
 

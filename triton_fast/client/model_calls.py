@@ -27,6 +27,7 @@ class Model:
     def __init__(self, endpoint: Endpoint, prepared: Prepared) -> None:
         self._endpoint = endpoint
         self._prepared = prepared
+        self._asked = False  # whether the server was asked for the signature
 
     @property
     def name(self) -> str:
@@ -75,6 +76,8 @@ class Model:
             As in `Client.infer`.
         """
         endpoint = self._endpoint
+        if not self._asked:
+            endpoint.load_messages()
         options = endpoint.options(self._prepared.call, timeout, headers, compression)
         if out is not None:
             out = checked_out(out)

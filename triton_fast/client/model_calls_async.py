@@ -26,6 +26,7 @@ class AsyncModel:
     def __init__(self, endpoint: AsyncEndpoint, prepared: Prepared) -> None:
         self._endpoint = endpoint
         self._prepared = prepared
+        self._asked = False  # whether the server was asked for the signature
 
     @property
     def name(self) -> str:
@@ -74,6 +75,8 @@ class AsyncModel:
             As in `AsyncClient.infer`.
         """
         endpoint = self._endpoint
+        if not self._asked:
+            await endpoint.load_messages()
         options = await endpoint.options(self._prepared.call, timeout, headers, compression)
         if out is not None:
             out = checked_out(out)

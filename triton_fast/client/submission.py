@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -97,33 +98,49 @@ class Submission:
             pause = self._repeats.after(error, self._shared, self._prepared, attempt.placement)
         attempt.release()
         # Rare, and on threads of their own: those of the channel, which tell the end of calls, must
-        # not wait for one.
-        if pause is not None:
-            _start(self._repeat, pause)
+        # not wait for one. Where there is no thread to be had, the error is told as it is.
+        if pause is not None and _start(self._repeat, pause):
             return
-        if refuses_tensors(error) or unknown_model(error):
-            _start(self._settle_explained, error)
-            return
+        if (refuses_tensors(error) or unknown_model(error)) and _turns:
+            with contextlib.suppress(IndexError):
+                _turns.pop()
+                if _start(self._settle_explained, error):
+                    return
+                _turns.append(None)
         if self._shared is not None and result is not None:
             self._shared.learn(self._prepared, self._tensors, result)
         self.future.settle(result, error)
+        del error  # it may lead here
 
     def _repeat(self, pause: float) -> None:
-        result, error = None, None
         time.sleep(pause)
         try:
             result = self._make_again(self._repeats)
         except BaseException as failure:  # noqa: BLE001 - it is the future's now
-            error = failure
-        self.future.settle(result, error)
+            self.future.settle(None, failure)
+        else:
+            self.future.settle(result, None)
 
     def _settle_explained(self, error: BaseException) -> None:
         try:
             self._explain(error)
         except BaseException as found:  # noqa: BLE001 - it is the future's now
-            error = found
-        self.future.settle(None, error)
+            self.future.settle(None, found)
+        else:
+            self.future.settle(None, error)
+        finally:
+            _turns.append(None)
 
 
-def _start(work: Callable[..., None], *arguments: object) -> None:
-    threading.Thread(target=work, args=arguments, name="triton_fast", daemon=True).start()
+# As many as there are futures whose errors are explained at a time; those of others are told as
+# they are. A list, for a lock might be taken when the process is forked.
+_turns = [None] * 8
+
+
+def _start(work: Callable[..., None], *arguments: object) -> bool:
+    """Have a thread do something; say whether there was one to be had."""
+    try:
+        threading.Thread(target=work, args=arguments, name="triton_fast", daemon=True).start()
+    except RuntimeError:
+        return False
+    return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidTensor
-from ..protocol.datatypes import dtype_of
+from ..protocol.datatypes import DATATYPES, dtype_of
 
 if TYPE_CHECKING:
     from ..management.metadata import ModelConfig, ModelMetadata, TensorMetadata
@@ -151,7 +151,7 @@ class Signature:
 
 def _conversion(datatype: str, wanted: str) -> str:
     """Say how to make one datatype of another, where numpy does it."""
-    if "BYTES" in (datatype, wanted) or wanted == "BF16":
+    if "BYTES" in (datatype, wanted) or wanted == "BF16" or wanted not in DATATYPES:
         return ""
     return f"; array.astype(numpy.{dtype_of(wanted).name}) makes it so"
 

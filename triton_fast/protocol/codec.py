@@ -122,5 +122,8 @@ class Codec(Protocol):
     def without_final_answer(self, message: bytes) -> bytes:
         """Return a stream's request, encoded, without the wish that its last answer be marked."""
 
+    def parameter_names(self, message: bytes) -> set[str]:
+        """Return the names of an encoded request's parameters; slow, for errors."""
+
     def stream_responses(self) -> StreamIncoming[ResponseDecoder]:
         """Return what receives the messages of one stream."""

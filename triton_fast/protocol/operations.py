@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 
 def _raise(error: ServerError) -> NoReturn:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # or it would be kept by a frame of its own traceback, with all that is there
 
 
 class Query(Generic[T]):

@@ -140,8 +140,13 @@ _ADVICE = (
     ),
     (
         StatusCode.INVALID_ARGUMENT,
-        re.compile(r"must specify (?:a non-zero or non-empty correlation ID|the START flag)"),
+        re.compile(r"must specify a non-zero or non-empty correlation ID"),
         "a model that keeps state is called by sequence",
+    ),
+    (
+        StatusCode.INVALID_ARGUMENT,
+        re.compile(r"must specify the START flag"),
+        "the server knows no such sequence (any more); begin another",
     ),
 )
 _TENSORS = re.compile(

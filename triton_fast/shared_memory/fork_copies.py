@@ -87,7 +87,8 @@ class ForkCopies:
                 # What was leased since counts too, if one can look.
                 now = arenas.leased_pages()
                 make_private(before if now is None else now)
-            os.write(fork.writing, b".")
+            with contextlib.suppress(BrokenPipeError):  # the parent waits no more
+                os.write(fork.writing, b".")
         finally:
             os.close(fork.writing)
 

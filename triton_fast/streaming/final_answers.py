@@ -44,8 +44,10 @@ class FinalAnswers:
         """
         if not any(reserves_parameters(response.error_message) for response in responses):
             return False
-        if any(b"triton_" in self.unasked(request) for request in requests):
-            return False
+        for request in requests:
+            names = self._codec.parameter_names(self.unasked(request))
+            if any(name.startswith("triton_") for name in names):
+                return False
         self.refused = True
         return True
 

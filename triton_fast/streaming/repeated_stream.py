@@ -54,6 +54,7 @@ class RepeatedStream(Generic[M]):
         self._next: ChannelStream[M] | None = None  # one that is being begun again
         self._unseen = Unseen(deadline_ns)
         self._final_answers = final_answers
+        self._asks = False  # whether a request that is held asks for the mark
         self._held = HeldMessages()
         self._turn = threading.Lock()  # to send, also what was sent before
         self._half_closed = False
@@ -66,6 +67,8 @@ class RepeatedStream(Generic[M]):
         with self._turn:
             if self._final_answers is not None and self._final_answers.refused:
                 outgoing = SentMessage(self._final_answers.unasked(outgoing.render()))
+            else:
+                self._asks = True
             while True:
                 try:
                     self._stream.send(outgoing, deadline_ns, last=last)
@@ -114,7 +117,7 @@ class RepeatedStream(Generic[M]):
     def _is_refused(self, messages: Sequence[Any]) -> bool:
         """Say whether the first answers are that requests must not ask for the last one's mark."""
         asked = self._final_answers
-        if asked is None or asked.refused or not self._held.complete:
+        if asked is None or not self._asks or not self._held.complete:
             return False
         return asked.take_note(messages, (sent.render() for sent, _ in self._held))
 
@@ -123,6 +126,7 @@ class RepeatedStream(Generic[M]):
             refused.cancel()
             assert self._final_answers is not None
             self._held.change(self._final_answers.unasked)
+            self._asks = False
             self._send_again(deadline_ns)
 
     def cancel(self) -> None:

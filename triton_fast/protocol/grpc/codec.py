@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..._core import _wire
-from ..messages import method_path
+from ..messages import message_class, method_path
 
 if TYPE_CHECKING:
     from ..codec import Codec
@@ -40,6 +40,10 @@ class _GrpcCodec:
     def without_final_answer(self, message: bytes) -> bytes:
         # It comes before the tensors, whose bytes may be anything.
         return message.replace(_FINAL_ANSWER, b"", 1)
+
+    def parameter_names(self, message: bytes) -> set[str]:
+        request: Any = message_class("ModelInferRequest").FromString(message)
+        return set(request.parameters)
 
     stream_responses = _wire.StreamResponses
 
