@@ -342,6 +342,27 @@ def options_of_closing() -> CallOptions:
     raise AssertionError("nothing is asked of the server")
 
 
+def test_closing_has_until_its_deadline_where_no_call_is_left(
+    register: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server lets go of what it has answered, when it gets to it."""
+    monkeypatch.setattr(given_up, "LETTING_GO_S", 0.0)
+    options = CallOptions(deadline_ns=time.monotonic_ns() + 60 * 10**9, call="close")
+    pool = SlotPool(Registry(register.channel.ask), FIRST, lambda: options)
+    register.in_use.add(slot(pool, 4).region)
+    gc.collect()
+    asked: list[str] = []
+
+    def answered(method: str, request: object) -> None:
+        asked.append(method)
+        if asked.count("SystemSharedMemoryUnregister") == 20:
+            register.in_use.clear()
+
+    register.before = answered
+    pool.close()
+    assert not register.regions
+
+
 def test_closing_ends_although_the_server_keeps_it(
     register: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

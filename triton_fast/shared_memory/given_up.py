@@ -183,8 +183,15 @@ class GivenUp:
 
     def let_go(self, options: CallOptions) -> None:
         """Do all of it, for a pool that is closed, for as long as a server may need."""
-        end = time.monotonic() + LETTING_GO_S
-        while not self.several and self.unregister(options) and time.monotonic() < end:
+        end = last = time.monotonic() + LETTING_GO_S
+        if options.deadline_ns is not None:
+            last = max(end, options.deadline_ns * 1e-9)
+        while not self.several and self.unregister(options):
+            # A call that was given up may go on for ever. Of what was answered the server lets go
+            # in a moment, which is a long one on a busy machine.
+            answered = any(not region.in_doubt for region in self._leaving.values())
+            if time.monotonic() >= (last if answered else end):
+                break
             time.sleep(LETTING_GO_PAUSE_S)
         if self.several or self._gone:
             while self.take_back(options) and time.monotonic() < end:

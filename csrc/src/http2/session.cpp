@@ -779,9 +779,7 @@ void Session::on_close(Stream& stream, std::uint32_t error_code) {
     } else if (stream.http_status_ != 200) {
       fail(stream, status_from_http(stream.http_status_),
            "HTTP status " + std::to_string(stream.http_status_) + excerpt +
-               (stream.http_status_ == 404 ? " (a proxy has no such name or path: the name that "
-                                             "calls are for is the client's authority)"
-                                           : ""));
+               (stream.http_status_ == 404 ? " (no such name or path there: see authority)" : ""));
     } else if (!stream.broken_grpc_status_.empty()) {
       fail(stream, Status::kUnknown,
            "the answer's grpc-status is no number: " + stream.broken_grpc_status_);
