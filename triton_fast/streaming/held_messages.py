@@ -5,16 +5,17 @@ Owns the copies. Shared by `repeated_stream` and `repeated_stream_async`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from .._core import _wire
 
 if TYPE_CHECKING:
     from .._core import Segment
     from ..channels.base import Outgoing
+    from .final_answers import FinalAnswers
 
-__all__ = ["HeldMessages", "SentMessage"]
+__all__ = ["HeldMessages"]
 
 # Of one stream, together. A request that is larger is not copied: most servers take no more than a
 # part of it before they have said something about the stream, and until then it is being sent.
@@ -24,6 +25,11 @@ _MOST_BYTES = 4 << 20
 class HeldMessages:
     """Copies of the messages of one stream on which nothing has come yet.
 
+    Parameters
+    ----------
+    final_answers : FinalAnswers, optional
+        Of the server, where requests ask for the mark of the last answer.
+
     Attributes
     ----------
     complete : bool
@@ -31,8 +37,10 @@ class HeldMessages:
         once the server was heard of, or more was sent than is held.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, final_answers: FinalAnswers | None = None) -> None:
         self.complete = True
+        self._final_answers = final_answers
+        self._ask = False  # whether one of them asks for the mark
         self._messages: list[tuple[SentMessage, bool]] = []
         self._byte_size = 0
 
@@ -50,11 +58,28 @@ class HeldMessages:
         else:
             self._messages.append((SentMessage(outgoing.render()), last))
 
-    def change(self, changed: Callable[[bytes], bytes]) -> None:
-        """Have the messages sent otherwise the next time."""
+    def to_send(self, outgoing: Outgoing) -> Outgoing:
+        """Return a message as it is to be sent: without asking, where the server refuses that."""
+        if self._final_answers is not None and self._final_answers.refused:
+            return SentMessage(self._final_answers.unasked(outgoing.render()))
+        self._ask = True
+        return outgoing
+
+    def refused(self, responses: Iterable[Any]) -> bool:
+        """Say whether the first answers are that the messages must not ask for the mark.
+
+        Then they are held as they are without, to be sent again.
+        """
+        asked = self._final_answers
+        if asked is None or not self._ask or not self.complete:
+            return False
+        if not asked.take_note(responses, (message.render() for message, _ in self._messages)):
+            return False
+        self._ask = False
         self._messages = [
-            (SentMessage(changed(message.render())), last) for message, last in self._messages
+            (SentMessage(asked.unasked(message.render())), last) for message, last in self._messages
         ]
+        return True
 
     def let_go(self) -> None:
         """Keep nothing any more: the stream is not to be begun again. Idempotent."""

@@ -7,13 +7,13 @@ Owns the channel's stream, and copies of what was sent until the server is heard
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..channels.base import Incoming
 from ..channels.unseen import Unseen
 from ..errors import ServerError
-from .held_messages import HeldMessages, SentMessage
+from .held_messages import HeldMessages
 
 if TYPE_CHECKING:
     from ..channels.base import AsyncChannelStream, Outgoing
@@ -53,9 +53,7 @@ class AsyncRepeatedStream(Generic[M]):
         self._stream = open_stream()
         self._next: AsyncChannelStream[M] | None = None  # one that is being begun again
         self._unseen = Unseen(deadline_ns)
-        self._final_answers = final_answers
-        self._asks = False  # whether a request that is held asks for the mark
-        self._held = HeldMessages()
+        self._held = HeldMessages(final_answers)
         self._turn = asyncio.Lock()  # to send, also what was sent before
         self._half_closed = False
         self._cancelled = False
@@ -65,10 +63,7 @@ class AsyncRepeatedStream(Generic[M]):
     ) -> None:
         """Send one message; see `triton_fast.channels.base.AsyncChannelStream.send`."""
         async with self._turn:
-            if self._final_answers is not None and self._final_answers.refused:
-                outgoing = SentMessage(self._final_answers.unasked(outgoing.render()))
-            else:
-                self._asks = True
+            outgoing = self._held.to_send(outgoing)
             while True:
                 try:
                     await self._stream.send(outgoing, deadline_ns, last=last)
@@ -101,7 +96,7 @@ class AsyncRepeatedStream(Generic[M]):
             except ServerError as error:
                 failure = error
             else:
-                if self._is_refused(messages):
+                if self._held.refused(messages):
                     await self._send_unasked(stream, deadline_ns)
                     continue
                 self._held.let_go()
@@ -113,19 +108,9 @@ class AsyncRepeatedStream(Generic[M]):
             finally:
                 del failure
 
-    def _is_refused(self, messages: Sequence[Any]) -> bool:
-        """Say whether the first answers are that requests must not ask for the last one's mark."""
-        asked = self._final_answers
-        if asked is None or not self._asks or not self._held.complete:
-            return False
-        return asked.take_note(messages, (sent.render() for sent, _ in self._held))
-
     async def _send_unasked(self, refused: AsyncChannelStream[M], deadline_ns: int | None) -> None:
         async with self._turn:
             refused.cancel()
-            assert self._final_answers is not None
-            self._held.change(self._final_answers.unasked)
-            self._asks = False
             await self._send_again(deadline_ns)
 
     def cancel(self) -> None:
