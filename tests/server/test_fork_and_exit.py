@@ -170,3 +170,54 @@ def test_a_programs_own_exit_hook_may_make_calls(triton_server, face):
     print(call())
     """
     assert run_python(script, triton_server.grpc_url, face) == "262144.0\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "channel", "call"),
+    [
+        ("triton_fast.client.split", "native", "client.infer('add_sub', pairs, split=True)"),
+        ("triton_fast.streaming.stream", "native", "list(client.stream('identity_fp32', row))"),
+        (
+            "triton_fast.client.submission",
+            "native",
+            "client.submit('identity_fp32', row).result()",
+        ),
+        ("google.protobuf.descriptor_pool", "native", "client.server_metadata()"),
+        ("grpc", "grpc", "client.infer('identity_fp32', row)"),
+    ],
+)
+def test_a_fork_during_another_threads_first_call(triton_server, module, channel, call):
+    """The child would wait for ever for an import that is under way in a thread it has not got."""
+    script = """
+    import importlib.abc, os, signal, sys, threading, time
+    import numpy as np
+    from triton_fast import Client
+
+    url, module, channel, call = sys.argv[1:]
+    assert module not in sys.modules
+    importing = threading.Event()
+
+    class Slow(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == module:
+                importing.set()
+                time.sleep(0.5)
+
+    sys.meta_path.insert(0, Slow())
+    client = Client(url, channel=channel, timeout=60)
+    row = {"INPUT0": np.ones(4, np.float32)}
+    pairs = {name: np.ones((9, 16), np.float32) for name in ("INPUT0", "INPUT1")}
+
+    thread = threading.Thread(target=eval, args=(call, globals()))
+    thread.start()
+    assert importing.wait(30)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)
+        eval(call)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    thread.join()
+    print(status)
+    """
+    assert run_python(script, triton_server.grpc_url, module, channel, call, quiet=True) == "0\n"

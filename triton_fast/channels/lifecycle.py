@@ -33,6 +33,9 @@ T = TypeVar("T")
 class Phase(enum.Enum):
     """A time at which things may have a turn. Those of one moment come in the order given here."""
 
+    BEFORE_FORK_IMPORTS = enum.auto()
+    """Imports that are under way end."""
+
     # Around a fork, with what comes last in the child. The last hooks to be registered are the
     # first to run before a fork, and the last after it: these are registered when the first thing
     # asks for them, which is when grpcio has registered its own. grpcio's calls end only while its
@@ -68,6 +71,7 @@ class Phase(enum.Enum):
     """Servers are told to let go of shared memory, over channels, which stay open to the end."""
 
 
+_IMPORTS = (Phase.BEFORE_FORK_IMPORTS,)
 _BEFORE = (Phase.BEFORE_FORK,)
 _IN_PARENT = (Phase.AFTER_FORK_IN_PARENT,)
 _LATE_IN_CHILD = (Phase.CHILD_GRPCIO,)
@@ -150,6 +154,8 @@ class Lifecycle:
             hook = self._hook_child
         elif phase in _ARRAYS:
             hook = self._hook_arrays
+        elif phase in _IMPORTS:
+            hook = self._hook_imports
         else:
             hook = self._hook_fork
         if hook not in self._hooked:
@@ -161,6 +167,9 @@ class Lifecycle:
 
     def _hook_child(self) -> None:
         os.register_at_fork(after_in_child=functools.partial(self.run, _IN_CHILD))
+
+    def _hook_imports(self) -> None:
+        os.register_at_fork(before=functools.partial(self.run, _IMPORTS))
 
     def _hook_arrays(self) -> None:
         before, in_parent, in_child = (functools.partial(self.run, (phase,)) for phase in _ARRAYS)

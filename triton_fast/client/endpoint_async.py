@@ -16,6 +16,7 @@ import numpy as np
 from ..channels.base import AsyncChannel, AsyncChannelStream, CallOptions, Compression
 from ..channels.event_loop import in_thread, running_loop, seconds_left
 from ..channels.factory import AsyncChannelFactory, ChannelFactory
+from ..channels.imports_on_use import finish_before_forks
 from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import (
     ClosedError,
@@ -112,6 +113,7 @@ class AsyncEndpoint(AsyncPolicies):
         self._new_blocking = new_blocking
         self._shared = self._open_shared()
         renew_after_fork(self)
+        finish_before_forks()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another, that connects by itself: one lives in one process, and in one event loop.

@@ -1,7 +1,6 @@
 """Triton's datatypes and numpy's dtypes: the one table of which is which.
 
-Imports nothing from the package. ``csrc/wire`` has the datatypes' names and sizes too; a test holds
-the two against each other.
+``csrc/wire`` has the datatypes' names and sizes too; a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+
+from ..channels.imports_on_use import announce
 
 __all__ = ["DATATYPES", "datatype_of", "dtype_of"]
 
@@ -86,6 +87,7 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
 
 
 def _bfloat16() -> np.dtype[Any]:
+    announce("ml_dtypes")
     try:
         import ml_dtypes  # noqa: PLC0415 - an extra, and slow to import
     except ImportError:
