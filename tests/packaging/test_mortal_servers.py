@@ -215,6 +215,48 @@ def test_two(server, request):
         1,
         1,
     ),
+    "left well, and crashes once": (
+        """
+pytestmark = []
+def test(server):
+    if turn() == 1:
+        crash(server)
+    ask(server)
+""",
+        2,
+        0,
+        1,
+    ),
+    "left well, and crashes again": (
+        """
+pytestmark = []
+def test(server):
+    turn()
+    crash(server)
+    ask(server)
+def test_another_that_wants_it(server):
+    turn()
+    ask(server)
+""",
+        2,
+        1,
+        1,
+    ),
+    "left well, and hangs": (
+        """
+pytestmark = []
+def test(server):
+    turn()
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        assert False
+    finally:
+        threading.Timer(1, os.kill, (server.pid, signal.SIGCONT)).start()
+""",
+        1,
+        1,
+        0,
+    ),
     "not of the group": (
         """
 pytestmark = []

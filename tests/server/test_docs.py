@@ -1,18 +1,14 @@
 """The documents' Python is run as it stands, each document's blocks one after the other.
 
-They are given a server at the address that they name, the names that a reader would have imported,
-and what they take for granted: a `client`, a `batch`.
+They are given a server at the address that they name, and what they take for granted: a `batch`.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import importlib
 import inspect
 import re
-import uuid
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +16,18 @@ import pytest
 from support.interpreter import run_python
 from support.required import need
 
-import triton_fast
 from triton_fast import Client
 
 pytestmark = pytest.mark.server
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-IMPORTED = {
-    "asynccontextmanager": asynccontextmanager,
-    "asyncio": asyncio,
-    "np": np,
-    "uuid": uuid,
-    **{name: getattr(triton_fast, name) for name in triton_fast.__all__},
-}
 
 
 def run(document, url, given):
     """Run a document's blocks; return how many there were."""
     text = (DOCS / document).read_text(encoding="utf-8")
-    names = dict(IMPORTED)
+    names: dict[str, object] = {}
     matches = list(BLOCK.finditer(text))
     for match in matches:
         names |= given  # what a block before has called so was its own
@@ -52,6 +40,9 @@ def run(document, url, given):
         coroutine = eval(code, names)
         if code.co_flags & inspect.CO_COROUTINE:
             asyncio.run(coroutine)
+    made = names.get("client")  # once for the whole program
+    if isinstance(made, Client):
+        made.close()
     return len(matches)
 
 
@@ -74,8 +65,7 @@ def test_every_document_is_run():
 
 
 def test_streams(python_server, capsys):
-    with Client(python_server.grpc_url, timeout=60) as client:
-        assert run("streams.md", python_server.grpc_url, {"client": client}) == 11
+    assert run("streams.md", python_server.grpc_url, {}) == 11
     said = capsys.readouterr().out
     assert said.count("number [2] is [9]") == 2
     assert "3 is given 3 times\n1 is given 1 times\n2 is given 2 times\n" in said
@@ -93,8 +83,7 @@ def test_streams(python_server, capsys):
 @pytest.mark.server_may_die
 def test_asyncio(server, capsys):
     need("uvloop")
-    uvloop = importlib.import_module("uvloop")
-    assert run("asyncio.md", server.grpc_url, {"uvloop": uvloop}) == 6
+    assert run("asyncio.md", server.grpc_url, {}) == 6
     said = capsys.readouterr().out
     assert "100 answers, the last one is [99. 99. 99.]" in said
     assert "given up, and the model knows" in said
@@ -142,7 +131,7 @@ class Camera:
         images[:] = np.arange(len(images))[:, None, None, None]
 
 
-def test_shared_memory(triton_server_factory, tmp_path):
+def test_shared_memory(triton_server_factory, tmp_path, monkeypatch):
     for model, image, scores in (("resnet", "image", "scores"), ("densenet", "data_0", "fc6_1")):
         (tmp_path / model / "1").mkdir(parents=True)
         (tmp_path / model / "config.pbtxt").write_text(CONFIG.format(image=image, scores=scores))
@@ -157,13 +146,13 @@ def test_shared_memory(triton_server_factory, tmp_path):
     shape = (3, 224, 224)
     with triton_server_factory(tmp_path) as server, Watched(server.grpc_url, timeout=30) as client:
         given = {
-            "Client": Watched,
             "client": client,
             "batch": np.full((4, *shape), 5, np.float32),
             "camera": Camera(),
             "image": np.full(shape, 6, np.float32),
             "images": [np.full(shape, number, np.float32) for number in range(20)],
         }
+        monkeypatch.setattr("triton_fast.Client", Watched)
         assert run("shared-memory.md", server.grpc_url, given) == 2
         server.kill()
     first, filled, split, by_hand = results

@@ -71,6 +71,45 @@ def test_it_is_said_in_futures_and_streams_too(server, channel):
             list(client.stream("accumulate_direct", {"INPUT": np.zeros(1, np.int32)}))
 
 
+def streamed(model, inputs, **more):
+    """Return a call that reads a stream's only answer."""
+    return lambda client: list(client.stream(model, inputs, **more))
+
+
+def received(model, inputs):
+    def call(client):
+        with client.open_stream() as stream:
+            stream.send(model, inputs)
+            try:
+                stream.receive()
+            finally:
+                stream.send("identity_cpp", {"INPUT0": ONE})
+                assert stream.receive()["OUTPUT0"] == ONE
+
+    return call
+
+
+@pytest.mark.parametrize("ask", [streamed, received])
+def test_streams_say_as_much(server, channel, ask):
+    with Client(server.grpc_url, channel=channel, timeout=30) as client:
+        with pytest.raises(NotFound, match=r"\(the server has 'identity_cpp'.* and \d+ more\)"):
+            ask("identity_cp", {"INPUT0": ONE})(client)
+        for _ in range(2):  # before a request is sent, once the signature is known
+            with pytest.raises(InvalidTensor, match=r"array.astype\(numpy.float32\) makes it so"):
+                ask("identity_cpp", {"INPUT0": ONE.astype(np.float64)})(client)
+
+
+def test_streams_of_both_faces(refused_client):
+    with pytest.raises(NotFound, match="the server has 'identity_cpp'"):
+        streamed("identity_cp", {"INPUT0": ONE})(refused_client)
+    with pytest.raises(InvalidTensor, match="no output 'NOPE'; it gives 'OUTPUT0'"):
+        streamed("identity_cpp", {"INPUT0": ONE}, outputs=["NOPE"])(refused_client)
+    with pytest.raises(InvalidTensor, match="no input 'INPUTO'; it takes 'INPUT0'"):
+        streamed("identity_cpp", {"INPUTO": ONE})(refused_client)
+    (result,) = streamed("identity_cpp", {"INPUT0": ONE})(refused_client)
+    assert result["OUTPUT0"] == ONE
+
+
 def test_a_future_for_which_there_is_no_thread(server, channel, monkeypatch):
     """Its error is told as it is, and not never."""
     monkeypatch.setattr(submission, "_start", lambda *_: False)

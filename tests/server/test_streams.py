@@ -206,15 +206,11 @@ def test_closing_the_client(server, channel):
 
 IDENTITY = ("identity_fp32", ONE)
 SUMMAND = {"INPUT": np.int32([1])}
+# What is wrong with tensors: test_refusals.py.
 REFUSED = {
     "model": (NotFound, "'nope' is not found", "nope", ONE, {}),
     "version": (NotFound, "version 7", *IDENTITY, {"model_version": "7"}),
-    "input": (InvalidArgument, "'WRONG'", "identity_fp32", {"WRONG": ONE["INPUT0"]}, {}),
-    "no_input": (InvalidArgument, "got 0 inputs", "identity_fp32", {}, {}),
-    "datatype": (InvalidArgument, "FP64", "identity_fp32", {"INPUT0": np.ones(1)}, {}),
-    "shape": (InvalidArgument, "shape", "identity_fp32", {"INPUT0": np.float32([[1]])}, {}),
     "batch": (InvalidArgument, "<= 8", "identity_batched", {"INPUT0": np.ones((9, 1), "f4")}, {}),
-    "output": (InvalidArgument, "'NOPE'", *IDENTITY, {"outputs": ["NOPE"]}),
     "parameter": (InvalidArgument, "reserved", *IDENTITY, {"parameters": {"triton_x": 1}}),
     "sequence": (InvalidArgument, "correlation ID", "accumulate_direct", SUMMAND, {}),
     "model_error": (Internal, "it broke", "failing", {"FAIL_MESSAGE": ["it broke"]}, {}),

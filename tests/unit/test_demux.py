@@ -16,7 +16,7 @@ from triton_fast import (
     InvalidArgument,
     WireError,
 )
-from triton_fast.streaming.demux import Inbox, ResponseDemux
+from triton_fast.streaming.demux import Inbox, Refusal, ResponseDemux
 
 CALL = "ModelStreamInfer('m')"
 # What an answer counts for beside its tensors.
@@ -38,7 +38,7 @@ def values(inbox: Inbox):
     """Return what has come: the values, and the errors' texts."""
     return [
         item["y"].item() if isinstance(item, InferResult) else f"{type(item).__name__}: {item}"
-        for item in inbox
+        for item in (item.error if isinstance(item, Refusal) else item for item in inbox)
     ]
 
 
@@ -138,7 +138,8 @@ def test_errors(answers):
     answers.deliver([message("y", error="[request id: y] unexpected shape", final=None)])
     assert values(one.inbox) == [1, f"Internal: {CALL} at host:1: INTERNAL: it broke", 2]
     assert not one.over
-    (error,) = two.inbox
+    ((error, about),) = two.inbox
+    assert about is two
     assert type(error) is InvalidArgument
     assert (error.message, error.call, error.target) == ("unexpected shape", CALL, "host:1")
     assert two.over  # found before the model had it, and nothing more comes

@@ -12,6 +12,7 @@ from support.interpreter import run_python
 from triton_fast.channels.lifecycle import Lifecycle, Phase
 
 MOMENTS = {
+    "imports": [Phase.BEFORE_FORK_IMPORTS],
     "before": [Phase.BEFORE_FORK],
     "parent": [Phase.AFTER_FORK_IN_PARENT],
     "child": [Phase.CHILD_STREAMS, Phase.CHILD_CHANNELS, Phase.CHILD_ENDPOINTS],

@@ -113,6 +113,10 @@ def tensors(_prepared, inputs, _options):
     return [input_tensor(name, value) for name, value in inputs.items()]
 
 
+def explain(*_):
+    raise AssertionError("nothing is refused here")
+
+
 def forget(stream):
     """Let go of what nobody has read: pytest keeps the stream for a while."""
     vars(stream._state._demux).clear()
@@ -122,7 +126,7 @@ def forget(stream):
 
 @pytest.fixture
 def stream(played_channel):
-    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC) as stream:
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC, explain) as stream:
         yield stream
     forget(stream)
 
@@ -371,7 +375,7 @@ def test_a_request_that_is_not_sent(played_channel, stream):
 
 
 def test_requests_of_their_own_see_the_end(played_channel):
-    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC) as alone:
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC, explain) as alone:
         prepared = prepare_streamed(GRPC, "m", "", None, None, 0, None)
         made = alone._make(prepared, ONE, "", last=True)
         assert played_channel.half_closed
@@ -422,7 +426,7 @@ def on_a_loop(test):
             async def inputs(*arguments):
                 return tensors(*arguments)
 
-            async with AsyncStream(opening, "host:1", inputs, 10 * SIZE, GRPC) as stream:
+            async with AsyncStream(opening, "host:1", inputs, 10 * SIZE, GRPC, explain) as stream:
                 await asyncio.wait_for(test(channel, stream), LONG)
 
         asyncio.run(main())

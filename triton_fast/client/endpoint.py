@@ -267,7 +267,15 @@ class Endpoint(Policies):
             options.deadline_ns,
             self._final_answers,
         )
-        return Stream(channel_stream, options, self.url, self._inputs, buffer_size, self.codec)
+        return Stream(
+            channel_stream,
+            options,
+            self.url,
+            self._inputs,
+            buffer_size,
+            self.codec,
+            self._explain,
+        )
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.Client.empty`."""

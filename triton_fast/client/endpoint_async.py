@@ -322,7 +322,7 @@ class AsyncEndpoint(AsyncPolicies):
 
             return AsyncRepeatedStream(open_stream, options.deadline_ns, final_answers), options
 
-        return AsyncStream(opening, self.url, self.inputs, buffer_size, self.codec)
+        return AsyncStream(opening, self.url, self.inputs, buffer_size, self.codec, self._explain)
 
     async def empty(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
         """Return an array to send without a copy; see `triton_fast.AsyncClient.empty`."""

@@ -9,18 +9,23 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ..errors import TritonFastError, WireError
 from ..inference.result import InferResult, result_of
 from ..protocol.server_messages import request_error
 
 if TYPE_CHECKING:
+    from ..inference.request import Prepared
+    from ..inference.tensor import InputTensor
     from ..protocol.codec import ResponseDecoder
 
-__all__ = ["Inbox", "Pending", "ResponseDemux"]
+__all__ = ["Inbox", "Item", "Pending", "Refusal", "ResponseDemux"]
 
-Inbox: TypeAlias = "deque[InferResult | TritonFastError]"
+Item: TypeAlias = "InferResult | Refusal | TritonFastError"
+"""An answer; or what came in its place, or how the stream ended."""
+
+Inbox: TypeAlias = "deque[Item]"
 """What has come for a request, or for several, and was not read yet."""
 
 # What an answer takes beside its tensors, about.
@@ -53,6 +58,8 @@ class Pending:
         Whether the last thing that came did not say whether more comes.
     unwanted : bool
         Whether nobody reads what still comes.
+    sent : tuple of (Prepared, list of InputTensor), optional
+        What was asked, for who explains a refusal; without the tensors' elements.
     """
 
     __slots__ = (
@@ -62,6 +69,7 @@ class Pending:
         "id",
         "inbox",
         "over",
+        "sent",
         "unmarked",
         "unwanted",
         "wire_id",
@@ -77,8 +85,16 @@ class Pending:
         self.alone = alone
         self.answered = False
         self.over = False
+        self.sent: tuple[Prepared, list[InputTensor]] | None = None
         self.unmarked = False
         self.unwanted = False
+
+
+class Refusal(NamedTuple):
+    """What the server says is wrong with a request, in place of an answer."""
+
+    error: TritonFastError
+    pending: Pending
 
 
 class ResponseDemux:
@@ -159,7 +175,8 @@ class ResponseDemux:
             pending.answered = pending.answered or not error
             if not pending.unwanted:
                 if error:
-                    pending.inbox.append(request_error(error, pending.call, self.target))
+                    refusal = request_error(error, pending.call, self.target)
+                    pending.inbox.append(Refusal(refusal, pending))
                 elif len(result) or not final:
                     pending.inbox.append(result)
                     self._unread += _byte_size(result)
@@ -201,7 +218,7 @@ class ResponseDemux:
         self._left = {key: inbox for key, inbox in self._left.items() if inbox}
         self._most_left = 2 * len(self._left) + 100
 
-    def took(self, item: InferResult | TritonFastError, limit: int) -> int:
+    def took(self, item: Item, limit: int) -> int:
         """Take note of an answer that was read; see `unread`, which is exact below the limit too.
 
         Only of use from when `unread` has been at the limit on.
@@ -212,7 +229,7 @@ class ResponseDemux:
         return self.unread(self._unread)  # not all that were read may have been counted
 
 
-def _byte_size(item: InferResult | TritonFastError) -> int:
+def _byte_size(item: Item) -> int:
     size = _ANSWER_SIZE
     if isinstance(item, InferResult):
         for array in item.values():

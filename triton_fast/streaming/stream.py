@@ -19,8 +19,8 @@ from ..errors import Cancelled, ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
-from .demux import Inbox, Pending
-from .stream_state import CLOSE_TIMEOUT_NS, StreamState, answers_repr
+from .demux import Inbox, Item, Pending, Refusal
+from .stream_state import CLOSE_TIMEOUT_NS, Explain, StreamState, answers_repr
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions, ChannelStream
@@ -64,7 +64,7 @@ class ResponseStream(OneProcess, Iterator[InferResult]):
         return self
 
     def __next__(self) -> InferResult:
-        item: InferResult | TritonFastError | None
+        item: Item | None
         try:
             item = self._inbox.popleft()
         except IndexError:
@@ -81,8 +81,7 @@ class ResponseStream(OneProcess, Iterator[InferResult]):
             return item
         if self._pending.over and not self._inbox:
             self._finish()
-        # Others may raise it too, and it is not to hold on to the frames of all.
-        raise item.with_traceback(None)
+        raise self._stream._failure(item)
 
     def close(self) -> None:
         """Read no more. Idempotent.
@@ -137,8 +136,10 @@ class Stream(OneProcess):
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], list[InputTensor]],
         buffer_size: int,
         codec: Codec,
+        explain: Explain[None],
     ) -> None:
         self._codec = codec
+        self._explain = explain
         self._channel_stream = channel_stream
         self._inputs = inputs
         self._lock = threading.RLock()  # guards what follows
@@ -251,9 +252,9 @@ class Stream(OneProcess):
         """
         deadline_ns = deadline_after(seconds(timeout, "timeout"))
         item = self._next(None, deadline_ns)
-        if isinstance(item, TritonFastError):
-            raise item.with_traceback(None)
-        return item
+        if item is None or isinstance(item, InferResult):
+            return item
+        raise self._failure(item)
 
     def __iter__(self) -> Iterator[InferResult]:
         """Iterate over what `receive` returns."""
@@ -300,7 +301,7 @@ class Stream(OneProcess):
         tensors = self._inputs(prepared, inputs, self._state.options)
         with self._sending:
             with self._lock:
-                pending = self._state.add(prepared, request_id, inbox, last=last)
+                pending = self._state.add(prepared, tensors, request_id, inbox, last=last)
             try:
                 request = encode_request(prepared.header, pending.wire_id, tensors)
                 try:
@@ -313,9 +314,7 @@ class Stream(OneProcess):
                 raise
         return pending
 
-    def _next(
-        self, pending: Pending | None, deadline_ns: int | None
-    ) -> InferResult | TritonFastError | None:
+    def _next(self, pending: Pending | None, deadline_ns: int | None) -> Item | None:
         """Return what comes next for a request, or for those sent by hand; None at the end."""
         state = self._state
         inbox = state.inbox if pending is None else pending.inbox
@@ -347,7 +346,16 @@ class Stream(OneProcess):
                     with self._lock:
                         self._waiters.wake()
 
-    def _took(self, item: InferResult | TritonFastError) -> None:
+    def _failure(self, item: Refusal | TritonFastError) -> TritonFastError:
+        """Return what is raised for something that came in place of an answer, or the end."""
+        if isinstance(item, Refusal):
+            item, pending = item
+            if pending.sent is not None:
+                self._explain(item, *pending.sent, self._state.options)
+        # Others may raise it too, and it is not to hold on to the frames of all.
+        return item.with_traceback(None)
+
+    def _took(self, item: Item) -> None:
         with self._lock:
             self._state.took(item)
 

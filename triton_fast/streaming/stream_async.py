@@ -19,8 +19,8 @@ from ..errors import ClosedError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
-from .demux import Inbox, Pending
-from .stream_state import CLOSE_TIMEOUT_NS, StreamState, answers_repr, described
+from .demux import Inbox, Item, Pending, Refusal
+from .stream_state import CLOSE_TIMEOUT_NS, Explain, StreamState, answers_repr, described
 
 if TYPE_CHECKING:
     from ..channels.base import AsyncChannelStream
@@ -97,7 +97,7 @@ class AsyncResponseStream(OneProcess, AsyncIterator[InferResult]):
             await self._finish()
         if item is None:
             raise StopAsyncIteration
-        raise item.with_traceback(None)
+        raise await stream._failure(item)
 
     async def _send(self) -> tuple[AsyncStream, Pending]:
         """Send the request, if it was not; its inputs may be changed after that."""
@@ -173,8 +173,10 @@ class AsyncStream(OneProcess):
         inputs: Callable[[Prepared, Mapping[str, Any], CallOptions], Awaitable[list[InputTensor]]],
         buffer_size: int,
         codec: Codec,
+        explain: Explain[Awaitable[None]],
     ) -> None:
         self._codec = codec
+        self._explain = explain
         self._opening = opening
         # None until the first request.
         self._channel_stream: AsyncChannelStream[ResponseDecoder] | None = None
@@ -251,9 +253,9 @@ class AsyncStream(OneProcess):
     async def receive(self, timeout: float | None = None) -> InferResult | None:
         """Return the next answer to a request of `send`; see `triton_fast.Stream.receive`."""
         item = await self._next(None, deadline_after(seconds(timeout, "timeout")))
-        if isinstance(item, TritonFastError):
-            raise item.with_traceback(None)
-        return item
+        if item is None or isinstance(item, InferResult):
+            return item
+        raise await self._failure(item)
 
     async def __aiter__(self) -> AsyncIterator[InferResult]:
         """Iterate over what `receive` returns."""
@@ -299,7 +301,7 @@ class AsyncStream(OneProcess):
             if self._channel_stream is None and state.failure is None and not state.half_closed:
                 self._channel_stream, state.options = await self._opening()
             tensors = await self._inputs(prepared, inputs, state.options)
-            pending = state.add(prepared, request_id, inbox, last=last)
+            pending = state.add(prepared, tensors, request_id, inbox, last=last)
             channel_stream = self._channel_stream
             assert channel_stream is not None  # or the stream is over
             try:
@@ -315,9 +317,7 @@ class AsyncStream(OneProcess):
                 raise
         return pending
 
-    async def _next(
-        self, pending: Pending | None, deadline_ns: int | None
-    ) -> InferResult | TritonFastError | None:
+    async def _next(self, pending: Pending | None, deadline_ns: int | None) -> Item | None:
         """Return what comes next for a request, or for those sent by hand; None at the end."""
         state = self._state
         inbox = state.inbox if pending is None else pending.inbox
@@ -335,6 +335,15 @@ class AsyncStream(OneProcess):
                 await self._read(deadline_ns)
             else:
                 await self._wait(state.seconds_to_wait(deadline_ns, patience))
+
+    async def _failure(self, item: Refusal | TritonFastError) -> TritonFastError:
+        """Return what is raised for something that came in place of an answer, or the end."""
+        if isinstance(item, Refusal):
+            item, pending = item
+            if pending.sent is not None:
+                await self._explain(item, *pending.sent, self._state.options)
+        # Others may raise it too, and it is not to hold on to the frames of all.
+        return item.with_traceback(None)
 
     async def _wait(self, limit_s: float | None) -> None:
         """Wait until another task has read, or taken, something."""

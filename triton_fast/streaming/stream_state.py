@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from ..errors import (
     ClosedError,
@@ -19,15 +19,27 @@ from ..errors import (
     Unavailable,
 )
 from ..options.values import checked_text, whole_number
-from .demux import Inbox, Pending, ResponseDemux
+from .demux import Inbox, Item, Pending, ResponseDemux
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
     from ..inference.request import Prepared
-    from ..inference.result import InferResult
+    from ..inference.tensor import InputTensor
     from ..protocol.codec import ResponseDecoder
 
-__all__ = ["CLOSE_TIMEOUT_NS", "PATIENCE_NS", "StreamState", "answers_repr", "described"]
+__all__ = [
+    "CLOSE_TIMEOUT_NS",
+    "PATIENCE_NS",
+    "Explain",
+    "StreamState",
+    "answers_repr",
+    "described",
+]
+
+R = TypeVar("R")
+
+Explain: TypeAlias = Callable[[BaseException, "Prepared", "list[InputTensor]", "CallOptions"], R]
+"""Adds to a refusal what the server did not say, or raises what says more."""
 
 PATIENCE_NS = 30 * 10**9
 """How long a reader lets answers lie that others do not read, before it says so."""
@@ -87,7 +99,15 @@ class StreamState:
         self._demux = ResponseDemux(target)
         self._by_hand: dict[Pending, None] = {}
 
-    def add(self, prepared: Prepared, request_id: str, inbox: Inbox, *, last: bool) -> Pending:
+    def add(
+        self,
+        prepared: Prepared,
+        tensors: list[InputTensor],
+        request_id: str,
+        inbox: Inbox,
+        *,
+        last: bool,
+    ) -> Pending:
         """Take note of a request before it is sent.
 
         Raises
@@ -105,6 +125,8 @@ class StreamState:
             raise ClosedError("the stream is half closed, and takes no more requests")
         checked_text(request_id, "request_id", empty=True)
         pending = self._demux.add(request_id, described(prepared, request_id), inbox, alone=last)
+        # Their memory is the caller's again once they are sent.
+        pending.sent = prepared, [tensor._replace(payload=None) for tensor in tensors]
         if inbox is self.inbox:
             self._by_hand[pending] = None
         self.half_closed = last
@@ -178,7 +200,7 @@ class StreamState:
         ends = [end for end in (deadline_ns, patience) if end is not None]
         return (min(ends) - now) * 1e-9 if ends else None
 
-    def took(self, item: InferResult | TritonFastError) -> None:
+    def took(self, item: Item) -> None:
         """Wake readers that wait for room, once there is some: an answer was read."""
         if self._demux.took(item, self._buffer_size) < self._buffer_size:
             self.starved = False
