@@ -9,9 +9,9 @@ anything but a crash of its own, what a test leaves behind in this process (an a
 in its teardown, a warning of what was not closed) and one that waits until its limit: a client
 notices that its server is gone. The summary counts the deaths, and says what failed with them.
 
-All other tests leave their servers well. It crashes under them too, about once in a hundred thousand
-tests: one such failure a session (of a worker, with pytest-xdist) is excused, by the same rules, where
-the server was of `shared_server` and its log tells of the crash.
+All other tests leave their servers well. It crashes under them too, about once in a hundred
+thousand tests: one such failure a session (of a worker, with pytest-xdist) is excused, by the same
+rules, where the server was of `shared_server` and its log tells of the crash.
 
 A server that hangs has crashed too, as far as we have seen: its memory is damaged, malloc aborts,
 and Triton's handler of the signal waits for malloc's lock, which the same thread holds, when it
