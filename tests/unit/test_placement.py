@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,39 @@ def test_arrays_of_the_caller_that_the_server_can_write_to(sharing: Sharing) -> 
         mine[: LARGE // 4].view(">f4"),
     ):
         assert sharing.placed(inputs, out={"y": unfit}).outputs["y"].lease is not None
+
+
+def test_a_server_that_takes_long_to_register(
+    sharing: Sharing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The call goes over the wire in time, and from the third time on all do."""
+    monkeypatch.setattr(placements_module, "_FULL_NS", 0)
+    sharing.register.refusal = errors.DeadlineExceeded("late")
+    for _ in range(3):
+        began = time.monotonic_ns()
+        options = CallOptions(deadline_ns=began + 1_000_000_000, call=OPTIONS.call)
+        tensors = [input_tensor("a", array(LARGE))]
+        assert sharing.shared.place(MODEL, tensors, None, options) is None
+        assert sharing.channel.options[-1].deadline_ns < began + 600_000_000
+    assert [
+        record.message.rpartition(" over ")[2].partition(",")[0] for record in caplog.records
+    ] == [
+        "the wire for now",
+        "the wire",
+    ]
+    asked = len(sharing.channel.asked)
+    sharing.register.refusal = None
+    assert sharing.place({"a": array(LARGE)}) is None
+    assert len(sharing.channel.asked) == asked
+
+
+def test_one_that_does_where_it_is_required(open_sharing: Any) -> None:
+    sharing = open_sharing(required=True)
+    sharing.register.refusal = errors.DeadlineExceeded("late")
+    with pytest.raises(errors.DeadlineExceeded):
+        sharing.place({"a": array(LARGE)})
+    sharing.register.refusal = None
+    assert sharing.place({"a": array(LARGE)})
 
 
 # --- What a failed call says ----------------------------------------------------------------------

@@ -192,6 +192,40 @@ def test_a_server_that_does_not_take_it(
     assert slot(pool, 1)
 
 
+def test_a_region_that_is_registered_when_nobody_waits_any_more(register: Server) -> None:
+    """It counts for nothing, and the server is told to let go of it when it has it."""
+    pool = register.pool(limit=FIRST)
+    register.refusal = DeadlineExceeded("late")
+    with pytest.raises(DeadlineExceeded):
+        slot(pool, FIRST)
+    register.refusal = None
+    (asked,) = [request for method, request in register.channel.asked if "Register" in method]
+    worn = slot(pool, FIRST)
+    register.regions[asked.name] = asked
+    pool.quarantine([worn])
+    del worn
+    assert slot(pool, FIRST)
+    assert asked.name not in register.regions
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_one_that_never_is(register: Server, monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+    pool = register.pool(limit=FIRST)
+    register.refusal = DeadlineExceeded("late")
+    with pytest.raises(DeadlineExceeded):
+        slot(pool, FIRST)
+    register.refusal = None
+    if not closed:
+        monkeypatch.setattr(given_up, "_LATE_S", 0)
+        held = slot(pool, FIRST)
+        assert len(pool._given_up._leaving) == 0
+        del held
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 1.5
+    assert not register.regions
+
+
 def test_slots_in_quarantine_wear_a_region_out(register: Server) -> None:
     """From a quarter of it up: no more of it is leased, and it goes when nothing is on it."""
     pool = register.pool(limit=3 * FIRST)

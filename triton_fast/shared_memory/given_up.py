@@ -26,6 +26,8 @@ _MOST_TRIES = 10
 # How many names of regions are kept that a server has lost: one for each time that it was started
 # anew, and more where several are behind one address, until that comes out.
 _MOST_LOST = 256
+# How long a server may be about to register a region, having been asked and not answered.
+_LATE_S = 60.0
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class _Region:
     in_doubt: bool  # whether a server may still be at it: for a call, or one that was given up
     asked: bool = False  # whether a server was told to let go of it
     missed: bool = False  # whether one had not got it before any was
+    # When it was given up, if it was never seen to be registered, and may be yet.
+    late_since: float | None = None
 
 
 class GivenUp:
@@ -101,6 +105,13 @@ class GivenUp:
         else:
             self._leaving[name] = region
 
+    def add_late(self, name: str) -> None:
+        """Take note of a region that a server may yet register: it has not answered.
+
+        It has nothing to map by then, and most say so.
+        """
+        self._leaving[name] = _Region(0, in_doubt=False, late_since=time.monotonic())
+
     def _miss(self, name: str, region: _Region) -> None:
         if len(self._gone) >= _MOST_LOST:
             del self._gone[next(iter(self._gone))]
@@ -133,7 +144,11 @@ class GivenUp:
             going = list(self._leaving)
         if not going:
             return False
-        unasked = {name for name in going if not self._leaving[name].asked}
+        unasked = {
+            name
+            for name, region in self._leaving.items()
+            if name in going and not region.asked and region.late_since is None
+        }
         for name in self.look(options, unasked, set(), 1):
             self._leaving[name].missed = self.doubtful = True
         if self.several:
@@ -149,9 +164,11 @@ class GivenUp:
         except TritonFastError as error:
             _log.debug("regions %s stay registered for now: %s", going, str(error))
             return True
-        for name in list(self._leaving):
-            if name not in known:
-                region = self._leaving.pop(name)
+        for name, region in list(self._leaving.items()):
+            if name in known:
+                region.late_since = None
+            elif region.late_since is None or time.monotonic() - region.late_since > _LATE_S:
+                del self._leaving[name]
                 if region.missed:
                     self._miss(name, region)
         return any(name in self._leaving for name in going)
@@ -189,7 +206,10 @@ class GivenUp:
         while not self.several and self.unregister(options):
             # A call that was given up may go on for ever. Of what was answered the server lets go
             # in a moment, which is a long one on a busy machine.
-            answered = any(not region.in_doubt for region in self._leaving.values())
+            answered = any(
+                not region.in_doubt and region.late_since is None
+                for region in self._leaving.values()
+            )
             if time.monotonic() >= (last if answered else end):
                 break
             time.sleep(LETTING_GO_PAUSE_S)

@@ -51,6 +51,8 @@ _MOST_MODELS = 1024
 _LONG_COPY = 4 << 20
 # How long a /dev/shm that was full is left alone, in nanoseconds.
 _FULL_NS = 5 * 10**9
+# How often a server may take too long to register a region before it is asked for none any more.
+_MOST_LATE = 3
 
 
 @dataclass(slots=True)
@@ -115,6 +117,7 @@ class SharedMemory:
         self._told: set[str] = set()  # what was logged already
         self._refused = False
         self._full_until_ns = 0
+        self._late = 0
 
     @property
     def required(self) -> bool:
@@ -252,10 +255,19 @@ class SharedMemory:
             if self._required or not self._pool.interpreter_ends:
                 raise
             self._refused = True
-        except Unavailable:
-            # The call itself says it better.
+        except (Unavailable, DeadlineExceeded) as error:
+            # If there is no server, the call itself says it better.
             if self._required:
                 raise
+            if isinstance(error, DeadlineExceeded):
+                self._late += 1
+                self._refused = self._late >= _MOST_LATE
+                self._full_until_ns = time.monotonic_ns() + _FULL_NS
+                for_now = "" if self._refused else " for now"
+                self._tell(
+                    f"{self._url}: tensors go over the wire{for_now}, for the server takes long to "
+                    "register shared memory"
+                )
         return None
 
     def _tell(self, text: str, level: int = logging.WARNING) -> None:

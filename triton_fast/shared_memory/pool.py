@@ -22,6 +22,7 @@ from .._core._shm import Arenas, Lease, Segment
 from ..channels.base import CallOptions
 from ..channels.lifecycle import Phase, run_exit_in_multiprocessing, watch
 from ..errors import (
+    Cancelled,
     ClosedError,
     DeadlineExceeded,
     FailedPrecondition,
@@ -30,7 +31,9 @@ from ..errors import (
     PermissionDenied,
     ResourceExhausted,
     SharedMemoryError,
+    Unavailable,
     Unimplemented,
+    Unknown,
 )
 from .fork_copies import ForkCopies
 from .given_up import LOOKS, GivenUp
@@ -376,7 +379,9 @@ class SlotPool:
                 raise Refused(_SEVERAL)
             if len(self._regions) > seen:
                 return True  # another thread did it meanwhile
-            dropped = self._drop_unused(options)
+            # Who can do without has the call itself to make in what is left of its time.
+            setup = options if patient else _briefly(options)
+            dropped = self._drop_unused(setup)
             self._refuse_several(options)
             used = self._used()
             if used + wanted > self._limit:
@@ -386,7 +391,7 @@ class SlotPool:
                 region.segment.byte_size for region in self._regions.values() if not region.retired
             )
             byte_size = max(wanted, min(max(live, _FIRST_REGION), self._limit - used))
-            self._add(_segment(byte_size, wanted), options)
+            self._add(_segment(byte_size, wanted), setup)
             self._refuse_several(options)
             return True
         finally:
@@ -405,6 +410,10 @@ class SlotPool:
             raise Refused(f"the server does not take shared memory; {_DISABLED}") from error
         except (Internal, InvalidArgument, PermissionDenied) as error:
             raise Refused(f"the server cannot map our memory; {_ELSEWHERE}") from error
+        except (Cancelled, DeadlineExceeded, Unavailable, Unknown) as error:
+            if not error.safe_to_retry:
+                self._given_up.add_late(name)
+            raise
         finally:
             # The server has mapped it, or never will: either way the name has done its work.
             segment.unlink()
