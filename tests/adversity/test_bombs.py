@@ -29,6 +29,7 @@ from triton_fast import (
     WireError,
 )
 from triton_fast.channels import compression
+from triton_fast.channels.grpcio.channel import _StartedCall
 from triton_fast.protocol.messages import message_class
 
 MIB = 1 << 20
@@ -347,6 +348,25 @@ def test_a_submitted_call_is_cancelled(channel, slow_zlib):
         until(lambda: slow_zlib.pieces)
         future.cancel()
         until(future.done)
+        slow_zlib.await_end()
+
+
+def test_whoever_starts_a_call_does_not_decompress(channel, slow_zlib, monkeypatch):
+    """Also if the answer was there when it was started."""
+    watch = _StartedCall.watch
+
+    def watch_late(self, future):
+        until(future.done)
+        watch(self, future)
+
+    monkeypatch.setattr(_StartedCall, "watch", watch_late)
+    with (
+        Rogue(compressed(LONG_WORK, "gzip"), GOOD) as rogue,
+        Client(rogue.url, channel=channel, compression="gzip") as client,
+    ):
+        future = client.submit("m", ONE)
+        assert slow_zlib.pieces < PIECES
+        future.cancel()
         slow_zlib.await_end()
 
 

@@ -23,7 +23,7 @@ from ...errors import (
 from ...options.keepalive import Keepalive
 from ...options.tls import TLS
 from ..base import Call, CallOptions, Incoming, Outgoing, StreamIncoming
-from .answers import feed_answer
+from .answers import encoding_of, feed_answer
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
 from .fork import ActiveCall, gate, here
 from .stream_rules import withdrawn
@@ -372,7 +372,16 @@ class _OneMessage:
 class _StartedCall:
     """A call without a thread waiting for it: hands its end to ``on_done``, once."""
 
-    __slots__ = ("_cancelled", "_channel", "_future", "_incoming", "_on_done", "_options", "flight")
+    __slots__ = (
+        "_cancelled",
+        "_channel",
+        "_future",
+        "_incoming",
+        "_on_done",
+        "_options",
+        "_starting",
+        "flight",
+    )
 
     def __init__(
         self,
@@ -388,11 +397,16 @@ class _StartedCall:
         self._on_done = on_done
         self._future: Any = None
         self._cancelled = False
+        self._starting: int | None = None  # the thread that does, while it does
 
     def watch(self, future: Any) -> None:
         """Have the end of this grpcio call told."""
         self._future = future
-        future.add_done_callback(self._finish)
+        self._starting = get_ident()
+        try:
+            future.add_done_callback(self._finish)
+        finally:
+            self._starting = None
 
     def cancel(self) -> None:
         """End the call with `Cancelled` unless it is over; the server is told. Idempotent."""
@@ -402,6 +416,17 @@ class _StartedCall:
             future.cancel()
 
     def _finish(self, future: Any) -> None:
+        if self._starting == get_ident() and _takes_long(future):
+            # It was over before it was watched, and whoever started it is not to wait for this.
+            self._starting = None
+            thread = threading.Thread(target=self._finish, args=(future,), name="triton_fast")
+            thread.daemon = True
+            try:
+                thread.start()
+            except RuntimeError:
+                pass  # no thread is to be had
+            else:
+                return
         outer = getattr(here, "delivering", False)
         here.delivering = True
         try:
@@ -435,6 +460,11 @@ class _StartedCall:
         if self._cancelled:
             return withdrawn(self._channel, self._options)
         return self._channel.closed_meanwhile()
+
+
+def _takes_long(future: Any) -> bool:
+    """Tell whether a call's answer is to be decompressed."""
+    return future.code().value[0] == StatusCode.OK and encoding_of(future.result()) is not None
 
 
 def _goes_as_stream(outgoing: Outgoing, options: CallOptions) -> bool:
