@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from aio_tools import ONE, every_pair, reset, until_running
 from support import interpreter
+from support.event_loops import new_loop
 from support.process import segments
 
 from triton_fast import (
@@ -74,6 +75,59 @@ def test_a_second_loop_beside_the_first(aio_run, new_client):
         await client.close()
 
     aio_run(work())
+
+
+@every_pair
+def test_loops_that_are_never_closed(loop_and_channel, new_client):
+    """As in a program that makes one for each `run_until_complete`."""
+    client = new_client()
+    model = client.model("identity_fp32")
+    large = {"INPUT0": np.ones(1 << 18, np.float32)}
+    loops = [new_loop(loop_and_channel[0]) for _ in range(3)]
+
+    async def work():
+        assert await echo(client) == [0.5, 3, 1]
+        assert (await model(ONE))["OUTPUT0"].tolist() == [0.5, 3, 1]
+        assert (await client.infer("identity_fp32", large))["OUTPUT0"].sum() == 1 << 18
+        assert len([answer async for answer in client.stream("identity_fp32", ONE)]) == 1
+
+    try:
+        for loop in [*loops, *loops]:
+            loop.run_until_complete(work())
+        loops[0].run_until_complete(client.close())
+    finally:
+        for loop in loops:
+            loop.close()
+
+
+@pytest.mark.server_may_die
+@every_pair
+def test_calls_that_a_loop_has_left_that_runs_again(loop_and_channel, aio_server, new_client):
+    client = new_client(max_in_flight=2)
+    delay = np.array([20], np.float32)
+    left, other = (new_loop(loop_and_channel[0]) for _ in range(2))
+    tasks = []
+
+    async def leave():
+        for _ in range(2):
+            call = client.infer("slow", {**ONE, "DELAY": delay})
+            tasks.append(asyncio.ensure_future(call))
+        async with AsyncClient(aio_server.grpc_url) as witness:
+            await until_running(witness, 2)
+
+    async def their_ends():
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    try:
+        left.run_until_complete(leave())
+        assert other.run_until_complete(echo(client)) == [0.5, 3, 1]
+        ends = left.run_until_complete(asyncio.wait_for(their_ends(), 10))
+        assert [isinstance(end, TritonFastError) for end in ends] == [True] * 2, ends
+        assert left.run_until_complete(echo(client)) == [0.5, 3, 1]
+        left.run_until_complete(client.close())
+    finally:
+        left.close()
+        other.close()
 
 
 def test_without_a_loop(new_client):

@@ -295,7 +295,8 @@ class AsyncChannel(Protocol):
     Notes
     -----
     Constructing one opens nothing and needs no running loop; the first call's loop is the one that
-    it belongs to, until that loop is closed.
+    it belongs to, until a call comes on another one while that is closed, or does not run: then its
+    running calls end, with `Unavailable` once it runs again.
     """
 
     async def call(

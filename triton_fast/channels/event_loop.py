@@ -16,9 +16,21 @@ from typing import Any, TypeVar
 from ..errors import DeadlineExceeded, LoopError
 from .base import CallOptions, Incoming
 
-__all__ = ["LONG", "Cancellation", "end_of", "fed", "in_thread", "running_loop", "seconds_left"]
+__all__ = [
+    "LONG",
+    "MOVED",
+    "Cancellation",
+    "end_of",
+    "fed",
+    "in_thread",
+    "running_loop",
+    "seconds_left",
+]
 
 T = TypeVar("T")
+
+MOVED = "the client is used on another event loop by now"
+"""Why calls end that a loop has left, which runs again."""
 
 LONG = 4 << 20
 """A message of at least so many bytes is read in pieces."""
@@ -38,15 +50,15 @@ def running_loop(own: asyncio.AbstractEventLoop | None, what: object) -> asyncio
     Raises
     ------
     LoopError
-        If no loop is running, or another one than ``own``, which is not closed.
+        If no loop is running, or another one than ``own``, which is running too, in another thread.
     """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         raise LoopError(f"{what} was used without a running event loop") from None
-    if own is not None and own is not loop and not own.is_closed():
+    if own is not None and own is not loop and own.is_running():
         raise LoopError(
-            f"{what} belongs to another event loop, which is not closed; make one for each loop"
+            f"{what} belongs to another event loop, which is running; make one for each loop"
         )
     return loop
 

@@ -51,9 +51,10 @@ class AsyncModel(model_calls_async.AsyncModel):
         return self._endpoint.signatures.get(self._prepared)
 
     async def _learn(self, options: CallOptions) -> None:
+        here = asyncio.get_running_loop()
         while not self._asked:
             asking = self._asking
-            if asking is None or asking.done() or asking.get_loop().is_closed():
+            if asking is None or asking.done() or asking.get_loop() is not here:
                 await self._ask(options)
                 return
             # One asks for all that call at the same time.

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from threading import Event, get_ident
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ClosedError, FailedPrecondition, TritonFastError
+from ...errors import ClosedError, FailedPrecondition, TritonFastError, Unavailable
 from ...options.keepalive import Keepalive
 from ...options.tls import TLS
 from ..base import CallOptions, Incoming, Outgoing, StreamIncoming
-from ..event_loop import Cancellation, in_thread, running_loop
+from ..event_loop import MOVED, Cancellation, in_thread, running_loop
 from .answers_async import feed_answer_async
 from .common import ChannelOptions, Endpoint, algorithm, import_grpc
 from .fork import ActiveCall, collect_calls, gate
@@ -49,7 +49,7 @@ class AsyncGrpcChannel:
     Notes
     -----
     Constructing one opens nothing and does not import grpcio; the first call does, in the event
-    loop that runs then. When that loop is closed, the channel can be used in another one.
+    loop that runs then. When that loop is closed, or does not run, it can be used in another one.
 
     Fork: grpc.aio does not survive a fork while it is in use. So an idle channel is taken down
     before a fork, and opened again by the next call. Where that cannot be, because a call is
@@ -109,8 +109,11 @@ class AsyncGrpcChannel:
                 compression=algorithm(self._grpc, options),
             )
         except asyncio.CancelledError as cancellation:
-            if self._ended is not None and not cancelled.is_ours():
-                raise ClosedError(self._ended) from None
+            if not cancelled.is_ours():
+                if self._ended is not None:
+                    raise ClosedError(self._ended) from None
+                if self._loop is not asyncio.get_running_loop():
+                    raise Unavailable(MOVED, call=options.call, target=self.target) from None
             # Without its traceback, whose frames hold grpcio's call, and that grpcio's asyncio,
             # which would tell the loop of the call's end when that may be closed.
             raise cancellation.with_traceback(None)  # noqa: B904
@@ -176,7 +179,7 @@ class AsyncGrpcChannel:
             raise ClosedError(self._ended)
         loop = running_loop(self._loop, f"the channel to {self.target}")
         if loop is not self._loop and self._channel is not None:
-            # What the closed loop has left: also calls that are over, or this loop would be told
+            # What the other loop has left: also calls that are over, or this loop would be told
             # of their ends.
             self._take_down()
             collect_calls()

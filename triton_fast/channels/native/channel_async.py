@@ -19,7 +19,7 @@ from ...errors import (
     server_error,
 )
 from ..base import CallOptions, Incoming, Outgoing, StreamIncoming
-from ..event_loop import in_thread, running_loop, seconds_left
+from ..event_loop import MOVED, in_thread, running_loop, seconds_left
 from .channel import import_native, metadata, native_address
 from .connection_group_async import AsyncConnectionGroup
 from .connector_async import AsyncConnector
@@ -241,7 +241,10 @@ class AsyncNativeChannel:
             raise ClosedError(f"{self._name} is closed")
         loop = running_loop(self._loop, self._name)
         if loop is not self._loop:
-            # The loop that watched the connections so far is closed.
+            if self._loop is not None and not self._loop.is_closed():
+                # It may run again, and is not to watch connections that another one uses.
+                for group in (self._small, self._large, self._streaming):
+                    group.hang_up(MOVED)
             self._loop = loop
             connector = AsyncConnector(
                 self._native, self._address, LoopBudget(loop), self._keepalive

@@ -140,14 +140,14 @@ class AsyncConnectionGroup:
                 return given
             first = True  # it broke, or the server said good-bye, just now
 
-    def hang_up(self) -> None:
-        """Close all connections; whoever waits for one gets `ClosedError`."""
+    def hang_up(self, reason: str = "the connection was closed") -> None:
+        """Close all connections, for a reason; whoever waits for one gets `ClosedError`."""
         self._hung_up = True
         for task in self._opening:
             task.cancel()
         self._give_up(self._closed())
         for connection in self._connections:
-            connection.hang_up()
+            connection.hang_up(reason)
 
     def hang_up_soon(self) -> None:
         """Close all connections when the loop gets to it. Any thread."""
