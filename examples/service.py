@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated
@@ -19,7 +19,7 @@ from typing import Annotated
 import httpx
 import numpy as np
 from any_server import server_url
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -27,6 +27,7 @@ from triton_fast import (
     AsyncClient,
     AsyncModel,
     DeadlineExceeded,
+    InferResult,
     InvalidArgument,
     InvalidTensor,
     TritonFastError,
@@ -40,6 +41,8 @@ STATUS = {
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's name for it, for the logs: nobody reads the answer
 
 Row = Annotated[list[float], Field(max_length=64)]
 
@@ -76,8 +79,23 @@ async def add_sub(pair: Pair, request: Request) -> dict[str, list[float]]:
     """Have the model compute. If the visitor leaves meanwhile, the call is cancelled, too."""
     model: AsyncModel = request.app.state.add_sub
     one, other = (np.array([row], np.float32) for row in (pair.one, pair.other))
-    result = await model(INPUT0=one, INPUT1=other)
+    result = await while_there(request, model(INPUT0=one, INPUT1=other))
     return {"sum": result["OUTPUT0"][0].tolist(), "difference": result["OUTPUT1"][0].tolist()}
+
+
+async def while_there(request: Request, call: Awaitable[InferResult]) -> InferResult:
+    """Await a call, as long as the visitor does: nobody tells a handler by itself."""
+    answer = asyncio.ensure_future(call)
+    leaving = asyncio.ensure_future(request.receive())  # the body was read: the end comes next
+    try:
+        await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise HTTPException(CLIENT_CLOSED_REQUEST, "the visitor has left")
+        return answer.result()
+    finally:
+        for task in (answer, leaving):
+            task.cancel()  # and so the call, at the server too
+        await asyncio.wait((answer, leaving))
 
 
 async def health(request: Request) -> JSONResponse:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.required import need
+from support.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -129,3 +136,52 @@ def test_the_service_as_uvicorn_finds_it(triton_server, monkeypatch):
         check=False,
     )
     assert said(result, WHAT_THEY_SAY["service"])
+
+
+@pytest.fixture
+def service(triton_server, monkeypatch):
+    """The service under a real uvicorn, a model that never answers, and what became of calls."""
+    need("uvicorn")
+    uvicorn = importlib.import_module("uvicorn")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    app = importlib.import_module("service").service(triton_server.grpc_url)
+    ends = []
+
+    async def never(**inputs):
+        ends.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("cancelled")
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield app, never, ends, port
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def post(port, body):
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(
+        b"POST /add_sub HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    return connection
+
+
+def test_a_visitor_who_leaves(service):
+    app, never, ends, port = service
+    body = json.dumps({"one": [1] * 16, "other": [2] * 16}).encode()
+    with post(port, body) as connection:
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"sum":[3.0,' in answer
+    app.state.add_sub = never
+    with post(port, body):
+        until(lambda: ends == ["begun"])
+    until(lambda: ends == ["begun", "cancelled"])
