@@ -191,7 +191,7 @@ def test_a_fork_during_another_threads_first_call(triton_server, module, channel
     script = """
     import importlib.abc, os, signal, sys, threading, time
     import numpy as np
-    from triton_fast import Client
+    from triton_fast import Client, FailedPrecondition
 
     url, module, channel, call = sys.argv[1:]
     assert module not in sys.modules
@@ -214,7 +214,10 @@ def test_a_fork_during_another_threads_first_call(triton_server, module, channel
     pid = os.fork()
     if not pid:
         signal.alarm(20)
-        eval(call)
+        try:
+            eval(call)
+        except FailedPrecondition:  # grpcio, where the call took longer than the fork waits for it
+            assert channel == "grpc"
         os._exit(0)
     status = os.waitpid(pid, 0)[1]
     thread.join()

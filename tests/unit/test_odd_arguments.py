@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import inspect
 import math
+import os
+import random
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
@@ -406,6 +408,34 @@ def test_calls_of_coroutines(where, value):
             await make(client, {**required, name: value})
 
     allowed(lambda: asyncio.run(work()))
+
+
+LONG = int(os.environ.get("TRITON_FAST_SOAK_ODD", "10000"))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pytest.param(300, id="short"),
+        pytest.param(LONG, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
+    ],
+)
+def test_calls_with_several_odd_arguments(times):
+    """At random; what is wrong can be had again by the seed."""
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    everything = list((PLAIN | CALLS | BLOCKING).items())
+    for number in range(times):
+        call, (required, function, make) = chance.choice(everything)
+        names = parameters_of(function)
+        some = chance.sample(names, chance.randint(1, min(3, len(names))))
+        arguments = {**required, **{name: chance.choice(ODD)() for name in some}}
+        with client_on(_OneAnswer()) as client:
+            client_of_the_call = () if call in PLAIN else (client,)
+            try:
+                allowed(lambda: make(*client_of_the_call, arguments))  # noqa: B023
+            except Exception as error:
+                raise AssertionError(f"seed {seed}, call {number}: {call} with {some}") from error
 
 
 @settings(max_examples=200)

@@ -72,7 +72,8 @@ class Phase(enum.Enum):
 
 
 _IMPORTS = (Phase.BEFORE_FORK_IMPORTS,)
-_BEFORE = (Phase.BEFORE_FORK,)
+# Who waits for calls to end waits for imports first, which they may be at.
+_BEFORE = (*_IMPORTS, Phase.BEFORE_FORK)
 _IN_PARENT = (Phase.AFTER_FORK_IN_PARENT,)
 _LATE_IN_CHILD = (Phase.CHILD_GRPCIO,)
 _ARRAYS = (Phase.BEFORE_FORK_ARRAYS, Phase.AFTER_FORK_ARRAYS, Phase.CHILD_ARRAYS)
