@@ -113,6 +113,15 @@ def test_a_request_that_is_alone_has_answers_to_the_end_of_the_call(answers):
     assert refused.over
 
 
+def test_several_answers_where_none_says_that_it_is_the_last(answers):
+    """To one of many requests on a stream: it is over with the first, and the second says why."""
+    pending = add(answers, "x")
+    answers.deliver([message("x", 1, final=None)])
+    assert pending.over
+    with pytest.raises(WireError, match=r"'x', which has had one already.* use client.stream"):
+        answers.deliver([message("x", 2, final=None)])
+
+
 @pytest.mark.parametrize("messages", [[], [False], [None, False]])
 def test_a_call_that_ends_before_the_last_answer(answers, messages):
     """A server that marks answers has not marked the last one; or nothing came at all."""

@@ -34,6 +34,14 @@ _ANSWER_SIZE = 1024
 # The server's word that no more answers to a request come; Triton sends it since 2.35.
 _FINAL = "triton_final_response"
 
+_MOST_UNMARKED = 1000
+_UNKNOWN = "was not made or has had its last answer"
+_UNMARKED = (
+    "has had one already: this server does not say which is the last (Triton does since 2.35), so "
+    "that many requests on one stream can have one answer each; where a model gives several, use "
+    "client.stream, which has a stream for each request"
+)
+
 
 class Pending:
     """A request whose last answer has not come.
@@ -120,6 +128,8 @@ class ResponseDemux:
         # By their ids, those of requests that are over: they may hold what nobody has read.
         self._left: dict[int, Inbox] = {}
         self._most_left = 100  # before those that are empty are forgotten
+        # Requests of late that are over though the server did not say so.
+        self._unmarked: deque[str] = deque(maxlen=_MOST_UNMARKED)
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -162,8 +172,8 @@ class ResponseDemux:
                 if error:
                     raise request_error(error, "ModelStreamInfer", self.target)
                 raise WireError(
-                    f"an answer came on the stream for a request {result.id!r}, which was not made "
-                    "or has had its last answer"
+                    f"an answer came on the stream for a request {result.id!r}, which "
+                    + (_UNMARKED if result.id in self._unmarked else _UNKNOWN)
                 )
             # A server that does not say whether more come (Triton before 2.35, others) may end the
             # call when there are none. On a stream that many requests share it does not: there, one
@@ -184,6 +194,8 @@ class ResponseDemux:
                 pending.over = True
                 del self._pending[pending.wire_id]
                 self._left[id(pending.inbox)] = pending.inbox
+                if pending.unmarked and not error:
+                    self._unmarked.append(pending.wire_id)
         if len(self._left) > self._most_left:
             self._forget_empty()
 
