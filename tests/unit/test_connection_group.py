@@ -44,7 +44,8 @@ class Connection:
         self.usable = False
         self.on_change()
 
-    hang_up = retire
+    def hang_up(self, reason):
+        self.retire()
 
 
 class Server:
