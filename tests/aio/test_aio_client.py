@@ -147,7 +147,7 @@ def test_without_a_loop(new_client):
 @pytest.mark.native
 def test_calls_that_a_closed_loop_has_left_do_not_count(aio_run, aio_server):
     client = AsyncClient(aio_server.grpc_url, max_in_flight=2, channel="native")
-    delay = np.array([30], np.float32)
+    delay = np.array([3], np.float32)  # the server is at them as long, for nobody
 
     async def leave():
         async with AsyncClient(aio_server.grpc_url) as witness:
