@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from aio_tools import ONE, every_pair, reset, until_running
+from aio_tools import ONE, every_pair, native_only, reset, until_running
 from support import interpreter
 from support.event_loops import new_loop
 from support.process import segments
@@ -129,6 +129,48 @@ def test_calls_that_a_loop_has_left_that_runs_again(loop_and_channel, aio_server
     finally:
         left.close()
         other.close()
+
+
+@native_only  # grpcio's own tasks would be left in the first loop
+def test_a_stream_stays_in_its_loop(aio_run, new_client):
+    client = new_client()
+    streams = []
+
+    async def begin():
+        streams.append(client.open_stream())
+        await streams[0].send("identity_fp32", ONE)
+        assert (await streams[0].receive())["OUTPUT0"].tolist() == [0.5, 3, 1]
+
+    async def go_on():
+        with pytest.raises(LoopError, match="the stream belongs to another event loop"):
+            await streams[0].send("identity_fp32", ONE)
+        with pytest.raises(LoopError, match="the stream belongs to another event loop"):
+            await streams[0].receive()
+        await streams[0].aclose()
+        assert await echo(client) == [0.5, 3, 1]
+        await client.close()
+
+    aio_run(begin())
+    aio_run(go_on())
+
+
+@pytest.mark.server_may_die
+@native_only
+def test_closing_what_a_closed_loop_has_left(loop_and_channel, aio_run, aio_server, new_client):
+    client = new_client()
+    tasks = []
+
+    async def leave():
+        async with AsyncClient(aio_server.grpc_url) as witness:
+            await reset(witness)
+            call = client.infer("slow", {**ONE, "DELAY": np.array([3], np.float32)})
+            tasks.append(asyncio.ensure_future(call))
+            await until_running(witness, 1)
+
+    with contextlib.closing(new_loop(loop_and_channel[0])) as loop:
+        loop.run_until_complete(leave())
+        tasks[0]._log_destroy_pending = False  # that is the point here
+    aio_run(client.close())
 
 
 def test_without_a_loop(new_client):

@@ -404,3 +404,18 @@ def test_regions_by_hand(aio_run, open_client):
                         await getattr(client.shared_memory, name)(*arguments)
 
     aio_run(work())
+
+
+@every_pair
+def test_a_first_call_that_is_cancelled_leaves_nothing(aio_run, open_client):
+    """Wherever its region was on its way."""
+
+    async def work():
+        for delay in (0, 0.001, 0.003, 0.01, 0.02):
+            async with open_client() as client:
+                task = asyncio.ensure_future(client.infer("identity_cpp", {"INPUT0": BIG}))
+                await asyncio.sleep(delay)
+                task.cancel()
+                await asyncio.wait((task,))
+
+    aio_run(work())

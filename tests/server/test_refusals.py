@@ -53,6 +53,11 @@ def test_names_of_models(refused_client):
             call("identity_cp", {"INPUT0": ONE})
     with pytest.raises(NotFound, match=r"\(it has version 1\)"):
         refused_client.infer("identity_cpp", {"INPUT0": ONE}, model_version="9")
+    with (
+        refused_client.sequence("identity_cp", stream=False) as sequence,
+        pytest.raises(NotFound, match="the server has 'identity_cpp'"),
+    ):
+        sequence.infer({"INPUT0": ONE})
 
 
 def test_models_that_are_called_otherwise(refused_client):

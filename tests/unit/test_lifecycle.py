@@ -12,10 +12,14 @@ from support.interpreter import run_python
 from triton_fast.channels.lifecycle import Lifecycle, Phase
 
 MOMENTS = {
-    "imports": [Phase.BEFORE_FORK_IMPORTS],
     "before": [Phase.BEFORE_FORK],
     "parent": [Phase.AFTER_FORK_IN_PARENT],
-    "child": [Phase.CHILD_STREAMS, Phase.CHILD_CHANNELS, Phase.CHILD_ENDPOINTS],
+    "child": [
+        Phase.CHILD_IMPORTS,
+        Phase.CHILD_STREAMS,
+        Phase.CHILD_CHANNELS,
+        Phase.CHILD_ENDPOINTS,
+    ],
     "late in child": [Phase.CHILD_GRPCIO],
     "exit": [Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY],
     "arrays": [Phase.BEFORE_FORK_ARRAYS, Phase.AFTER_FORK_ARRAYS, Phase.CHILD_ARRAYS],

@@ -238,6 +238,10 @@ def test_a_server_that_takes_long_to_register(
     """The call goes over the wire in time, and from the third time on all do."""
     monkeypatch.setattr(placements_module, "_FULL_NS", 0)
     sharing.register.refusal = errors.DeadlineExceeded("late")
+    for _ in range(9):  # of calls that have no time themselves
+        assert sharing.place({"a": array(LARGE)}) is None
+    assert not caplog.records
+    monkeypatch.setattr(placements_module, "_LATE_NS", 0)
     for _ in range(3):
         began = time.monotonic_ns()
         options = CallOptions(deadline_ns=began + 1_000_000_000, call=OPTIONS.call)
@@ -254,6 +258,16 @@ def test_a_server_that_takes_long_to_register(
     sharing.register.refusal = None
     assert sharing.place({"a": array(LARGE)}) is None
     assert len(sharing.channel.asked) == asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.Unknown, errors.Cancelled, errors.Unauthenticated, errors.NotFound, errors.Unavailable],
+)
+def test_whatever_comes_in_place_of_a_registration(sharing: Sharing, error: Any) -> None:
+    """It is no call's failure where shared memory is not required."""
+    sharing.register.refusal = error("so")
+    assert sharing.place({"a": array(LARGE)}) is None
 
 
 def test_one_that_does_where_it_is_required(open_sharing: Any) -> None:

@@ -16,13 +16,21 @@ import pytest
 from stream_messages import message
 from support.waiting import until, until_async
 
-from triton_fast import Cancelled, ClosedError, DeadlineExceeded, ResourceExhausted, Unavailable
+from triton_fast import (
+    Cancelled,
+    ClosedError,
+    DeadlineExceeded,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+)
 from triton_fast.channels import waiting as thread_waiting
 from triton_fast.channels.base import CallOptions
 from triton_fast.inference.request import prepare_streamed
 from triton_fast.inference.tensor import input_tensor
 from triton_fast.protocol.grpc.codec import GRPC
 from triton_fast.protocol.messages import message_class
+from triton_fast.streaming import stream as stream_module
 from triton_fast.streaming import stream_state
 from triton_fast.streaming.stream import Stream
 from triton_fast.streaming.stream_async import AsyncStream
@@ -387,6 +395,82 @@ def test_requests_of_their_own_see_the_end(played_channel):
     forget(alone)
 
 
+# Refusals, whose explanation takes a call ---------------------------------------------------------
+
+
+class Explaining:
+    """What finds out more about refusals; it does as it is told."""
+
+    def __init__(self):
+        self.asked = []
+        self.does = lambda: None
+
+    def __call__(self, error, prepared, tensors, options):
+        self.asked.append((error.message, prepared.model_name, tensors[0].payload, options))
+        self.does()
+
+    async def later(self, *arguments):
+        self(*arguments)
+        await asyncio.sleep(self.takes)
+
+    takes = 0
+
+
+def refused(channel, times=1):
+    channel.put([message(one, error="no", final=True) for one in channel.ids[-times:]])
+
+
+def test_a_refusal_is_told_though_its_explanation_is_interrupted(played_channel):
+    found = Explaining()
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC, found) as stream:
+
+        def interrupt():
+            found.does = lambda: None
+            raise KeyboardInterrupt
+
+        made = stream.stream("m", ONE)
+        refused(played_channel)
+        found.does = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            next(made)
+        with pytest.raises(Internal, match="no"):
+            next(made)
+        with pytest.raises(StopIteration):
+            next(made)
+        stream.send("m", ONE)
+        refused(played_channel)
+        found.does = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            stream.receive()
+        with pytest.raises(Internal, match="no"):
+            stream.receive()
+        assert stream.receive() is None
+        assert [about[:3] for about in found.asked] == [("no", "m", None)] * 4
+
+
+def test_an_explanation_has_no_longer_than_who_waits(played_channel, monkeypatch):
+    """And where one took long, there are no more."""
+    found = Explaining()
+    with Stream(played_channel, OPTIONS, "host:1", tensors, 10 * SIZE, GRPC, found) as stream:
+        began = time.monotonic_ns()
+        stream.send("m", ONE)
+        made = stream.stream("m", ONE, timeout=5)
+        refused(played_channel, 2)
+        with pytest.raises(Internal):
+            stream.receive(timeout=7)
+        monkeypatch.setattr(stream_module, "SLOW_NS", 0)
+        with pytest.raises(Internal):
+            next(made)
+        by = [options.deadline_ns - began for *_, options in found.asked]
+        assert 7e9 <= by[0] < 7e9 + LONG * 1e9
+        assert 5e9 <= by[1] < 5e9 + LONG * 1e9
+        stream.send("m", ONE)
+        refused(played_channel)
+        with pytest.raises(Internal):
+            stream.receive()
+        assert len(found.asked) == 2
+
+
 # Tasks --------------------------------------------------------------------------------------------
 
 
@@ -413,7 +497,7 @@ class TaskChannel(Channel):
         self.cancelled = True
 
 
-def on_a_loop(test):
+def on_a_loop(test, explain=explain):
     """Have a test run as a task, with a channel and a stream."""
 
     def run():
@@ -530,3 +614,20 @@ def test_a_tasks_patience_ends_and_begins_anew(monkeypatch):
     # A task that waits looks at the clock after as long as it has patience left.
     monkeypatch.setattr(stream_state, "PATIENCE_NS", SHORT_NS)
     on_a_loop(lambda channel, stream: patience(channel, stream, clock))()
+
+
+def test_a_refusal_is_told_though_the_task_was_cancelled_in_its_explanation():
+    found = Explaining()
+    found.takes = 30
+
+    async def work(channel, stream):
+        await stream.send("m", ONE)
+        refused(channel)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stream.receive(), 0.05)
+        found.takes = 0
+        with pytest.raises(Internal, match="no"):
+            await stream.receive()
+        assert await stream.receive() is None
+
+    on_a_loop(work, found.later)()

@@ -33,9 +33,6 @@ T = TypeVar("T")
 class Phase(enum.Enum):
     """A time at which things may have a turn. Those of one moment come in the order given here."""
 
-    BEFORE_FORK_IMPORTS = enum.auto()
-    """Imports that are under way end."""
-
     # Around a fork, with what comes last in the child. The last hooks to be registered are the
     # first to run before a fork, and the last after it: these are registered when the first thing
     # asks for them, which is when grpcio has registered its own. grpcio's calls end only while its
@@ -56,6 +53,8 @@ class Phase(enum.Enum):
     """The child puts copies of its own in place of that memory."""
 
     # In a forked child.
+    CHILD_IMPORTS = enum.auto()
+    """Imports that were under way in other threads are forgotten."""
     CHILD_STREAMS = enum.auto()
     """Streams get new locks, and are over: they are the parent's."""
     CHILD_CHANNELS = enum.auto()
@@ -71,13 +70,16 @@ class Phase(enum.Enum):
     """Servers are told to let go of shared memory, over channels, which stay open to the end."""
 
 
-_IMPORTS = (Phase.BEFORE_FORK_IMPORTS,)
-# Who waits for calls to end waits for imports first, which they may be at.
-_BEFORE = (*_IMPORTS, Phase.BEFORE_FORK)
+_BEFORE = (Phase.BEFORE_FORK,)
 _IN_PARENT = (Phase.AFTER_FORK_IN_PARENT,)
 _LATE_IN_CHILD = (Phase.CHILD_GRPCIO,)
 _ARRAYS = (Phase.BEFORE_FORK_ARRAYS, Phase.AFTER_FORK_ARRAYS, Phase.CHILD_ARRAYS)
-_IN_CHILD = (Phase.CHILD_STREAMS, Phase.CHILD_CHANNELS, Phase.CHILD_ENDPOINTS)
+_IN_CHILD = (
+    Phase.CHILD_IMPORTS,
+    Phase.CHILD_STREAMS,
+    Phase.CHILD_CHANNELS,
+    Phase.CHILD_ENDPOINTS,
+)
 _AT_EXIT = (Phase.EXIT_STREAMS, Phase.EXIT_SHARED_MEMORY)
 
 
@@ -155,8 +157,6 @@ class Lifecycle:
             hook = self._hook_child
         elif phase in _ARRAYS:
             hook = self._hook_arrays
-        elif phase in _IMPORTS:
-            hook = self._hook_imports
         else:
             hook = self._hook_fork
         if hook not in self._hooked:
@@ -168,9 +168,6 @@ class Lifecycle:
 
     def _hook_child(self) -> None:
         os.register_at_fork(after_in_child=functools.partial(self.run, _IN_CHILD))
-
-    def _hook_imports(self) -> None:
-        os.register_at_fork(before=functools.partial(self.run, _IMPORTS))
 
     def _hook_arrays(self) -> None:
         before, in_parent, in_child = (functools.partial(self.run, (phase,)) for phase in _ARRAYS)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from ..channels.base import CallOptions, Channel, Compression
+from ..channels.broken_imports import forget_after_forks
 from ..channels.factory import ChannelFactory
-from ..channels.imports_on_use import finish_before_forks
 from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import ClosedError
 from ..inference.request import UNSET, Prepared, input_tensors
@@ -102,7 +102,7 @@ class Endpoint(Policies):
         self._new_shared = new_shared
         self._shared = self._open_shared()
         renew_after_fork(self)
-        finish_before_forks()
+        forget_after_forks()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another, that connects by itself: one lives in one process.

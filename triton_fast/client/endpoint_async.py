@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 
 from ..channels.base import AsyncChannel, AsyncChannelStream, CallOptions, Compression
+from ..channels.broken_imports import forget_after_forks
 from ..channels.event_loop import in_thread, running_loop, seconds_left
 from ..channels.factory import AsyncChannelFactory, ChannelFactory
-from ..channels.imports_on_use import finish_before_forks
 from ..channels.lifecycle import inherit, renew_after_fork
 from ..errors import (
     ClosedError,
@@ -113,7 +113,7 @@ class AsyncEndpoint(AsyncPolicies):
         self._new_blocking = new_blocking
         self._shared = self._open_shared()
         renew_after_fork(self)
-        finish_before_forks()
+        forget_after_forks()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another, that connects by itself: one lives in one process, and in one event loop.
@@ -137,7 +137,7 @@ class AsyncEndpoint(AsyncPolicies):
             # Before shared memory goes, which the server has in use as long as there are calls.
             await self._channel.close()
         finally:
-            if self._shared is not None and self._shared.used:
+            if self._shared is not None and not self._shared.close_unused():
                 self._unwatch()
                 options = None
                 try:

@@ -129,11 +129,11 @@ class Policies:
         The names that there are are added to the error. What is wrong with the tensors is of the
         same class whether the model's signature was known before or not.
         """
-        # What a request of a sequence is refused for, its sequence has to know.
-        if "sequence_id" in (prepared.settings["parameters"] or ()):
-            return
         if isinstance(error, NotFound):
             self._name_models(error, prepared, options)
+        # What a request of a sequence is refused for, its sequence has to know.
+        elif "sequence_id" in (prepared.settings["parameters"] or ()):
+            return
         elif refuses_tensors(error):
             try:
                 signature = self.fetch_signature(prepared, _brief(options))

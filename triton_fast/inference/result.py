@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from .._core import _wire
-from ..channels.imports_on_use import announce
 from ..errors import InvalidOption, InvalidTensor, MissingDependency, WireError, printable
 from ..protocol.datatypes import datatype_of, dtype_of
 from .request import shared_memory_parameters
@@ -211,7 +210,6 @@ class InferResult(Mapping[str, np.ndarray[Any, Any]]):
         array = self[name]
         if array.dtype.hasobject:
             raise InvalidTensor(f"output {name!r} is BYTES, of which torch has no tensors")
-        announce("torch")
         try:
             import torch  # noqa: PLC0415 - it takes seconds, and is nobody's that does not ask
         except ImportError as error:

@@ -1,6 +1,7 @@
 """Triton's datatypes and numpy's dtypes: the one table of which is which.
 
-``csrc/wire`` has the datatypes' names and sizes too; a test holds the two against each other.
+Imports nothing from the package. ``csrc/wire`` has the datatypes' names and sizes too; a test holds
+the two against each other.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-
-from ..channels.imports_on_use import announce
 
 __all__ = ["DATATYPES", "datatype_of", "dtype_of"]
 
@@ -87,7 +86,6 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
 
 
 def _bfloat16() -> np.dtype[Any]:
-    announce("ml_dtypes")
     try:
         import ml_dtypes  # noqa: PLC0415 - an extra, and slow to import
     except ImportError:

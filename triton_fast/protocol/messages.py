@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .._core import _wire
-from ..channels.imports_on_use import announce
 from ..errors import MissingDependency, TritonFastError, WireError
 
 if TYPE_CHECKING:
@@ -205,8 +204,6 @@ def _load() -> Mapping[str, type[Message]]:
     """Read the descriptor file into a new pool and make the class of every message in it."""
     import importlib.resources
 
-    for name in ("descriptor_pb2", "descriptor_pool", "message", "message_factory"):
-        announce(f"google.protobuf.{name}")
     try:
         from google.protobuf.descriptor_pb2 import FileDescriptorSet
         from google.protobuf.descriptor_pool import DescriptorPool

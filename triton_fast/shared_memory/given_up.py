@@ -28,6 +28,8 @@ _MOST_TRIES = 10
 _MOST_LOST = 256
 # How long a server may be about to register a region, having been asked and not answered.
 _LATE_S = 60.0
+# Of how many such regions one takes note. Each is asked for once, and again when all is given up.
+_MOST_LATE = 16
 
 
 @dataclass(slots=True)
@@ -38,6 +40,10 @@ class _Region:
     missed: bool = False  # whether one had not got it before any was
     # When it was given up, if it was never seen to be registered, and may be yet.
     late_since: float | None = None
+
+    @property
+    def is_late_and_asked(self) -> bool:
+        return self.asked and self.late_since is not None
 
 
 class GivenUp:
@@ -110,6 +116,9 @@ class GivenUp:
 
         It has nothing to map by then, and most say so.
         """
+        late = [one for one, region in self._leaving.items() if region.late_since is not None]
+        if len(late) >= _MOST_LATE:
+            del self._leaving[late[0]]
         self._leaving[name] = _Region(0, in_doubt=False, late_since=time.monotonic())
 
     def _miss(self, name: str, region: _Region) -> None:
@@ -131,8 +140,15 @@ class GivenUp:
         self.several = seen.several
         return seen.missing
 
-    def unregister(self, options: CallOptions) -> bool:
+    def unregister(self, options: CallOptions, *, at_close: bool = False) -> bool:
         """Have the server let go of regions. What it keeps counts as used.
+
+        Parameters
+        ----------
+        options : CallOptions
+            Of the calls.
+        at_close : bool
+            Whether nobody does it later.
 
         Returns
         -------
@@ -142,6 +158,8 @@ class GivenUp:
         going = [name for name, region in self._leaving.items() if not region.in_doubt]
         if len(going) < len(self._leaving) and self._registry.survives_removal(options):
             going = list(self._leaving)
+        if not at_close:
+            going = [name for name in going if not self._leaving[name].is_late_and_asked]
         if not going:
             return False
         unasked = {
@@ -161,6 +179,10 @@ class GivenUp:
                 except NOT_NOW as error:
                     _log.debug("region %s is still in use: %s", name, str(error))
             known = self._registry.regions(options)
+            for name, region in self._leaving.items():
+                if region.is_late_and_asked and name in known:  # in between
+                    region.late_since = None
+                    self._registry.unregister(name, options)
         except TritonFastError as error:
             _log.debug("regions %s stay registered for now: %s", going, str(error))
             return True
@@ -203,7 +225,7 @@ class GivenUp:
         end = last = time.monotonic() + LETTING_GO_S
         if options.deadline_ns is not None:
             last = max(end, options.deadline_ns * 1e-9)
-        while not self.several and self.unregister(options):
+        while not self.several and self.unregister(options, at_close=True):
             # A call that was given up may go on for ever. Of what was answered the server lets go
             # in a moment, which is a long one on a busy machine.
             answered = any(

@@ -51,7 +51,9 @@ _MOST_MODELS = 1024
 _LONG_COPY = 4 << 20
 # How long a /dev/shm that was full is left alone, in nanoseconds.
 _FULL_NS = 5 * 10**9
-# How often a server may take too long to register a region before it is asked for none any more.
+# How often a server may take as long to register a region, and longer, before it is asked for none
+# any more. A call that has less time says nothing of the server.
+_LATE_NS = 250_000_000
 _MOST_LATE = 3
 
 
@@ -236,7 +238,8 @@ class SharedMemory:
     def _lease(
         self, sizes: Sequence[int], options: CallOptions, patience: WaitPolicy
     ) -> list[Slot] | None:
-        if not self._required and time.monotonic_ns() < self._full_until_ns:
+        began = time.monotonic_ns()
+        if not self._required and began < self._full_until_ns:
             return None
         try:
             return self._pool.lease(sizes, options, patience, required=self._required)
@@ -255,19 +258,24 @@ class SharedMemory:
             if self._required or not self._pool.interpreter_ends:
                 raise
             self._refused = True
-        except (Unavailable, DeadlineExceeded) as error:
-            # If there is no server, the call itself says it better.
+        except ServerError as error:
             if self._required:
                 raise
-            if isinstance(error, DeadlineExceeded):
-                self._late += 1
-                self._refused = self._late >= _MOST_LATE
+            if not isinstance(error, Unavailable):  # which the call itself says better
                 self._full_until_ns = time.monotonic_ns() + _FULL_NS
-                for_now = "" if self._refused else " for now"
-                self._tell(
-                    f"{self._url}: tensors go over the wire{for_now}, for the server takes long to "
-                    "register shared memory"
-                )
+                if not isinstance(error, DeadlineExceeded):
+                    self._tell(
+                        f"{self._url}: tensors go over the wire for now, for the server has not "
+                        f"registered shared memory: {printable(error.message)}"
+                    )
+                elif time.monotonic_ns() - began >= _LATE_NS:
+                    self._late += 1
+                    self._refused = self._late >= _MOST_LATE
+                    for_now = "" if self._refused else " for now"
+                    self._tell(
+                        f"{self._url}: tensors go over the wire{for_now}, for the server takes "
+                        "long to register shared memory"
+                    )
         return None
 
     def _tell(self, text: str, level: int = logging.WARNING) -> None:

@@ -174,10 +174,11 @@ class AsyncSharedMemory:
     def _options(self) -> CallOptions:
         return self._closing_options()
 
-    @property
-    def used(self) -> bool:
-        """Whether the server may have been told of regions."""
-        return self._channel is not None
+    def close_unused(self) -> bool:
+        """Make no more calls; False if some were made, and there is more to give back."""
+        with self._lock:
+            self._closed = True
+            return self._channel is None
 
     async def close(self, options: CallOptions | None) -> None:
         """Have the server let go of our regions, with calls that have these options."""

@@ -20,7 +20,7 @@ from ..inference.request import Outputs, Prepared, encode_request, prepare_strea
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
 from .demux import Inbox, Item, Pending, Refusal
-from .stream_state import CLOSE_TIMEOUT_NS, Explain, StreamState, answers_repr
+from .stream_state import CLOSE_TIMEOUT_NS, SLOW_NS, Explain, StreamState, answers_repr
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions, ChannelStream
@@ -79,9 +79,11 @@ class ResponseStream(OneProcess, Iterator[InferResult]):
             self._stream._took(item)
         if isinstance(item, InferResult):
             return item
-        if self._pending.over and not self._inbox:
-            self._finish()
-        raise self._stream._failure(item)
+        try:
+            raise self._stream._failure(item, self._inbox, self._deadline_ns)
+        finally:
+            if self._pending.over and not self._inbox:
+                self._finish()
 
     def close(self) -> None:
         """Read no more. Idempotent.
@@ -254,7 +256,7 @@ class Stream(OneProcess):
         item = self._next(None, deadline_ns)
         if item is None or isinstance(item, InferResult):
             return item
-        raise self._failure(item)
+        raise self._failure(item, self._state.inbox, deadline_ns)
 
     def __iter__(self) -> Iterator[InferResult]:
         """Iterate over what `receive` returns."""
@@ -346,12 +348,25 @@ class Stream(OneProcess):
                     with self._lock:
                         self._waiters.wake()
 
-    def _failure(self, item: Refusal | TritonFastError) -> TritonFastError:
+    def _failure(
+        self, item: Refusal | TritonFastError, inbox: Inbox, deadline_ns: int | None
+    ) -> TritonFastError:
         """Return what is raised for something that came in place of an answer, or the end."""
         if isinstance(item, Refusal):
-            item, pending = item
-            if pending.sent is not None:
-                self._explain(item, *pending.sent, self._state.options)
+            error, pending = item
+            state = self._state
+            if pending.sent is not None and state.explains:
+                began = time.monotonic_ns()
+                try:
+                    self._explain(error, *pending.sent, state.options_until(deadline_ns))
+                except TritonFastError:
+                    raise  # which says more
+                except BaseException:
+                    inbox.appendleft(item)  # a signal's handler has raised: it was not told yet
+                    raise
+                finally:
+                    state.explains = time.monotonic_ns() - began < SLOW_NS
+            item = error
         # Others may raise it too, and it is not to hold on to the frames of all.
         return item.with_traceback(None)
 

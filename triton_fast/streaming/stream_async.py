@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..channels.base import CallOptions
 from ..channels.one_process import OneProcess
-from ..errors import ClosedError, TritonFastError
+from ..errors import ClosedError, LoopError, TritonFastError
 from ..inference.request import Outputs, Prepared, encode_request, prepare_streamed
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
 from .demux import Inbox, Item, Pending, Refusal
-from .stream_state import CLOSE_TIMEOUT_NS, Explain, StreamState, answers_repr, described
+from .stream_state import CLOSE_TIMEOUT_NS, SLOW_NS, Explain, StreamState, answers_repr, described
 
 if TYPE_CHECKING:
     from ..channels.base import AsyncChannelStream
@@ -93,11 +93,14 @@ class AsyncResponseStream(OneProcess, AsyncIterator[InferResult]):
             stream._state.took(item)
         if isinstance(item, InferResult):
             return item
-        if item is None or (pending.over and not pending.inbox):
-            await self._finish()
         if item is None:
+            await self._finish()
             raise StopAsyncIteration
-        raise await stream._failure(item)
+        try:
+            raise await stream._failure(item, pending.inbox, self._deadline_ns)
+        finally:
+            if pending.over and not pending.inbox:
+                await self._finish()
 
     async def _send(self) -> tuple[AsyncStream, Pending]:
         """Send the request, if it was not; its inputs may be changed after that."""
@@ -186,6 +189,7 @@ class AsyncStream(OneProcess):
         wake = functools.partial(_wake_all, self._waiters)
         self._state = StreamState(target, CallOptions(), buffer_size, wake)
         self._sending = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of its first use
 
     def __repr__(self) -> str:
         return self._state.describe(self)
@@ -252,10 +256,11 @@ class AsyncStream(OneProcess):
 
     async def receive(self, timeout: float | None = None) -> InferResult | None:
         """Return the next answer to a request of `send`; see `triton_fast.Stream.receive`."""
-        item = await self._next(None, deadline_after(seconds(timeout, "timeout")))
+        deadline_ns = deadline_after(seconds(timeout, "timeout"))
+        item = await self._next(None, deadline_ns)
         if item is None or isinstance(item, InferResult):
             return item
-        raise await self._failure(item)
+        raise await self._failure(item, self._state.inbox, deadline_ns)
 
     async def __aiter__(self) -> AsyncIterator[InferResult]:
         """Iterate over what `receive` returns."""
@@ -296,6 +301,7 @@ class AsyncStream(OneProcess):
         last: bool = False,
     ) -> Pending:
         """Make a prepared request. After the ``last`` one there can be no others."""
+        self._enter_loop()
         async with self._sending:
             state = self._state
             if self._channel_stream is None and state.failure is None and not state.half_closed:
@@ -319,6 +325,7 @@ class AsyncStream(OneProcess):
 
     async def _next(self, pending: Pending | None, deadline_ns: int | None) -> Item | None:
         """Return what comes next for a request, or for those sent by hand; None at the end."""
+        self._enter_loop()
         state = self._state
         inbox = state.inbox if pending is None else pending.inbox
         patience = None
@@ -336,14 +343,34 @@ class AsyncStream(OneProcess):
             else:
                 await self._wait(state.seconds_to_wait(deadline_ns, patience))
 
-    async def _failure(self, item: Refusal | TritonFastError) -> TritonFastError:
+    async def _failure(
+        self, item: Refusal | TritonFastError, inbox: Inbox, deadline_ns: int | None
+    ) -> TritonFastError:
         """Return what is raised for something that came in place of an answer, or the end."""
         if isinstance(item, Refusal):
-            item, pending = item
-            if pending.sent is not None:
-                await self._explain(item, *pending.sent, self._state.options)
+            error, pending = item
+            state = self._state
+            if pending.sent is not None and state.explains:
+                began = time.monotonic_ns()
+                try:
+                    await self._explain(error, *pending.sent, state.options_until(deadline_ns))
+                except TritonFastError:
+                    raise  # which says more
+                except BaseException:
+                    inbox.appendleft(item)  # the task is cancelled: it was not told yet
+                    raise
+                finally:
+                    state.explains = time.monotonic_ns() - began < SLOW_NS
+            item = error
         # Others may raise it too, and it is not to hold on to the frames of all.
         return item.with_traceback(None)
+
+    def _enter_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif loop is not self._loop:
+            raise LoopError("the stream belongs to another event loop; open one in each")
 
     async def _wait(self, limit_s: float | None) -> None:
         """Wait until another task has read, or taken, something."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from ..errors import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLOSE_TIMEOUT_NS",
     "PATIENCE_NS",
+    "SLOW_NS",
     "Explain",
     "StreamState",
     "answers_repr",
@@ -40,6 +42,9 @@ R = TypeVar("R")
 
 Explain: TypeAlias = Callable[[BaseException, "Prepared", "list[InputTensor]", "CallOptions"], R]
 """Adds to a refusal what the server did not say, or raises what says more."""
+
+SLOW_NS = 500_000_000
+"""An explanation that took so long is the last one that a stream's errors have."""
 
 PATIENCE_NS = 30 * 10**9
 """How long a reader lets answers lie that others do not read, before it says so."""
@@ -78,6 +83,8 @@ class StreamState:
         Whether somebody is at the channel.
     starved : bool
         Whether somebody does not read on before others have read what is there.
+    explains : bool
+        Whether it is worth asking the server what a refusal leaves unsaid.
 
     Raises
     ------
@@ -95,6 +102,7 @@ class StreamState:
         self.half_closed = False
         self.reading = False
         self.starved = False
+        self.explains = True
         self._buffer_size = whole_number(buffer_size, "buffer_size must be a number of bytes", 1)
         self._demux = ResponseDemux(target)
         self._by_hand: dict[Pending, None] = {}
@@ -227,6 +235,13 @@ class StreamState:
         now = time.monotonic_ns()
         own = self.options.deadline_ns
         return now >= deadline_ns and (own is None or now < own)
+
+    def options_until(self, deadline_ns: int | None) -> CallOptions:
+        """Return the options of a call that is made for a reader, who waits no longer than this."""
+        own = self.options.deadline_ns
+        if deadline_ns is None or (own is not None and own <= deadline_ns):
+            return self.options
+        return replace(self.options, deadline_ns=deadline_ns)
 
     def conclude(self, failure: TritonFastError) -> bool:
         """Have nothing more be done on the stream; False if that was so before."""

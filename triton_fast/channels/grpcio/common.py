@@ -27,7 +27,6 @@ from ...options.target import checked_target
 from ...options.tls import TLS, checked_tls
 from ...options.values import checked_text, whole_number
 from ..base import CallOptions
-from ..imports_on_use import announce
 
 __all__ = [
     "SINGLE_READER",
@@ -224,8 +223,6 @@ def algorithm(grpc: Any, options: CallOptions) -> Any:
 
 def import_grpc() -> Any:
     """Return grpcio's package, or say how to get it."""
-    if "grpc" not in sys.modules:
-        announce("grpc")
     try:
         import grpc  # noqa: PLC0415  the point of it: not before the first call
     except ImportError as error:

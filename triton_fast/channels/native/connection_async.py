@@ -152,8 +152,9 @@ class AsyncConnection:
         if not self.multiplexer.broken:
             self.multiplexer.fail(reason)
         self.multiplexer.hang_up()
-        wake(self.multiplexer.news())
-        self._on_change()
+        if not self._loop.is_closed():
+            wake(self.multiplexer.news())
+            self._on_change()
 
     def _on_readable(self) -> None:
         self._in_turn(self._receive)

@@ -143,9 +143,10 @@ class AsyncConnectionGroup:
     def hang_up(self, reason: str = "the connection was closed") -> None:
         """Close all connections, for a reason; whoever waits for one gets `ClosedError`."""
         self._hung_up = True
-        for task in self._opening:
-            task.cancel()
-        self._give_up(self._closed())
+        if not self._loop.is_closed():  # or nobody is told any more
+            for task in self._opening:
+                task.cancel()
+            self._give_up(self._closed())
         for connection in self._connections:
             connection.hang_up(reason)
 
