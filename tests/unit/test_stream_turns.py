@@ -30,7 +30,6 @@ from triton_fast.inference.request import prepare_streamed
 from triton_fast.inference.tensor import input_tensor
 from triton_fast.protocol.grpc.codec import GRPC
 from triton_fast.protocol.messages import message_class
-from triton_fast.streaming import stream as stream_module
 from triton_fast.streaming import stream_state
 from triton_fast.streaming.stream import Stream
 from triton_fast.streaming.stream_async import AsyncStream
@@ -458,7 +457,7 @@ def test_an_explanation_has_no_longer_than_who_waits(played_channel, monkeypatch
         refused(played_channel, 2)
         with pytest.raises(Internal):
             stream.receive(timeout=7)
-        monkeypatch.setattr(stream_module, "SLOW_NS", 0)
+        monkeypatch.setattr(stream_state, "_SLOW_NS", 0)
         with pytest.raises(Internal):
             next(made)
         by = [options.deadline_ns - began for *_, options in found.asked]

@@ -20,7 +20,7 @@ from ..inference.request import Outputs, Prepared, encode_request, prepare_strea
 from ..inference.result import InferResult
 from ..options.deadline import deadline_after, seconds
 from .demux import Inbox, Item, Pending, Refusal
-from .stream_state import CLOSE_TIMEOUT_NS, SLOW_NS, Explain, StreamState, answers_repr, described
+from .stream_state import CLOSE_TIMEOUT_NS, Explain, StreamState, answers_repr, described
 
 if TYPE_CHECKING:
     from ..channels.base import AsyncChannelStream
@@ -351,16 +351,8 @@ class AsyncStream(OneProcess):
             error, pending = item
             state = self._state
             if pending.sent is not None and state.explains:
-                began = time.monotonic_ns()
-                try:
+                with state.explaining(item, inbox):
                     await self._explain(error, *pending.sent, state.options_until(deadline_ns))
-                except TritonFastError:
-                    raise  # which says more
-                except BaseException:
-                    inbox.appendleft(item)  # the task is cancelled: it was not told yet
-                    raise
-                finally:
-                    state.explains = time.monotonic_ns() - began < SLOW_NS
             item = error
         # Others may raise it too, and it is not to hold on to the frames of all.
         return item.with_traceback(None)

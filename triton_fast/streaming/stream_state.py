@@ -6,9 +6,10 @@ answers take turns at reading. `Stream` guards it with a lock; `AsyncStream` is 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -20,7 +21,7 @@ from ..errors import (
     Unavailable,
 )
 from ..options.values import checked_text, whole_number
-from .demux import Inbox, Item, Pending, ResponseDemux
+from .demux import Inbox, Item, Pending, Refusal, ResponseDemux
 
 if TYPE_CHECKING:
     from ..channels.base import CallOptions
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CLOSE_TIMEOUT_NS",
     "PATIENCE_NS",
-    "SLOW_NS",
     "Explain",
     "StreamState",
     "answers_repr",
@@ -40,11 +40,11 @@ __all__ = [
 
 R = TypeVar("R")
 
+# An explanation that took so long is the last one that a stream's errors have.
+_SLOW_NS = 500_000_000
+
 Explain: TypeAlias = Callable[[BaseException, "Prepared", "list[InputTensor]", "CallOptions"], R]
 """Adds to a refusal what the server did not say, or raises what says more."""
-
-SLOW_NS = 500_000_000
-"""An explanation that took so long is the last one that a stream's errors have."""
 
 PATIENCE_NS = 30 * 10**9
 """How long a reader lets answers lie that others do not read, before it says so."""
@@ -242,6 +242,24 @@ class StreamState:
         if deadline_ns is None or (own is not None and own <= deadline_ns):
             return self.options
         return replace(self.options, deadline_ns=deadline_ns)
+
+    @contextlib.contextmanager
+    def explaining(self, refusal: Refusal, inbox: Inbox) -> Iterator[None]:
+        """Have a refusal, taken from an inbox, explained in a ``with`` block.
+
+        If that is interrupted, by a signal's handler or as the task is cancelled, the refusal goes
+        back: it was not told yet. What says more than it does is raised in its place.
+        """
+        began = time.monotonic_ns()
+        try:
+            yield
+        except TritonFastError:
+            raise
+        except BaseException:
+            inbox.appendleft(refusal)
+            raise
+        finally:
+            self.explains = time.monotonic_ns() - began < _SLOW_NS
 
     def conclude(self, failure: TritonFastError) -> bool:
         """Have nothing more be done on the stream; False if that was so before."""
